@@ -1,0 +1,98 @@
+"""Checks of what the lattice recursion is given, before any work is done."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+BOUNDARY_FIELDS = "[s_begin, t_begin, s_end, t_end]"
+
+
+def check_arcs(px: Tensor, py: Tensor) -> None:
+    """Refuse arc tensors that are not `px [B, S, T+1]` or `[B, S, T]` with `py [B, S+1, T]`.
+
+    Raises:
+      ValueError: if a shape or the device does not fit.
+      TypeError: if a dtype is not float32 or float64, or the two differ.
+    """
+    if px.ndim != 3:
+        raise ValueError(
+            f"px: got {px.ndim} dimensions {tuple(px.shape)}, expected 3: [B, S, T+1] (regular) "
+            "or [B, S, T] (modified, constrained)"
+        )
+    B, S, T1 = px.shape
+    if py.ndim != 3 or py.shape[:2] != (B, S + 1):
+        raise ValueError(
+            f"py: got shape {tuple(py.shape)}, expected [B, S+1, T] = [{B}, {S + 1}, T] "
+            f"for px of shape {tuple(px.shape)}"
+        )
+    T = py.shape[2]
+    if T1 not in (T, T + 1):
+        raise ValueError(
+            f"px: got {T1} frames for py with T={T}, expected T+1={T + 1} (regular) "
+            f"or T={T} (modified, constrained)"
+        )
+    for name, arcs in (("px", px), ("py", py)):
+        if arcs.dtype not in (torch.float32, torch.float64):
+            raise TypeError(
+                f"{name}: got {arcs.dtype}, expected torch.float32 or torch.float64; "
+                f"call {name}.float() first"
+            )
+    if px.dtype != py.dtype:
+        raise TypeError(f"py: got {py.dtype}, expected px's {px.dtype}; convert one of them")
+    if px.device != py.device:
+        raise ValueError(f"py: got device {py.device}, expected px's {px.device}; move one of them")
+
+
+def check_boundary_form(boundary: Tensor, B: int, device: torch.device) -> None:
+    """Refuse a boundary that is not int64 `[B, 4]` on `device`; reads no values.
+
+    Raises:
+      ValueError: if the shape or the device does not fit.
+      TypeError: if the dtype is not int64.
+    """
+    if tuple(boundary.shape) != (B, 4):
+        raise ValueError(
+            f"boundary: got shape {tuple(boundary.shape)}, expected [B, 4] = [{B}, 4] "
+            f"of {BOUNDARY_FIELDS}"
+        )
+    if boundary.dtype != torch.int64:
+        raise TypeError(f"boundary: got {boundary.dtype}, expected torch.int64; call .long()")
+    if boundary.device != device:
+        raise ValueError(
+            f"boundary: got device {boundary.device}, expected {device}; call .to({str(device)!r})"
+        )
+
+
+def boundary_violations(boundary: Tensor, S: int, T: int) -> Tensor:
+    """Rows of `boundary` that leave the `(S, T)` lattice: a bool tensor `[B]`, not yet synced."""
+    s_begin, t_begin, s_end, t_end = boundary.unbind(1)
+    inside = (s_begin >= 0) & (s_begin <= s_end) & (s_end <= S)
+    return ~(inside & (t_begin >= 0) & (t_begin <= t_end) & (t_end <= T))
+
+
+def boundary_error(boundary: Tensor, S: int, T: int) -> ValueError:
+    """The error that names the first row of `boundary` that leaves the `(S, T)` lattice."""
+    b = int(boundary_violations(boundary, S, T).int().argmax())
+    return ValueError(
+        f"boundary: got {boundary[b].tolist()} for utterance b={b} as {BOUNDARY_FIELDS}, expected "
+        f"0 <= s_begin <= s_end <= S={S} and 0 <= t_begin <= t_end <= T={T}; "
+        "check the lengths of this utterance against the padded tensors"
+    )
+
+
+def check_recursion_inputs(px: Tensor, py: Tensor, boundary: Tensor | None) -> None:
+    """Refuse what the recursion cannot run on; one device sync if there is a boundary.
+
+    Raises:
+      ValueError: if a shape, a device or a boundary row does not fit.
+      TypeError: if a dtype is not supported.
+    """
+    check_arcs(px, py)
+    if boundary is None:
+        return
+    B, S, _ = px.shape
+    T = py.shape[2]
+    check_boundary_form(boundary, B, px.device)
+    if bool(boundary_violations(boundary, S, T).any()):
+        raise boundary_error(boundary, S, T)

@@ -1,0 +1,18 @@
+"""Transducer losses from two log-probs per lattice site, with k2's names and signatures."""
+
+from panda_icefall.losses.dense import rnnt_loss_pruned
+from panda_icefall.losses.input_checks import check_lattice_inputs
+from panda_icefall.losses.lattice_terms import pruned_px_py, score
+from panda_icefall.losses.pruning import do_rnnt_pruning, get_rnnt_prune_ranges
+from panda_icefall.losses.smoothed import rnnt_loss_simple, rnnt_loss_smoothed
+
+__all__ = [
+    "check_lattice_inputs",
+    "do_rnnt_pruning",
+    "get_rnnt_prune_ranges",
+    "pruned_px_py",
+    "rnnt_loss_pruned",
+    "rnnt_loss_simple",
+    "rnnt_loss_smoothed",
+    "score",
+]

@@ -1,0 +1,271 @@
+"""``selected_log_probs``: validate, plan, run the engine, and the autograd node around it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from panda_icefall.normalizer import torch_engine
+from panda_icefall.normalizer.counters import TileCounters
+from panda_icefall.normalizer.plan import DEFAULT_WORKSPACE_BYTES, TilePlan
+from panda_icefall.normalizer.program import RowProgram, RowTable
+
+
+def selected_log_probs(
+    rows: Tensor | RowProgram,
+    weight: Tensor,
+    bias: Tensor | None,
+    selected_ids: Tensor,
+    *,
+    selected_mask: Tensor | None = None,
+    live: Tensor | None = None,
+    head_dtype: torch.dtype | None = None,
+    workspace_bytes: int = DEFAULT_WORKSPACE_BYTES,
+    adjoint_tolerance: float | None = None,
+    counters: TileCounters | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Exact log-probs of K chosen classes per site, and the normaliser over all classes.
+
+    Equal to ``z = F.linear(rows, weight, bias); log_z = z.logsumexp(1);
+    (z.gather(1, selected_ids) - log_z[:, None], log_z)`` without materialising the logits
+    ``[N, C]``, forward or backward, nor the hidden rows ``[N, H]`` of a program.
+
+    Args:
+      rows: ``[N, H]`` floating point, or the program that computes them.
+      weight: ``[C, H]``, of the rows' dtype unless ``head_dtype`` is given.
+      bias: ``[C]`` of the weight's dtype, or None.
+      selected_ids: ``[N, K]`` int64 in ``[0, C)``, K >= 1. Duplicates in a row are legal.
+      selected_mask: ``[N, K]`` bool; where False the log-prob is 0, its id is not read and no
+        gradient flows. None: all are selected.
+      live: ``[N]`` bool; sites where False are never evaluated: outputs and gradients are 0.
+        None: all are.
+      head_dtype: dtype that rows, weight and bias are rounded to first, as autocast does for a
+        linear layer; arithmetic after that is in float32.
+      workspace_bytes: upper bound of a tile's scratch, in bytes.
+      adjoint_tolerance: in backward, sites with the smallest absolute adjoints are left out as long
+        as the mass left out is at most this share of the total, in ``[0, 1)``; sites with adjoint 0
+        always are. None: half the eps of the accumulation dtype (2^-24 for float32). 0: none.
+      counters: totals to add to.
+
+    Returns:
+      ``selected_logp`` ``[N, K]`` and ``log_z`` ``[N]`` in nats, float64 for float64 inputs and
+      float32 otherwise; differentiable once with respect to rows, weight and bias.
+
+    Raises:
+      ValueError: a shape, an id, the tolerance or the workspace is out of range.
+      TypeError: a dtype is wrong.
+
+    Note:
+      Sums over sites accumulate in the output's dtype. Saved for backward: the program's inputs,
+      ids and log_z. On CUDA one host sync in forward (the checks) and one in backward.
+    """
+    program = rows if isinstance(rows, RowProgram) else _dense_program(rows)
+    _check_shapes(program, weight, bias, selected_ids, selected_mask, live, head_dtype)
+    if adjoint_tolerance is not None and not 0 <= adjoint_tolerance < 1:
+        raise ValueError(f"adjoint_tolerance: got {adjoint_tolerance}, expected 0 <= it < 1")
+    if selected_mask is not None:
+        selected_ids = torch.where(selected_mask, selected_ids, torch.zeros_like(selected_ids))
+    sites = _live_sites(program, weight.shape[0], selected_ids, live)
+    double = torch.float64 in (program.dtype, weight.dtype)
+    dtype = torch.float64 if double and head_dtype is None else torch.float32
+    if adjoint_tolerance is None:
+        adjoint_tolerance = torch.finfo(dtype).eps / 2
+    counters = TileCounters() if counters is None else counters
+    counters.sites += program.sites
+    counters.sites_evaluated += program.sites if sites is None else sites.shape[0]
+    call = _Call(program, sites, head_dtype, dtype, workspace_bytes, adjoint_tolerance, counters)
+    call.plan(program.sites if sites is None else sites.shape[0], weight.shape[0])
+    tables = [table.values for table in program.tables]
+    selected_logp, log_z = _SelectedLogProbs.apply(
+        call, weight, bias, selected_ids, *tables, *program.parameters
+    )
+    if selected_mask is not None:
+        selected_logp = selected_logp.masked_fill(~selected_mask, 0.0)
+    return selected_logp, log_z
+
+
+@dataclass(frozen=True)
+class _Call:
+    """What one call's forward and backward share besides tensors that autograd must see."""
+
+    program: RowProgram
+    sites: Tensor | None
+    head_dtype: torch.dtype | None
+    dtype: torch.dtype
+    workspace_bytes: int
+    adjoint_tolerance: float
+    counters: TileCounters
+
+    def plan(self, sites: int, classes: int) -> TilePlan:
+        itemsize = torch.finfo(self.dtype).bits // 8
+        row_bytes = self.program.row_bytes() + 2 * self.program.width * itemsize
+        return TilePlan.make(sites, classes, itemsize, row_bytes, self.workspace_bytes)
+
+
+class _SelectedLogProbs(torch.autograd.Function):
+    """Autograd node: ``(weight, bias, ids, *tables, *parameters) -> (selected_logp, log_z)``."""
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any, call: _Call, weight: Tensor, bias: Tensor | None, ids: Tensor, *inputs: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        device = weight.device
+        sites = _all_sites(ids) if call.sites is None else call.sites
+        plan = call.plan(sites.shape[0], weight.shape[0])
+        with call.counters.timed("forward", device), _no_autocast(device):
+            head = torch_engine.Head.cast(weight, bias, call.head_dtype, call.dtype)
+            live_ids = ids if call.sites is None else ids.index_select(0, sites)
+            live_logp, live_log_z = torch_engine.forward(call.program, head, sites, live_ids, plan)
+        call.counters.tiles_forward += len(plan.row_tiles()) * len(plan.class_tiles())
+        ctx.call = call
+        # The call's program holds the same tensors; saving them lets autograd detect in-place use.
+        ctx.save_for_backward(weight, bias, live_ids, live_log_z, *inputs)
+        ctx.set_materialize_grads(True)
+        if call.sites is None:
+            return live_logp, live_log_z
+        selected_logp = live_logp.new_zeros(ids.shape).index_copy_(0, sites, live_logp)
+        log_z = live_log_z.new_zeros(ids.shape[0]).index_copy_(0, sites, live_log_z)
+        return selected_logp, log_z
+
+    @staticmethod
+    @once_differentiable
+    def backward(  # type: ignore[override]
+        ctx: Any, logp_grad: Tensor, log_z_grad: Tensor
+    ) -> tuple[Tensor | None, ...]:
+        call: _Call = ctx.call
+        weight, bias, ids, log_z, *inputs = ctx.saved_tensors
+        with call.counters.timed("backward", weight.device), _no_autocast(weight.device):
+            sites = _all_sites(ids) if call.sites is None else call.sites
+            adjoints, log_z_adjoints = logp_grad[sites], log_z_grad[sites]
+            kept = _sites_that_matter(adjoints, log_z_adjoints, call)
+            plan = call.plan(kept.shape[0], weight.shape[0])
+            head = torch_engine.Head.cast(weight, bias, call.head_dtype, call.dtype)
+            needs = ctx.needs_input_grad
+            tables = len(call.program.tables)
+            buffers = [
+                torch.zeros(t.shape, dtype=call.dtype, device=t.device) if need else None
+                for t, need in zip(inputs, needs[4:])
+            ]
+            wanted = torch_engine.Gradients(
+                tables=buffers[:tables],
+                parameters=buffers[tables:],
+                weight=torch.zeros_like(head.weight) if needs[1] else None,
+                bias=torch.zeros_like(head.weight[:, 0]) if needs[2] else None,
+            )
+            torch_engine.backward(
+                call.program, head, sites[kept], ids[kept], log_z[kept],
+                adjoints[kept], log_z_adjoints[kept], plan, wanted,
+            )  # fmt: skip
+        call.counters.tiles_backward += len(plan.row_tiles()) * len(plan.class_tiles())
+        call.counters.sites_backward += kept.shape[0]
+        return (
+            None,
+            None if wanted.weight is None else wanted.weight.to(weight.dtype),
+            None if wanted.bias is None else wanted.bias.to(bias.dtype),
+            None,
+            *(None if g is None else g.to(t.dtype) for g, t in zip(buffers, inputs)),
+        )
+
+
+def _sites_that_matter(adjoints: Tensor, log_z_adjoints: Tensor, call: _Call) -> Tensor:
+    """Rows of ``adjoints`` whose backward is computed, ascending; counts the mass."""
+    mass = adjoints.double().abs().sum(dim=1) + log_z_adjoints.double().abs()
+    ascending, order = mass.sort()
+    running = ascending.cumsum(dim=0)
+    total = mass.sum()
+    # A non-finite total says nothing about the single sites: then only exact zeros are left out.
+    limit = torch.where(total.isfinite(), total * call.adjoint_tolerance, torch.zeros_like(total))
+    skipped = (running <= limit) | (ascending == 0)
+    left_out = torch.where(skipped, ascending, torch.zeros_like(ascending)).sum()
+    count, left_out_mass, total_mass = torch.stack(
+        [skipped.sum().double(), left_out, total]
+    ).tolist()
+    call.counters.adjoint_mass += total_mass
+    call.counters.adjoint_mass_skipped += left_out_mass
+    # Back in site order: neighbours share table rows.
+    return order[int(count) :].sort().values
+
+
+def _all_sites(ids: Tensor) -> Tensor:
+    return torch.arange(ids.shape[0], device=ids.device)
+
+
+def _no_autocast(device: torch.device) -> torch.autocast:
+    return torch.autocast(device.type, enabled=False, dtype=torch.bfloat16)
+
+
+def _dense_program(rows: Tensor) -> RowProgram:
+    if rows.dim() != 2:
+        raise ValueError(f"rows: got shape {tuple(rows.shape)}, expected [N, H]")
+    return RowProgram(tables=(RowTable(rows),))
+
+
+def _live_sites(
+    program: RowProgram, classes: int, ids: Tensor, live: Tensor | None
+) -> Tensor | None:
+    """Indices of the live sites (None: all), after checking ids and table indices: one sync."""
+    if program.sites == 0:
+        return None
+    used = ids if live is None else torch.where(live[:, None], ids, torch.zeros_like(ids))
+    bounds = [used.min(), used.max()]
+    for table in program.tables:
+        if table.index is not None:
+            bounds += [table.index.min(), table.index.max()]
+    count = used.new_tensor(program.sites) if live is None else live.sum()
+    low, high, *index_bounds, live_count = torch.stack([*bounds, count]).tolist()
+    if low < 0 or high >= classes:
+        wrong = low if low < 0 else high
+        raise ValueError(f"selected_ids: got class {wrong}, expected 0 <= id < {classes} (C)")
+    indexed = [t for t in program.tables if t.index is not None]
+    for table, first, last in zip(indexed, index_bounds[::2], index_bounds[1::2]):
+        if first < 0 or last >= table.values.shape[0]:
+            raise ValueError(
+                f"rows: a table of {table.values.shape[0]} rows is read at "
+                f"{first if first < 0 else last}; every index must lie inside the table"
+            )
+    if live is None or live_count == program.sites:
+        return None
+    return live.nonzero().squeeze(1)
+
+
+def _check_shapes(
+    program: RowProgram,
+    weight: Tensor,
+    bias: Tensor | None,
+    ids: Tensor,
+    mask: Tensor | None,
+    live: Tensor | None,
+    head_dtype: torch.dtype | None,
+) -> None:
+    sites, width = program.sites, program.width
+    if weight.dim() != 2 or weight.shape[1] != width or weight.shape[0] == 0:
+        raise ValueError(f"weight: got shape {tuple(weight.shape)}, expected [C, {width}], C >= 1")
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise ValueError(f"bias: got shape {tuple(bias.shape)}, expected [{weight.shape[0]}]")
+    if ids.dim() != 2 or ids.shape[0] != sites or ids.shape[1] == 0:
+        raise ValueError(
+            f"selected_ids: got shape {tuple(ids.shape)}, expected [{sites}, K] with K >= 1"
+        )
+    for name, tensor, shape in (("selected_mask", mask, ids.shape), ("live", live, ids.shape[:1])):
+        if tensor is not None and tensor.shape != shape:
+            raise ValueError(f"{name}: got shape {tuple(tensor.shape)}, expected {tuple(shape)}")
+        if tensor is not None and tensor.dtype != torch.bool:
+            raise TypeError(f"{name}: got {tensor.dtype}, expected torch.bool")
+    if ids.dtype != torch.int64:
+        raise TypeError(f"selected_ids: got {ids.dtype}, expected torch.int64")
+    if not program.dtype.is_floating_point:
+        raise TypeError(f"rows: got {program.dtype}, expected a floating point dtype")
+    if head_dtype is None and weight.dtype != program.dtype:
+        raise TypeError(
+            f"weight: got {weight.dtype} for rows of {program.dtype}; "
+            f"cast one of them or give head_dtype"
+        )
+    if bias is not None and bias.dtype != weight.dtype:
+        raise TypeError(f"bias: got {bias.dtype}, expected the weight's {weight.dtype}")
+    for name, tensor in (("rows", program.tables[0].values), ("selected_ids", ids)):
+        if tensor.device != weight.device:
+            raise ValueError(f"{name}: got a tensor on {tensor.device}, expected {weight.device}")

@@ -1,0 +1,24 @@
+"""How an unmodified recipe gets there: recorded joiners and replaced k2 functions."""
+
+from panda_icefall.routing.errors import PandaError, UnknownSignatureError
+from panda_icefall.routing.patch import (
+    apply,
+    patched,
+    reset_counters,
+    revert,
+    status,
+    suspended,
+)
+from panda_icefall.routing.status import Status
+
+__all__ = [
+    "PandaError",
+    "Status",
+    "UnknownSignatureError",
+    "apply",
+    "patched",
+    "reset_counters",
+    "revert",
+    "status",
+    "suspended",
+]

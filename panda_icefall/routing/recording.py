@@ -1,0 +1,257 @@
+"""Which operations on a deferred joiner are recorded, and how."""
+
+from __future__ import annotations
+
+from typing import Any, Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from panda_icefall.routing.graph import (
+    Linear,
+    Node,
+    Operand,
+    Operation,
+    SiteTensor,
+    Table,
+    linear,
+)
+
+# Functions that treat every element by itself and that autocast leaves alone.
+_POINTWISE_NAMES = (
+    "add sub subtract rsub mul multiply div divide true_divide neg negative tanh relu sigmoid "
+    "silu gelu leaky_relu hardtanh "
+    "__add__ __radd__ __sub__ __rsub__ __mul__ __rmul__ __truediv__ __rtruediv__ __neg__"
+).split()
+_CASTS = {
+    Tensor.float: torch.float32,
+    Tensor.half: torch.float16,
+    Tensor.bfloat16: torch.bfloat16,
+    Tensor.double: torch.float64,
+}
+_DROPOUTS = {F.dropout, F.alpha_dropout, torch.dropout}
+_UNCHANGED = {Tensor.contiguous, torch.clone, Tensor.clone}
+_RESHAPES = {Tensor.reshape, Tensor.view, torch.reshape, Tensor.expand}
+
+
+def _functions(names: list[str]) -> set[Callable[..., Any]]:
+    found = set()
+    for name in names:
+        for home in (torch, Tensor, F):
+            if hasattr(home, name):
+                found.add(getattr(home, name))
+    return found
+
+
+_POINTWISE = _functions(_POINTWISE_NAMES)
+# In-place twin -> the function it stands for.
+_IN_PLACE = {
+    getattr(home, name + "_"): getattr(home, name)
+    for name in _POINTWISE_NAMES
+    if not name.startswith("__")
+    for home in (torch, Tensor, F)
+    if hasattr(home, name + "_") and hasattr(home, name)
+}
+
+
+def no_autocast(device: torch.device) -> torch.autocast:
+    """Autocast off, so that recorded casts are the only ones."""
+    return torch.autocast(device.type, enabled=False, dtype=torch.bfloat16)
+
+
+def record(
+    function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> SiteTensor | None:
+    """The deferred result of ``function(*args, **kwargs)``, or None if it cannot be recorded."""
+    if any(isinstance(a, (list, tuple)) for a in args) and function not in _RESHAPES:
+        return None
+    joints = [a for a in (*args, *kwargs.values()) if isinstance(a, SiteTensor)]
+    first = joints[0] if joints else None
+    if (
+        first is None
+        or any(j.sites is not first.sites or j.is_materialised for j in joints)
+        or torch.is_grad_enabled() != first.grad_enabled
+    ):
+        return None
+    if function in _IN_PLACE or kwargs.get("inplace"):
+        kwargs = {key: value for key, value in kwargs.items() if key != "inplace"}
+        result = record(_IN_PLACE.get(function, function), args, kwargs)
+        same = (
+            result is not None and result.shape == args[0].shape and isinstance(args[0], SiteTensor)
+        )
+        return args[0].become(result.node) if result is not None and same else None
+    if function is F.linear:
+        return _linear(*args, **kwargs)
+    if function in _POINTWISE:
+        return _pointwise(function, args, kwargs, first)
+    if function in _CASTS:
+        return _cast(first, _CASTS[function]) if len(args) == 1 and not kwargs else None
+    if function is Tensor.to:
+        return _to(*args, **kwargs)
+    if function in _DROPOUTS:
+        return _dropout(*args, **kwargs)
+    if function in _UNCHANGED:
+        return first
+    if function in _RESHAPES:
+        return _reshape(*args, **kwargs)
+    return None
+
+
+def _pointwise(
+    function: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    joint: SiteTensor,
+) -> SiteTensor | None:
+    if "out" in kwargs:
+        return None
+    nodes: list[Any] = []
+    for value in (*args, *kwargs.values()):
+        if isinstance(value, SiteTensor):
+            nodes.append(value.node)
+        elif isinstance(value, Tensor):
+            if value.device != joint.device and value.dim() > 0:
+                return None
+            nodes.append(Operand(value))
+        else:
+            nodes.append(value)
+    operands = [n for n in nodes if isinstance(n, Operand)]
+    if any(not _broadcasts(n.values, joint.shape) for n in operands):
+        return None
+    arguments = tuple(nodes[: len(args)])
+    keywords = dict(zip(kwargs, nodes[len(args) :]))
+    tables = {id(n): n for n in nodes if isinstance(n, Table)}
+    others = [n for n in nodes if isinstance(n, (Operation, Linear))]
+    if len(tables) == 1 and not others and all(n.values.dim() <= 1 for n in operands):
+        # One value per table row, however many sites read it: compute it there, now.
+        (table,) = tables.values()
+        values = [n.values if isinstance(n, (Table, Operand)) else n for n in nodes]
+        result = function(*values[: len(args)], **dict(zip(kwargs, values[len(args) :])))
+        return joint.derive(Table(result, table.by_symbol))
+    sample = _sample(function, arguments, keywords, joint.device)
+    if sample is None or sample.shape[0] != 0 or sample.dim() != 2:
+        return None
+    node = Operation(function, arguments, keywords, sample.shape[1], sample.dtype)
+    return joint.derive(node)
+
+
+def _broadcasts(tensor: Tensor, shape: torch.Size) -> bool:
+    """Whether ``tensor`` adds no site to ``[B, T, s_range, X]``; X itself is checked by running."""
+    if tensor.dim() > 4:
+        return False
+    leading = tensor.shape[:-1]
+    return all(size in (1, target) for size, target in zip(leading[::-1], shape[:-1][::-1]))
+
+
+def _sample(
+    function: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    device: torch.device,
+) -> Tensor | None:
+    """The operation on rows of zero sites: gives width and dtype, and torch's own errors, for free.
+
+    None when autocast would change the result's dtype: the replay, which runs without autocast,
+    would then compute something else.
+    """
+
+    def empty(value: Any) -> Any:
+        if isinstance(value, Operand):
+            tensor = value.values
+            return tensor if tensor.dim() == 0 else tensor.new_empty((0, tensor.shape[-1]))
+        if isinstance(value, (Table, Operation, Linear)):
+            return torch.empty((0, value.width), dtype=value.dtype, device=device)
+        return value
+
+    positional = [empty(value) for value in args]
+    keywords = {key: empty(value) for key, value in kwargs.items()}
+    with torch.no_grad():
+        result = function(*positional, **keywords)
+        with no_autocast(device):
+            plain = function(*positional, **keywords)
+    return result if result.dtype == plain.dtype else None
+
+
+def _linear(
+    input: Any,
+    weight: Any,
+    bias: Any = None,
+) -> SiteTensor | None:
+    if not isinstance(input, SiteTensor) or not isinstance(weight, Tensor) or weight.dim() != 2:
+        return None
+    if not (bias is None or isinstance(bias, Tensor)):
+        return None
+    node: Node = input.node
+    if isinstance(node, Table):
+        return input.derive(Table(F.linear(node.values, weight, bias), node.by_symbol))
+    cast = _autocast_dtype(node.dtype, input.device)
+    with torch.no_grad(), no_autocast(input.device):
+        sample = torch.empty((0, node.width), dtype=node.dtype, device=input.device)
+        dtype = linear(sample, weight, bias, cast).dtype
+    return input.derive(Linear(node, weight, bias, cast, dtype))
+
+
+def _autocast_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype | None:
+    """The dtype autocast, if on, gives to a linear layer's operands; float64 it leaves alone."""
+    if dtype == torch.float64:
+        return None
+    if hasattr(torch, "get_autocast_dtype"):  # torch >= 2.4
+        enabled = torch.is_autocast_enabled(device.type)
+        return torch.get_autocast_dtype(device.type) if enabled else None
+    if device.type == "cuda":
+        return torch.get_autocast_gpu_dtype() if torch.is_autocast_enabled() else None
+    return torch.get_autocast_cpu_dtype() if torch.is_autocast_cpu_enabled() else None
+
+
+def _cast(joint: SiteTensor, dtype: torch.dtype) -> SiteTensor:
+    if dtype == joint.dtype:
+        return joint
+    node = joint.node
+    if isinstance(node, Table):
+        return joint.derive(Table(node.values.to(dtype), node.by_symbol))
+    return joint.derive(Operation(Tensor.to, (node, dtype), {}, node.width, dtype))
+
+
+def _to(joint: Any, *args: Any, **kwargs: Any) -> SiteTensor | None:
+    """``.to(dtype)``, ``.to(device)``, ``.to(other)`` where only the dtype may change."""
+    if not isinstance(joint, SiteTensor):
+        return None
+    dtype, device = joint.dtype, joint.device
+    for value in (*args, *(v for k, v in kwargs.items() if k in ("dtype", "device", "other"))):
+        if isinstance(value, torch.dtype):
+            dtype = value
+        elif isinstance(value, (str, torch.device)):
+            device = torch.device(value)
+        elif isinstance(value, Tensor) or isinstance(value, SiteTensor):
+            dtype, device = value.dtype, value.device
+    same_index = device.index in (None, joint.device.index)
+    if device.type != joint.device.type or not same_index or not dtype.is_floating_point:
+        return None
+    return _cast(joint, dtype)
+
+
+def _dropout(
+    input: Any,
+    p: float = 0.5,
+    training: Any = None,
+    train: Any = None,
+    inplace: bool = False,
+) -> SiteTensor | None:
+    """Dropout that drops nothing; a random mask materialises, so that the draw stays the same."""
+    if train is None:
+        train = True if training is None else training
+    return input if not train or p == 0.0 else None
+
+
+def _reshape(joint: Any, *shape: Any, **kwargs: Any) -> SiteTensor | None:
+    """A reshape to the shape it has already."""
+    if kwargs or not isinstance(joint, SiteTensor) or not shape:
+        return None
+    if len(shape) == 1 and isinstance(shape[0], (list, tuple)):
+        shape = tuple(shape[0])
+    sizes = [s for s in shape if isinstance(s, int)]
+    if len(sizes) != 4 or len(shape) != 4:
+        return None
+    matches = all(s in (-1, n) for s, n in zip(sizes, joint.shape))
+    return joint if matches and sizes.count(-1) <= 1 else None

@@ -1,0 +1,78 @@
+"""From recorded logits to the selected loss: find the head, build the rows' program."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from panda_icefall.losses.pruned import selected_rnnt_loss_pruned
+from panda_icefall.normalizer import TileCounters
+from panda_icefall.routing.graph import Linear, Node, Operation, SiteTensor, row_program
+
+
+def why_not(logits: SiteTensor, arguments: Mapping[str, Any]) -> str | None:
+    """The reason these recorded logits cannot be routed, or None."""
+    if arguments.get("use_hat_loss"):
+        return "rnnt_loss_pruned(use_hat_loss=True)"
+    if logits.is_materialised:
+        return "logits used elsewhere"
+    head = _head(logits.node)
+    if not isinstance(head, Linear):
+        name = getattr(head.function, "__name__", "?") if isinstance(head, Operation) else "no op"
+        return f"{name} after the last linear"
+    if logits.dtype == torch.float64 and head.dtype != torch.float64:
+        return "double() after the last linear"
+    return None
+
+
+def compute(
+    logits: SiteTensor,
+    arguments: Mapping[str, Any],
+    *,
+    workspace_bytes: int,
+    adjoint_tolerance: float | None,
+    counters: TileCounters,
+) -> Tensor:
+    """The loss ``k2.rnnt_loss_pruned`` would return for the recorded logits.
+
+    Args:
+      logits: recorded; ``why_not`` gave None.
+      arguments: those of k2.rnnt_loss_pruned by name.
+      workspace_bytes, adjoint_tolerance, counters: as in ``selected_log_probs``.
+    """
+    head = _head(logits.node)
+    assert isinstance(head, Linear)
+    ranges = arguments["ranges"]
+    if isinstance(ranges, Tensor) and ranges.shape != logits.sites.ranges.shape:
+        raise ValueError(
+            f"ranges: got shape {tuple(ranges.shape)}, expected {tuple(logits.sites.ranges.shape)} "
+            f"(those given to do_rnnt_pruning)"
+        )
+    loss = selected_rnnt_loss_pruned(
+        row_program(head.input, logits.sites),
+        head.weight,
+        head.bias,
+        symbols=arguments["symbols"],
+        ranges=ranges,
+        termination_symbol=arguments["termination_symbol"],
+        boundary=arguments["boundary"],
+        rnnt_type=arguments["rnnt_type"],
+        delay_penalty=arguments["delay_penalty"],
+        reduction=arguments["reduction"],
+        head_dtype=head.cast,
+        workspace_bytes=workspace_bytes,
+        adjoint_tolerance=adjoint_tolerance,
+        counters=counters,
+    )
+    # Losses of half logits stay in float32, where their sums were made.
+    return loss.to(logits.dtype) if logits.dtype in (torch.float32, torch.float64) else loss
+
+
+def _head(node: Node) -> Node:
+    """The node below the casts that icefall puts after the joiner (``logits.float()``)."""
+    while isinstance(node, Operation) and node.function is Tensor.to:
+        node = node.args[0]
+    return node

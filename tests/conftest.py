@@ -1,0 +1,21 @@
+"""Lane rules: k2-marked tests need a real k2, icefall-marked ones ICEFALL_ROOT as well."""
+
+import importlib.util
+import os
+
+import pytest
+
+HAS_K2 = importlib.util.find_spec("k2") is not None
+
+
+def pytest_collection_modifyitems(items):
+    needs_k2 = pytest.mark.skipif(not HAS_K2, reason="needs k2: runs in the k2 lane")
+    needs_icefall = pytest.mark.skipif(
+        not os.environ.get("ICEFALL_ROOT"), reason="needs ICEFALL_ROOT (an icefall checkout)"
+    )
+    for item in items:
+        if item.get_closest_marker("k2"):
+            item.add_marker(needs_k2)
+        if item.get_closest_marker("icefall"):
+            item.add_marker(needs_k2)
+            item.add_marker(needs_icefall)

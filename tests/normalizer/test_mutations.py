@@ -1,0 +1,99 @@
+"""The gates must fail on bugs they exist for: each is planted here, and must be caught."""
+
+import pytest
+import torch
+from gates import low_precision_gate, rounding_gate, structure_gate
+
+from panda_icefall.normalizer import TilePlan, torch_engine
+
+SPLIT = 3_001  # bytes: several row tiles and several class tiles
+
+
+def drop_last_class_tile(patch):
+    tiles = TilePlan.class_tiles
+    patch.setattr(TilePlan, "class_tiles", lambda self: tiles(self)[:-1] or tiles(self))
+
+
+def drop_last_row(patch):
+    tiles = TilePlan.row_tiles
+    patch.setattr(TilePlan, "row_tiles", lambda self: tiles(self)[:-1] or tiles(self))
+
+
+def forget_bias_in_backward(patch):
+    backward = torch_engine.backward
+
+    def wrong(program, head, *args):
+        return backward(program, torch_engine.Head(head.weight, None), *args)
+
+    patch.setattr(torch_engine, "backward", wrong)
+
+
+def round_normalizer_to_bfloat16(patch):
+    forward = torch_engine.forward
+
+    def wrong(*args):
+        selected_logp, log_z = forward(*args)
+        rounded = log_z.bfloat16().to(log_z.dtype)
+        return selected_logp + (log_z - rounded)[:, None], rounded
+
+    patch.setattr(torch_engine, "forward", wrong)
+
+
+def accumulate_in_bfloat16(patch):
+    backward = torch_engine.backward
+
+    def wrong(program, head, sites, ids, log_z, adjoints, log_z_adjoints, plan, wanted):
+        for begin, end in plan.row_tiles():
+            part = slice(begin, end)
+            small = TilePlan(
+                end - begin, plan.classes, plan.tile_rows, plan.tile_classes, plan.tile_bytes
+            )
+            backward(
+                program, head, sites[part], ids[part], log_z[part],
+                adjoints[part], log_z_adjoints[part], small, wanted,
+            )  # fmt: skip
+            for buffer in (*wanted.tables, wanted.weight, wanted.bias):
+                buffer.copy_(buffer.bfloat16())
+
+    patch.setattr(torch_engine, "backward", wrong)
+
+
+def ignore_duplicate_ids(patch):
+    scatter_add_ = torch.Tensor.scatter_add_
+    patch.setattr(
+        torch.Tensor,
+        "scatter_add_",
+        lambda self, dim, index, src: scatter_add_(self, dim, index[:, :1], src[:, :1]),
+    )
+
+
+@pytest.mark.parametrize(
+    "plant",
+    [drop_last_class_tile, drop_last_row, forget_bias_in_backward, ignore_duplicate_ids],
+)
+def test_the_structure_gate_catches(plant, monkeypatch):
+    structure_gate(workspace_bytes=SPLIT)
+    plant(monkeypatch)
+    with pytest.raises(AssertionError):
+        structure_gate(workspace_bytes=SPLIT)
+
+
+def test_the_low_precision_gate_catches_a_bfloat16_normalizer(monkeypatch):
+    low_precision_gate(workspace_bytes=SPLIT)
+    round_normalizer_to_bfloat16(monkeypatch)
+    with pytest.raises(AssertionError):
+        low_precision_gate(workspace_bytes=SPLIT)
+
+
+def test_the_low_precision_gate_catches_a_few_dropped_classes(monkeypatch):
+    drop_last_class_tile(monkeypatch)
+    with pytest.raises(AssertionError):
+        low_precision_gate(workspace_bytes=SPLIT)
+
+
+def test_the_rounding_gate_catches_a_bfloat16_accumulator(monkeypatch):
+    workspace_bytes = 5 * (211 + 4 * 13) * 4  # 128 row tiles
+    rounding_gate(torch.bfloat16, "flat", workspace_bytes=workspace_bytes)
+    accumulate_in_bfloat16(monkeypatch)
+    with pytest.raises(AssertionError):
+        rounding_gate(torch.bfloat16, "flat", workspace_bytes=workspace_bytes)
