@@ -12,7 +12,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Slot:
-    """The value number ``index`` of a program: its tables first, then its parameters, then steps."""
+    """Value number ``index`` of a program: its tables first, then its parameters, then steps."""
 
     index: int
 
@@ -105,9 +105,7 @@ class RowProgram:
     def row_bytes(self) -> int:
         """Bytes that one row's values and their gradients take while a tile is replayed."""
         sizes = [table.values.shape[1] * table.values.element_size() for table in self.tables]
-        sizes += [
-            step.width * torch.empty((), dtype=step.dtype).element_size() for step in self.steps
-        ]
+        sizes += [step.width * torch.finfo(step.dtype).bits // 8 for step in self.steps]
         return 2 * sum(sizes)
 
     def replay(self, rows: Sequence[Tensor], parameters: Sequence[Tensor]) -> Tensor:

@@ -72,6 +72,14 @@ class Operand:
     values: Tensor
 
     @property
+    def width(self) -> int:
+        return self.values.shape[-1] if self.values.dim() else 1
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.values.dtype
+
+    @property
     def is_shared(self) -> bool:
         """Whether every site reads the same values."""
         return all(size == 1 for size in self.values.shape[:-1])
@@ -101,7 +109,7 @@ class Operation:
 
 @dataclass(frozen=True, eq=False)
 class Linear:
-    """``F.linear`` on every site; ``cast`` is the dtype autocast rounds its operands to, or None."""
+    """``F.linear`` on every site; ``cast`` is what autocast rounds its operands to, or None."""
 
     input: Node
     weight: Tensor
@@ -215,7 +223,7 @@ def row_program(node: Node, sites: Sites) -> RowProgram:
         for n in operations
         if isinstance(n, Linear)
     }
-    steps = []
+    steps: list[Step] = []
     for n in operations:
         slots[id(n)] = Slot(len(tables) + len(parameters) + len(steps))
         if isinstance(n, Linear):

@@ -77,10 +77,10 @@ def record(
     if function in _IN_PLACE or kwargs.get("inplace"):
         kwargs = {key: value for key, value in kwargs.items() if key != "inplace"}
         result = record(_IN_PLACE.get(function, function), args, kwargs)
-        same = (
-            result is not None and result.shape == args[0].shape and isinstance(args[0], SiteTensor)
-        )
-        return args[0].become(result.node) if result is not None and same else None
+        target = args[0]
+        if result is None or not isinstance(target, SiteTensor) or result.shape != target.shape:
+            return None
+        return target.become(result.node)
     if function is F.linear:
         return _linear(*args, **kwargs)
     if function in _POINTWISE:
@@ -223,7 +223,7 @@ def _to(joint: Any, *args: Any, **kwargs: Any) -> SiteTensor | None:
             dtype = value
         elif isinstance(value, (str, torch.device)):
             device = torch.device(value)
-        elif isinstance(value, Tensor) or isinstance(value, SiteTensor):
+        elif isinstance(value, (Tensor, SiteTensor)):
             dtype, device = value.dtype, value.device
     same_index = device.index in (None, joint.device.index)
     if device.type != joint.device.type or not same_index or not dtype.is_floating_point:

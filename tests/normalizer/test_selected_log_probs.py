@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from gates import C, H, N, low_precision_gate, rounding_gate, run, structure_gate, values
+from gates import C, H, N, in_dtype, low_precision_gate, rounding_gate, run, structure_gate, values
 
 from panda_icefall.normalizer import TileCounters, dense_selected_log_probs, selected_log_probs
 
@@ -54,8 +54,8 @@ def test_float16_inputs_agree_with_float64_of_the_same_values():
 
 
 def test_head_dtype_rounds_operands_as_autocast_does():
-    data = [t.float() if t.is_floating_point() else t for t in values()]
-    half = [t.bfloat16() if t.is_floating_point() else t for t in data[:4]]
+    data = in_dtype(values(), torch.float32)
+    half = in_dtype(data[:4], torch.bfloat16)
     ours = run(lambda *a: selected_log_probs(*a, head_dtype=torch.bfloat16), *data)
     truth = dense_selected_log_probs(*half)
     torch.testing.assert_close(ours[0].double(), truth[0], rtol=1e-5, atol=1e-5)
@@ -193,7 +193,7 @@ def test_adjoint_tolerance_leaves_out_the_smallest_and_reports_the_mass():
 
 
 def test_results_are_bitwise_repeatable():
-    data = [t.float() if t.is_floating_point() else t for t in values(sites=500)]
+    data = in_dtype(values(sites=500), torch.float32)
     first, second = (
         run(lambda *a: selected_log_probs(*a, workspace_bytes=10_000), *data) for _ in range(2)
     )
@@ -206,7 +206,7 @@ def test_second_derivatives_are_refused_not_wrong():
     (grad,) = torch.autograd.grad(
         selected_log_probs(rows, weight, bias, ids)[0].sum(), weight, create_graph=True
     )
-    with pytest.raises(RuntimeError, match="once_differentiable|does not require grad"):
+    with pytest.raises(RuntimeError, match=r"once_differentiable|does not require grad"):
         torch.autograd.grad(grad.sum(), weight)
 
 
@@ -220,15 +220,15 @@ def bad(**changes):
     ("changes", "error", "message"),
     [
         ({"rows": torch.zeros(2, 3, 4)}, ValueError, r"rows: got shape \(2, 3, 4\), expected"),
-        ({"weight": torch.zeros(5, 4)}, ValueError, r"weight: got shape \(5, 4\), expected \[C, 13"),
+        ({"weight": torch.zeros(5, 4)}, ValueError, r"weight: got shape \(5, 4\), expected \[C"),
         ({"weight": torch.zeros(0, H)}, ValueError, r"weight: got shape \(0, 13\)"),
         ({"weight": torch.zeros(C, H)}, TypeError, r"weight: got torch.float32 for rows of"),
         ({"bias": torch.zeros(3)}, ValueError, r"bias: got shape \(3,\), expected \[211\]"),
         ({"bias": torch.zeros(C)}, TypeError, r"bias: got torch.float32"),
         ({"rows": torch.zeros(N, H, dtype=torch.long)}, TypeError, r"rows: got torch.int64"),
-        ({"selected_ids": torch.zeros(N, 0, dtype=torch.long)}, ValueError, r"selected_ids: got sh"),
+        ({"selected_ids": torch.zeros(N, 0, dtype=torch.long)}, ValueError, r"selected_ids: got"),
         ({"selected_ids": torch.zeros(N, 2)}, TypeError, r"selected_ids: got torch.float32"),
-        ({"selected_ids": torch.full((N, 1), C)}, ValueError, r"got class 211, expected 0 <= id < 211"),
+        ({"selected_ids": torch.full((N, 1), C)}, ValueError, r"got class 211, expected 0 <="),
         ({"selected_ids": torch.full((N, 1), -1)}, ValueError, r"got class -1"),
         ({"live": torch.ones(N)}, TypeError, r"live: got torch.float32"),
         ({"live": torch.ones(3).bool()}, ValueError, r"live: got shape \(3,\), expected \(97,\)"),

@@ -33,6 +33,11 @@ def values(kind="flat", classes=C, seed=0, sites=N, hidden=H):
     return rows, weight, bias, ids, adjoints, randn(sites)
 
 
+def in_dtype(data, dtype):
+    """The floating point tensors of ``values`` in another dtype."""
+    return [t.to(dtype) if t.is_floating_point() else t for t in data]
+
+
 def run(op, rows, weight, bias, ids, adjoints, log_z_adjoints):
     """Outputs and gradients ``[selected_logp, log_z, d rows, d weight, d bias]`` of an op."""
     leaves = [t.detach().clone().requires_grad_() for t in (rows, weight, bias)]
@@ -70,17 +75,15 @@ def structure_gate(kind="flat", classes=C, **op_args):
 
 
 def rounding_gate(dtype=torch.float32, kind="flat", **op_args):
-    """Gate 2: error e against float64 of the same rounded inputs, with d the dense path's own error.
+    """Gate 2: error e against float64 of the same rounded inputs; d is the dense path's own error.
 
-    float32: e <= max(1.5 d, 4 ulp). Half gradients: e <= max(1.25 d, 1 ulp). 1 ulp = eps * RMS(ref)
-    with eps 2^-23 for float32 and 2^-8 for bfloat16.
+    float32: e <= max(1.5 d, 4 ulp). Half gradients: e <= max(1.25 d, 1 ulp). 1 ulp is
+    eps * RMS(ref) with eps 2^-23 for float32 and 2^-8 for bfloat16.
     """
-    data = [t.to(dtype) if t.is_floating_point() else t for t in values(kind, sites=640)]
+    data = in_dtype(values(kind, sites=640), dtype)
     ours = run(lambda *a: selected_log_probs(*a, **op_args), *data)
     plain = run(dense, *data)
-    truth = run(
-        dense_selected_log_probs, *(t.double() if t.is_floating_point() else t for t in data)
-    )
+    truth = run(dense_selected_log_probs, *in_dtype(data, torch.float64))
     factor, ulps, eps = (1.5, 4, 2**-23) if dtype == torch.float32 else (1.25, 1, 2**-8)
     for name, x, y, ref in zip(NAMES, ours, plain, truth):
         if dtype != torch.float32 and not name.startswith("d "):
@@ -93,11 +96,9 @@ def low_precision_gate(dtype=torch.bfloat16, kind="flat", **op_args):
 
     The logits are of the size of log_z, and that size is what float32 can resolve of them.
     """
-    data = [t.to(dtype) if t.is_floating_point() else t for t in values(kind)]
+    data = in_dtype(values(kind), dtype)
     ours = run(lambda *a: selected_log_probs(*a, **op_args), *data)[:2]
-    truth = run(
-        dense_selected_log_probs, *(t.double() if t.is_floating_point() else t for t in data)
-    )
+    truth = run(dense_selected_log_probs, *in_dtype(data, torch.float64))
     scale = max(rms(truth[1]), 1.0)
     for name, x, ref in zip(NAMES, ours, truth):
         assert rms(x - ref) <= 8 * torch.finfo(torch.float32).eps * scale, name
