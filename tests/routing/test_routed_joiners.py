@@ -1,0 +1,285 @@
+"""Joiners as icefall writes them: routed loss and gradients equal the dense ones, none materialised."""
+
+import pytest
+import torch
+import toy
+from torch import nn
+
+import panda_icefall
+
+JOINERS = [
+    toy.TanhJoiner,
+    toy.TwoLinearJoiner,
+    toy.ScaledHeadJoiner,
+    toy.ProjectingJoiner,
+    toy.ContextJoiner,
+]
+
+
+def assert_same(routed, dense, bound):
+    assert routed[0].dtype == dense[0].dtype
+    torch.testing.assert_close(routed[0], dense[0], rtol=bound, atol=0)
+    for x, y in zip(routed[1], dense[1]):
+        assert x.dtype == y.dtype
+        assert (x - y).norm() <= bound * y.norm()
+
+
+@pytest.mark.parametrize("make", JOINERS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("workspace_mib", [0.003, 8])
+def test_a_joiner_is_routed_exactly(k2, make, dtype, workspace_mib):
+    torch.manual_seed(1)
+    joiner, data = make().to(dtype), toy.batch(k2, dtype)
+    dense = toy.loss_and_gradients(k2, joiner, data)
+    with panda_icefall.patched(workspace_mib=workspace_mib, adjoint_tolerance=0):
+        routed = toy.loss_and_gradients(k2, joiner, data)
+    assert_same(routed, dense, 1e-12 if dtype == torch.float64 else 2e-6)
+    status = panda_icefall.status()
+    assert (status.losses_routed, status.losses_dense, status.materialised) == (1, 0, {})
+    assert status.sites == toy.B * toy.T * data.ranges.shape[2]
+    assert 0 < status.sites_backward <= status.sites_evaluated < status.sites
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"reduction": "none"},
+        {"reduction": "mean"},
+        {"delay_penalty": 0.1},
+        {"rnnt_type": "modified"},
+        {"rnnt_type": "constrained", "delay_penalty": 0.05, "reduction": "none"},
+    ],
+    ids=str,
+)
+def test_k2s_own_options_are_kept(k2, arguments):
+    torch.manual_seed(1)
+    joiner, data = toy.TanhJoiner().double(), toy.batch(k2, torch.float64)
+    dense = toy.loss_and_gradients(k2, joiner, data, **arguments)
+    with panda_icefall.patched(adjoint_tolerance=0):
+        routed = toy.loss_and_gradients(k2, joiner, data, **arguments)
+    # k2 computes the delay penalty in float32 whatever the dtype of the logits.
+    assert_same(routed, dense, 1e-7 if "delay_penalty" in arguments else 1e-12)
+
+
+def test_the_default_tolerance_stays_below_float32_rounding(k2):
+    torch.manual_seed(1)
+    joiner, data = toy.TanhJoiner(), toy.batch(k2)
+    dense = toy.loss_and_gradients(k2, joiner, data)
+    with panda_icefall.patched():
+        routed = toy.loss_and_gradients(k2, joiner, data)
+        status = panda_icefall.status()
+    assert_same(routed, dense, 2e-6)
+    assert status.adjoint_mass_skipped <= 2**-24 * status.adjoint_mass
+
+
+def test_without_a_boundary_every_site_is_evaluated(k2):
+    torch.manual_seed(1)
+    joiner, data = toy.TanhJoiner().double(), toy.batch(k2, torch.float64)
+    s_begin = torch.arange(toy.T).mul(toy.S + 1 - toy.S_RANGE).div(toy.T - 1).long()
+    data.ranges = (s_begin[:, None] + torch.arange(toy.S_RANGE)).expand(toy.B, -1, -1).contiguous()
+    data.boundary = None
+    dense = toy.loss_and_gradients(k2, joiner, data)
+    with panda_icefall.patched(adjoint_tolerance=0):
+        routed = toy.loss_and_gradients(k2, joiner, data)
+    assert_same(routed, dense, 1e-12)
+    assert panda_icefall.status().sites_evaluated == panda_icefall.status().sites
+
+
+def test_validation_under_no_grad_is_routed(k2):
+    joiner, data = toy.TanhJoiner().eval(), toy.batch(k2)
+    with torch.no_grad():
+        dense = toy.pruned_loss(k2, joiner, data)
+        with panda_icefall.patched():
+            routed = toy.pruned_loss(k2, joiner, data)
+    torch.testing.assert_close(routed, dense)
+    assert not routed.requires_grad
+    assert panda_icefall.status().losses_routed == 1
+
+
+def test_decoding_through_the_same_joiner_is_untouched(k2):
+    joiner = toy.TanhJoiner()
+    am, lm = torch.randn(2, 1, 1, toy.X), torch.randn(2, 1, 1, toy.X)
+    before = joiner(am, lm)
+    with panda_icefall.patched():
+        after = joiner(am, lm)
+    assert isinstance(after, torch.Tensor)
+    assert torch.equal(before, after)
+
+
+def test_bfloat16_autocast_is_at_least_as_accurate_as_the_eager_joiner(k2):
+    torch.manual_seed(1)
+    joiner, data = toy.TwoLinearJoiner(), toy.batch(k2)
+    exact = toy.loss_and_gradients(k2, joiner, data)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        dense = toy.loss_and_gradients(k2, joiner, data)
+        with panda_icefall.patched(adjoint_tolerance=0):
+            routed = toy.loss_and_gradients(k2, joiner, data)
+    assert panda_icefall.status().materialised == {}
+    assert routed[0].dtype == torch.float32
+    # The hidden activations round in bfloat16 in both; what follows rounds in the dense one only.
+    assert abs(routed[0] - exact[0]) <= 1.25 * abs(dense[0] - exact[0]) + 2**-8 * abs(exact[0])
+    for x, y, ref in zip(routed[1], dense[1], exact[1]):
+        assert (x - ref).norm() <= 1.25 * (y - ref).norm() + 2**-8 * ref.norm()
+
+
+def test_autocast_that_only_the_joiner_sees_is_captured(k2):
+    class HalfJoiner(toy.TanhJoiner):
+        def forward(self, am, lm):
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                return super().forward(am, lm)
+
+    torch.manual_seed(1)
+    joiner, data = HalfJoiner().double().float(), toy.batch(k2)
+    with panda_icefall.patched():
+        logits = joiner(*k2.do_rnnt_pruning(data.am, data.lm, data.ranges))
+    assert logits.dtype == torch.bfloat16
+
+
+def test_forward_hooks_that_look_for_tensors_pass_the_deferred_object_by(k2):
+    joiner, data = toy.TanhJoiner(), toy.batch(k2)
+    seen = []
+    for module in joiner.modules():
+        module.register_forward_hook(lambda m, i, o: seen.append(isinstance(o, torch.Tensor)))
+    with panda_icefall.patched():
+        toy.loss_and_gradients(k2, joiner, data)
+    assert seen == [False, False]
+    assert panda_icefall.status().losses_routed == 1
+
+
+class Materialising(nn.Module):
+    """A joiner with one operation that cannot be recorded."""
+
+    def __init__(self, operation):
+        super().__init__()
+        self.operation = operation
+        self.output_linear = nn.Linear(toy.X, toy.C)
+
+    def forward(self, am, lm):
+        return self.output_linear(self.operation(am + lm))
+
+
+@pytest.mark.parametrize(
+    ("operation", "name"),
+    [
+        (lambda x: torch.softmax(x, dim=-1), "softmax"),
+        (lambda x: nn.functional.layer_norm(x, (toy.X,)), "layer_norm"),
+        (lambda x: x.reshape(-1, toy.X).tanh().reshape(x.shape), "reshape"),
+        (lambda x: torch.cat([x[..., :3], x[..., 3:]], dim=-1), "__getitem__"),
+        (lambda x: torch.stack([x, x]).sum(0), "stack"),
+        (lambda x: x.masked_fill(x > 0, 0.5), "__gt__"),
+        (lambda x: x.detach() + x, "detach"),
+    ],
+)
+def test_what_cannot_be_recorded_materialises_once_and_stays_exact(k2, operation, name, caplog):
+    torch.manual_seed(1)
+    joiner, data = Materialising(operation).double(), toy.batch(k2, torch.float64)
+    dense = toy.loss_and_gradients(k2, joiner, data)
+    with panda_icefall.patched():
+        routed = toy.loss_and_gradients(k2, joiner, data)
+        again = toy.loss_and_gradients(k2, joiner, data)
+        status = panda_icefall.status()
+    assert_same(routed, dense, 1e-12)
+    assert_same(again, dense, 1e-12)
+    assert status.materialised == {name: 2}  # once per batch
+    assert (status.losses_routed, status.losses_dense) == (0, 2)
+    assert sum(name in message for message in caplog.messages) == 1
+
+
+def test_dropout_in_training_keeps_the_dense_random_draw(k2):
+    torch.manual_seed(1)
+    joiner, data = Materialising(nn.Dropout(0.4)), toy.batch(k2)
+    results = []
+    for use in (False, True):
+        torch.manual_seed(2)
+        if use:
+            panda_icefall.apply()
+        results.append(toy.loss_and_gradients(k2, joiner, data))
+    assert_same(results[1], results[0], 1e-6)
+    assert panda_icefall.status().materialised == {"dropout": 1}
+    joiner.eval()
+    toy.loss_and_gradients(k2, joiner, data)
+    assert panda_icefall.status().losses_routed == 1
+
+
+def test_an_operation_after_the_head_materialises_the_logits(k2):
+    class Tempered(toy.TanhJoiner):
+        def forward(self, am, lm):
+            return super().forward(am, lm) / 2.0
+
+    torch.manual_seed(1)
+    joiner, data = Tempered().double(), toy.batch(k2, torch.float64)
+    dense = toy.loss_and_gradients(k2, joiner, data)
+    with panda_icefall.patched():
+        routed = toy.loss_and_gradients(k2, joiner, data)
+    assert_same(routed, dense, 1e-12)
+    assert list(panda_icefall.status().materialised) == ["__truediv__ after the last linear"]
+
+
+def test_in_place_activations_are_recorded(k2):
+    class InPlace(toy.TanhJoiner):
+        def forward(self, am, lm):
+            hidden = am + lm
+            hidden.tanh_()
+            return self.output_linear(nn.functional.relu(hidden, inplace=True))
+
+    torch.manual_seed(1)
+    joiner, data = InPlace().double(), toy.batch(k2, torch.float64)
+    dense = toy.loss_and_gradients(k2, joiner, data)
+    with panda_icefall.patched(adjoint_tolerance=0):
+        routed = toy.loss_and_gradients(k2, joiner, data)
+    assert_same(routed, dense, 1e-12)
+    assert panda_icefall.status().materialised == {}
+
+
+def test_a_no_grad_region_inside_the_joiner_does_not_gain_gradients(k2):
+    class Stopped(toy.TanhJoiner):
+        def forward(self, am, lm):
+            with torch.no_grad():
+                frozen = torch.tanh(am + lm)
+            return self.output_linear(frozen + am)
+
+    torch.manual_seed(1)
+    joiner, data = Stopped().double(), toy.batch(k2, torch.float64)
+
+    def run():
+        loss = toy.pruned_loss(k2, joiner, data)
+        return loss.detach(), torch.autograd.grad(loss, [data.am, *joiner.parameters()])
+
+    dense = run()
+    with panda_icefall.patched(adjoint_tolerance=0):
+        routed = run()
+    assert_same(routed, dense, 1e-12)
+
+
+def test_nan_activations_give_the_dense_nan_loss(k2):
+    joiner, data = toy.TanhJoiner(), toy.batch(k2)
+    with torch.no_grad():
+        data.am[0, 2, 1] = float("nan")
+    dense = toy.pruned_loss(k2, joiner, data, reduction="none")
+    with panda_icefall.patched():
+        routed = toy.pruned_loss(k2, joiner, data, reduction="none")
+        routed.sum().backward()
+    assert torch.equal(routed.isnan(), dense.isnan())
+    assert routed.isnan().tolist() == [True, False, False]
+
+
+def test_tensor_stand_ins_answer_like_the_tensor(k2):
+    data = toy.batch(k2)
+    with panda_icefall.patched():
+        am, lm = k2.do_rnnt_pruning(data.am, data.lm, data.ranges)
+        for joint in (am, lm):
+            shape = (toy.B, toy.T, toy.S_RANGE, toy.X)
+            assert joint.shape == joint.size() == shape
+            assert (joint.ndim, joint.dim(), joint.numel()) == (4, 4, am.shape.numel())
+            assert joint.size(-1) == toy.X
+            assert joint.dtype == torch.float32
+            assert joint.requires_grad
+            assert joint.device == data.am.device
+            assert joint.is_floating_point()
+            assert not joint.is_cuda
+            assert joint.contiguous() is joint
+            assert joint.reshape(*shape) is joint
+            assert joint.to(torch.float32) is joint
+        with pytest.raises(AttributeError, match="no attribute 'no_such_thing'"):
+            am.no_such_thing  # noqa: B018
+    assert panda_icefall.status().materialised == {}
