@@ -40,8 +40,9 @@ def pruned_px_py(
 
     Returns:
       `(px, py)`: `[B, S, T+1]` (regular) or `[B, S, T]`, and `[B, S+1, T]`; -inf at states that
-      are not retained, and at `t >= t_end`'s symbol arc of the regular lattice. Differentiable in
-      both log-probs; the values of sites outside the boundary have no influence on the score.
+      are not retained, and at the symbol arcs of frame `t_end` in the regular lattice.
+      Differentiable in both log-probs; the finite values of sites outside the boundary have no
+      influence on the score.
 
     Raises:
       ValueError: if a shape does not fit or `rnnt_type` is unknown.

@@ -149,10 +149,11 @@ def _workable_s_range(s_range: int, boundary: Tensor, S: int, T: int, is_regular
 
 
 def _climbing(first: Tensor, steepest: int) -> Tensor:
-    """Lower the starts `[B, T]` until they begin at 0, never fall, and rise by `steepest` at most.
+    """Change the starts `[B, T]` to begin at 0, never fall, and rise by at most `steepest`.
 
-    `first` rises by at most `steepest` exactly where `steepest * t - first` never falls, so one
-    running minimum from the right serves both conditions.
+    A start above a later one falls to it; then early starts are raised, as far as the first frame
+    allows, to where the later ones can be reached. A rise is at most `steepest` exactly where
+    `steepest * t - first` never falls, so a running minimum from the right does both.
     """
     slope = steepest * torch.arange(first.shape[1], device=first.device)
     first = _minimum_from_right(first)

@@ -108,6 +108,36 @@ def run_dense():
     return run
 
 
+def group_norms(gradients):
+    """L2 norm of the gradients of each top-level module: encoder, decoder, joiner..."""
+    groups = {}
+    for name, gradient in gradients.items():
+        groups.setdefault(name.split(".")[0], []).append(gradient.norm())
+    return {group: torch.stack(norms).norm().item() for group, norms in groups.items()}
+
+
+def bad_groups(gradients, expected):
+    """Groups whose gradient is further than 1e-5 from the expected one (relative L2)."""
+    errors = group_norms({name: gradients[name] - expected[name] for name in expected})
+    norms = group_norms(expected)
+    return {group: errors[group] for group in norms if not errors[group] <= 1e-5 * norms[group]}
+
+
+def bad_parameters(gradients, expected):
+    """Parameters further off than 1e-5 of their own gradient plus 1e-6 of their group's.
+
+    The second term is for gradients that nearly cancel, such as a bias ahead of a softmax: there
+    the dense loss in fp32 is itself 1e-3 (relative) away from the one in fp64.
+    """
+    norms = group_norms(expected)
+    allowed = {
+        name: 1e-5 * gradient.norm().item() + 1e-6 * norms[name.split(".")[0]]
+        for name, gradient in expected.items()
+    }
+    errors = {name: (gradients[name] - expected[name]).norm().item() for name in expected}
+    return {name: error for name, error in errors.items() if not error <= allowed[name]}
+
+
 @pytest.fixture
 def assert_routed_equals_dense(run_dense):
     """Run a model dense and routed from one RNG state; compare losses, gradients, counts."""
@@ -127,10 +157,7 @@ def assert_routed_equals_dense(run_dense):
         torch.testing.assert_close(pruned_loss, dense.pruned_loss, rtol=1e-6, atol=0)
         assert gradients.keys() == dense.gradients.keys()
         assert bool(gradients) is is_training
-        distances = {
-            name: (gradients[name] - expected).norm().item() / max(expected.norm().item(), 1e-30)
-            for name, expected in dense.gradients.items()
-        }
-        assert {name: far for name, far in distances.items() if not far <= 1e-5} == {}
+        assert bad_groups(gradients, dense.gradients) == {}
+        assert bad_parameters(gradients, dense.gradients) == {}
 
     return check

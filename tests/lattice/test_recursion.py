@@ -1,0 +1,357 @@
+"""The lattice recursion against a loop over single states, and against real k2."""
+
+import math
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from panda_icefall.lattice import mutual_information_recursion, torch_recursion
+from panda_icefall.lattice import recursion as recursion_module
+
+NEG_INF = float("-inf")
+
+# name: (is_regular, S, T, boundary rows or None)
+LATTICES = {
+    "regular": (True, 3, 7, None),
+    "regular ragged": (True, 4, 6, [[0, 0, 4, 6], [0, 0, 2, 5], [0, 0, 0, 3]]),
+    "regular more symbols than frames": (True, 7, 3, [[0, 0, 7, 3], [0, 0, 5, 1], [0, 0, 6, 2]]),
+    "regular later begins": (True, 5, 7, [[1, 2, 4, 6], [2, 0, 5, 7], [3, 3, 3, 3]]),
+    "regular no symbols": (True, 0, 5, None),
+    "regular no frames": (True, 3, 0, None),
+    "regular nothing": (True, 0, 0, None),
+    "modified": (False, 3, 7, None),
+    "modified ragged": (False, 4, 7, [[0, 0, 4, 7], [0, 0, 3, 3], [0, 0, 0, 5]]),
+    "modified later begins": (False, 5, 7, [[1, 2, 4, 6], [3, 0, 5, 7], [2, 4, 2, 4]]),
+    "modified no symbols": (False, 0, 5, None),
+}
+
+
+@pytest.fixture(params=LATTICES, ids=lambda name: name.replace(" ", "-"))
+def lattice(request):
+    return make_lattice(request.param)
+
+
+def make_lattice(name, dtype=torch.float64, scale=2.0):
+    is_regular, S, T, rows = LATTICES[name]
+    generator = torch.Generator().manual_seed(len(name))
+    B = 2 if rows is None else len(rows)
+    px = scale * torch.randn(B, S, T + is_regular, generator=generator, dtype=torch.float64) - 1
+    py = scale * torch.randn(B, S + 1, T, generator=generator, dtype=torch.float64) - 1
+    boundary = None if rows is None else torch.tensor(rows)
+    return px.to(dtype), py.to(dtype), boundary
+
+
+def log_add(terms, like):
+    terms = [term for term in terms if float(term.detach()) != NEG_INF]
+    return torch.logsumexp(torch.stack(terms), 0) if terms else like.new_tensor(NEG_INF)
+
+
+def score_by_states(px, py, boundary):
+    """The recursion of k2's docstring, one state at a time: the oracle (autograd runs through)."""
+    B, S, T1 = px.shape
+    T = py.shape[2]
+    back = 0 if T1 == T + 1 else 1
+    rows = [[0, 0, S, T]] * B if boundary is None else boundary.tolist()
+    scores = []
+    for b, (s_begin, t_begin, s_end, t_end) in enumerate(rows):
+        p = {(s_begin, t_begin): px.new_zeros(())}
+        for t in range(t_begin, t_end + 1):
+            for s in range(s_begin, s_end + 1):
+                terms = []
+                if (s - 1, t - back) in p:
+                    terms.append(p[s - 1, t - back] + px[b, s - 1, t - back])
+                if (s, t - 1) in p:
+                    terms.append(p[s, t - 1] + py[b, s, t - 1])
+                if (s, t) not in p:
+                    p[s, t] = log_add(terms, px)
+        scores.append(p[s_end, t_end])
+    return torch.stack(scores)
+
+
+def gradients(function, px, py, *args):
+    px, py = px.clone().requires_grad_(), py.clone().requires_grad_()
+    scores = function(px, py, *args)
+    # Different weights per utterance, or a mix-up of utterances would not show.
+    weights = torch.arange(1, len(scores) + 1, dtype=scores.dtype)
+    grads = (None, None)
+    if scores.requires_grad:
+        grads = torch.autograd.grad((scores * weights).sum(), (px, py), allow_unused=True)
+    grads = [torch.zeros_like(x) if g is None else g for x, g in zip((px, py), grads)]
+    return [scores.detach(), *grads]
+
+
+def test_scores_and_gradients_are_those_of_a_loop_over_states(lattice):
+    px, py, boundary = lattice
+    got = gradients(torch_recursion, px, py, boundary)
+    expected = gradients(score_by_states, px, py, boundary)
+    for value, reference in zip(got, expected):
+        torch.testing.assert_close(value, reference, rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.parametrize("name", ["regular ragged", "modified ragged", "regular later begins"])
+def test_fp32_is_as_exact_as_the_loop_in_fp32(name):
+    px, py, boundary = make_lattice(name, torch.float32)
+    reference = gradients(score_by_states, px.double(), py.double(), boundary)
+    loop = gradients(score_by_states, px, py, boundary)
+    for value, looped, exact in zip(gradients(torch_recursion, px, py, boundary), loop, reference):
+        rms = exact.square().mean().sqrt()
+        error = (value.double() - exact).square().mean().sqrt()
+        loop_error = (looped.double() - exact).square().mean().sqrt()
+        assert error <= max(1.5 * loop_error, 4 * 2**-23 * rms)
+
+
+@pytest.mark.parametrize("name", ["regular ragged", "modified later begins"])
+def test_gradcheck_passes(name):
+    px, py, boundary = make_lattice(name, scale=0.5)
+    px.requires_grad_()
+    py.requires_grad_()
+    assert torch.autograd.gradcheck(lambda x, y: torch_recursion(x, y, boundary), (px, py))
+
+
+def test_return_grad_gives_the_gradients_of_the_summed_scores(lattice):
+    px, py, boundary = lattice
+    scores, (px_grad, py_grad) = torch_recursion(px, py, boundary, return_grad=True)
+    assert not scores.requires_grad
+    px, py = px.clone().requires_grad_(), py.clone().requires_grad_()
+    again, _ = torch_recursion(px, py, boundary, return_grad=True)
+    again.sum().backward()
+    assert torch.equal(scores, again)
+    assert torch.equal(px.grad, px_grad)
+    assert torch.equal(py.grad, py_grad)
+
+
+def test_arcs_outside_the_boundary_are_not_read_and_get_no_gradient():
+    px, py, boundary = make_lattice("regular later begins")
+    expected = gradients(torch_recursion, px, py, boundary)
+    for b, (s_begin, t_begin, s_end, t_end) in enumerate(boundary.tolist()):
+        x_inside, y_inside = torch.zeros_like(px[b]), torch.zeros_like(py[b])
+        x_inside[s_begin:s_end, t_begin : t_end + 1] = 1
+        y_inside[s_begin : s_end + 1, t_begin:t_end] = 1
+        px[b].masked_fill_(x_inside == 0, math.nan)
+        py[b].masked_fill_(y_inside == 0, math.nan)
+        assert expected[1][b][x_inside == 0].abs().sum() == 0
+        assert expected[2][b][y_inside == 0].abs().sum() == 0
+    for value, reference in zip(gradients(torch_recursion, px, py, boundary), expected):
+        assert torch.equal(value, reference)
+
+
+def test_blocked_arcs_carry_nothing():
+    px, py, _ = make_lattice("regular")
+    px[0, 1, 2:] = NEG_INF
+    py[1, :, 3] = NEG_INF
+    py[1, 2, 3] = -0.5
+    got = gradients(torch_recursion, px, py)
+    for value, reference in zip(got, gradients(score_by_states, px, py, None)):
+        torch.testing.assert_close(value, reference, rtol=1e-12, atol=1e-13)
+    assert got[1][0, 1, 2:].abs().sum() == 0
+
+
+@pytest.mark.parametrize("name", ["regular", "modified"])
+def test_an_utterance_without_a_path_scores_minus_infinity_with_zero_gradients(name):
+    px, py, _ = make_lattice(name)
+    expected = gradients(torch_recursion, px, py)
+    px[0] = NEG_INF
+    scores, px_grad, py_grad = gradients(torch_recursion, px, py)
+    assert scores[0] == NEG_INF
+    assert px_grad[0].abs().sum() == 0
+    assert py_grad[0].abs().sum() == 0
+    for value, reference in zip((scores, px_grad, py_grad), expected):
+        assert torch.equal(value[1], reference[1])
+
+
+def test_a_modified_lattice_with_too_few_frames_has_no_path():
+    scores = torch_recursion(torch.zeros(1, 3, 2), torch.zeros(1, 4, 2))
+    assert scores.tolist() == [NEG_INF]
+
+
+def test_a_nan_arc_makes_its_own_utterance_nan_and_no_other():
+    px, py, boundary = make_lattice("regular ragged")
+    expected = gradients(torch_recursion, px, py, boundary)
+    px[0, 1, 2] = math.nan
+    got = gradients(torch_recursion, px, py, boundary)
+    assert got[0][0].isnan()
+    assert got[1][0].isnan().any()
+    for value, reference in zip(got, expected):
+        assert torch.equal(value[1:], reference[1:])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("level", [-1e4, 0.0, 1e3])
+def test_occupations_stay_probabilities_at_any_level_of_the_scores(level, dtype):
+    px, py, _ = make_lattice("regular", dtype, scale=30.0)
+    _, (px_grad, py_grad) = torch_recursion(px + level, py + level, return_grad=True)
+    for occupation in (px_grad, py_grad):
+        assert occupation.min() >= 0
+        assert occupation.max() <= 1 + 8 * torch.finfo(dtype).eps
+    # Every path takes one blank arc per frame and one symbol arc per symbol.
+    ones = {"rtol": 16 * torch.finfo(dtype).eps, "atol": 0}
+    torch.testing.assert_close(py_grad.sum(1), torch.ones_like(py_grad[:, 0]), **ones)
+    torch.testing.assert_close(px_grad.sum(2), torch.ones_like(px_grad[:, :, 0]), **ones)
+
+
+def test_the_score_of_a_uniform_lattice_counts_its_paths():
+    S, T = 4, 6
+    scores = torch_recursion(
+        torch.zeros(1, S, T + 1, dtype=torch.float64), torch.zeros(1, S + 1, T, dtype=torch.float64)
+    )
+    assert scores.item() == pytest.approx(math.log(math.comb(S + T, S)), rel=1e-14)
+    scores = torch_recursion(
+        torch.zeros(1, S, T, dtype=torch.float64), torch.zeros(1, S + 1, T, dtype=torch.float64)
+    )
+    assert scores.item() == pytest.approx(math.log(math.comb(T, S)), rel=1e-14)
+
+
+def test_strided_inputs_give_the_same_result_and_stay_unchanged():
+    px, py, boundary = make_lattice("regular ragged")
+    strided = [x.transpose(1, 2).contiguous().transpose(1, 2) for x in (px, py)]
+    copies = [x.clone() for x in strided]
+    for value, reference in zip(
+        gradients(torch_recursion, *strided, boundary), gradients(torch_recursion, px, py, boundary)
+    ):
+        assert torch.equal(value, reference)
+    assert all(torch.equal(x, copy) for x, copy in zip(strided, copies))
+
+
+def test_gradients_flow_to_the_one_input_that_asks():
+    px, py, _ = make_lattice("regular")
+    py.requires_grad_()
+    torch_recursion(px, py).sum().backward()
+    assert px.grad is None
+    torch.testing.assert_close(py.grad.sum(1), torch.ones(2, 7, dtype=torch.float64))
+
+
+def test_no_graph_is_built_where_gradients_are_off():
+    px, py, _ = make_lattice("regular")
+    with torch.no_grad():
+        assert not torch_recursion(px.requires_grad_(), py.requires_grad_()).requires_grad
+
+
+# What is refused.
+
+GOOD_PX, GOOD_PY = torch.zeros(2, 3, 5), torch.zeros(2, 4, 4)
+
+
+@pytest.mark.parametrize(
+    ("px", "py", "error", "message"),
+    [
+        (torch.zeros(3, 5), GOOD_PY, ValueError, r"px: got 2 dimensions \(3, 5\), expected 3"),
+        (GOOD_PX, torch.zeros(2, 3, 4), ValueError, r"py: got shape \(2, 3, 4\), .*\[2, 4, T\]"),
+        (GOOD_PX, torch.zeros(2, 4), ValueError, r"py: got shape \(2, 4\)"),
+        (torch.zeros(2, 3, 7), GOOD_PY, ValueError, r"px: got 7 frames for py with T=4"),
+        (GOOD_PX.half(), GOOD_PY.half(), TypeError, r"px: got torch.float16.*call px.float\(\)"),
+        (GOOD_PX, GOOD_PY.bfloat16(), TypeError, r"py: got torch.bfloat16"),
+        (GOOD_PX.double(), GOOD_PY, TypeError, r"py: got torch.float32, expected px's"),
+        (GOOD_PX, GOOD_PY.to("meta"), ValueError, r"py: got device meta, expected px's cpu"),
+    ],
+)
+@pytest.mark.parametrize("function", [torch_recursion, mutual_information_recursion])
+def test_unfit_arcs_are_refused_by_name(function, px, py, error, message):
+    with pytest.raises(error, match=message):
+        function(px, py)
+
+
+@pytest.mark.parametrize(
+    ("boundary", "error", "message"),
+    [
+        (torch.zeros(2, 3).long(), ValueError, r"boundary: got shape \(2, 3\), expected \[B, 4\]"),
+        (torch.zeros(2, 4), TypeError, r"boundary: got torch.float32, expected torch.int64"),
+        (torch.zeros(2, 4).long().to("meta"), ValueError, r"boundary: got device meta"),
+        (torch.tensor([[0, 0, 3, 4], [0, 0, 4, 4]]), ValueError, r"\[0, 0, 4, 4\] .* b=1 .* S=3"),
+        (torch.tensor([[0, 0, 3, 5], [0, 0, 3, 4]]), ValueError, r"\[0, 0, 3, 5\] .* b=0 .* T=4"),
+        (torch.tensor([[0, 0, 3, 4], [2, 0, 1, 4]]), ValueError, r"utterance b=1"),
+        (torch.tensor([[0, 0, 3, 4], [0, -1, 1, 4]]), ValueError, r"utterance b=1"),
+    ],
+)
+@pytest.mark.parametrize("function", [torch_recursion, mutual_information_recursion])
+def test_an_unfit_boundary_is_refused_naming_the_utterance(function, boundary, error, message):
+    with pytest.raises(error, match=message):
+        function(GOOD_PX, GOOD_PY, boundary)
+
+
+# Which recursion runs.
+
+
+def test_k2_runs_where_it_is_importable(monkeypatch):
+    calls = []
+    stub = SimpleNamespace(mutual_information_recursion=lambda *args: calls.append(args) or "k2's")
+    monkeypatch.setitem(sys.modules, "k2", stub)
+    assert mutual_information_recursion(GOOD_PX, GOOD_PY, None, True) == "k2's"
+    assert calls[0][2:] == (None, True)
+
+
+@pytest.mark.parametrize("stub", [None, SimpleNamespace()], ids=["no k2", "k2 without recursion"])
+def test_the_own_recursion_runs_where_k2_has_none(monkeypatch, stub):
+    monkeypatch.setitem(sys.modules, "k2", stub)
+    px, py, boundary = make_lattice("regular ragged")
+    scores = mutual_information_recursion(px, py, boundary)
+    assert torch.equal(scores, torch_recursion(px, py, boundary))
+
+
+def test_k2_is_left_aside_for_cuda_tensors_if_built_without_cuda(monkeypatch):
+    on_cuda = SimpleNamespace(device=torch.device("cuda"))
+    stub = SimpleNamespace(mutual_information_recursion=None, with_cuda=False)
+    monkeypatch.setitem(sys.modules, "k2", stub)
+    assert recursion_module._k2_for(on_cuda) is None
+    stub.with_cuda = True
+    assert recursion_module._k2_for(on_cuda) is stub
+
+
+# Against real k2.
+
+
+@pytest.mark.k2
+def test_scores_and_gradients_are_those_of_k2(lattice):
+    import k2
+
+    px, py, boundary = lattice
+    got = gradients(torch_recursion, px, py, boundary)
+    expected = gradients(k2.mutual_information_recursion, px, py, boundary)
+    for value, reference in zip(got, expected):
+        torch.testing.assert_close(value, reference, rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.k2
+@pytest.mark.parametrize("name", ["regular ragged", "modified ragged"])
+def test_occupations_with_blocked_arcs_are_those_of_k2(name):
+    import k2
+
+    px, py, boundary = make_lattice(name)
+    px[0, 1, 2:4] = NEG_INF
+    py[1, 0, 1] = NEG_INF
+    scores, grads = torch_recursion(px, py, boundary, return_grad=True)
+    k2_scores, k2_grads = k2.mutual_information_recursion(px, py, boundary, return_grad=True)
+    torch.testing.assert_close(scores, k2_scores, rtol=1e-12, atol=0)
+    assert scores.isfinite().all()
+    for grad, k2_grad in zip(grads, k2_grads):
+        torch.testing.assert_close(grad, k2_grad, rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.k2
+def test_fp32_is_at_most_as_wrong_as_k2_in_fp32():
+    import k2
+
+    generator = torch.Generator().manual_seed(5)
+    px = torch.randn(5, 14, 84, generator=generator) * 3 - 4
+    py = torch.randn(5, 15, 83, generator=generator) * 3 - 2
+    boundary = torch.tensor([[0, 0, 14 - 3 * b, 83 - 7 * b] for b in range(5)])
+    exact = gradients(k2.mutual_information_recursion, px.double(), py.double(), boundary)
+    theirs = gradients(k2.mutual_information_recursion, px, py, boundary)
+    ours = gradients(torch_recursion, px, py, boundary)
+    for value, k2_value, reference in zip(ours, theirs, exact):
+        rms = reference.square().mean().sqrt()
+        error = (value.double() - reference).square().mean().sqrt()
+        k2_error = (k2_value.double() - reference).square().mean().sqrt()
+        assert error <= max(1.5 * k2_error, 4 * 2**-23 * rms)
+
+
+@pytest.mark.k2
+def test_the_public_function_is_k2s_in_the_k2_lane(lattice):
+    import k2
+
+    px, py, boundary = lattice
+    assert torch.equal(
+        mutual_information_recursion(px, py, boundary),
+        k2.mutual_information_recursion(px, py, boundary),
+    )

@@ -1,0 +1,65 @@
+"""The architecture as a test: imports point down only, and optional packages load late."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import panda_icefall
+
+PACKAGE = Path(panda_icefall.__file__).parent
+# Floor -> what it may import of the project.
+ALLOWED = {
+    "normalizer": set(),
+    "lattice": set(),
+    "losses": {"normalizer", "lattice"},
+    "routing": {"normalizer", "lattice", "losses"},
+    "runs": {"normalizer", "lattice", "losses", "routing"},
+}
+OPTIONAL = ("k2", "lhotse", "icefall", "triton", "matplotlib", "tensorboard", "sentencepiece")
+
+
+def imported(tree):
+    """Absolute module names of all imports, those inside functions too."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports of the project are absolute"
+            yield node.module
+            # `from panda_icefall import routing` names a floor too.
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+@pytest.mark.parametrize("floor", ALLOWED)
+def test_a_floor_imports_only_lower_floors(floor):
+    files = sorted((PACKAGE / floor).rglob("*.py"))
+    assert files
+    for file in files:
+        for name in imported(ast.parse(file.read_text())):
+            parts = name.split(".")
+            if parts[0] == "panda_icefall" and len(parts) > 1 and parts[1] in ALLOWED:
+                assert parts[1] in ALLOWED[floor] | {floor}, f"{file}: {name}"
+            assert not name.startswith("panda_icefall.cli"), f"{file}: {name}"
+
+
+def test_optional_packages_are_imported_where_used_only():
+    for file in PACKAGE.rglob("*.py"):
+        tree = ast.parse(file.read_text())
+        for node in tree.body:  # module level
+            if isinstance(node, (ast.Import, ast.ImportFrom)):
+                for name in imported(ast.Module(body=[node], type_ignores=[])):
+                    assert name.split(".")[0] not in OPTIONAL, f"{file}: {name}"
+
+
+def test_importing_the_package_loads_no_optional_package():
+    program = (
+        "import sys, torch; before = set(sys.modules); import panda_icefall; "
+        f"print([m for m in {OPTIONAL!r} if m in set(sys.modules) - before])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "[]"
