@@ -10,6 +10,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from panda_icefall.normalizer import torch_engine
+from panda_icefall.normalizer.autocast import no_autocast
+from panda_icefall.normalizer.checks import check_form, live_sites
 from panda_icefall.normalizer.counters import TileCounters
 from panda_icefall.normalizer.plan import DEFAULT_WORKSPACE_BYTES, TilePlan
 from panda_icefall.normalizer.program import RowProgram, RowTable
@@ -64,12 +66,12 @@ def selected_log_probs(
       ids and log_z. On CUDA one host sync in forward (the checks) and one in backward.
     """
     program = rows if isinstance(rows, RowProgram) else _dense_program(rows)
-    _check_shapes(program, weight, bias, selected_ids, selected_mask, live, head_dtype)
+    check_form(program, weight, bias, selected_ids, selected_mask, live, head_dtype)
     if adjoint_tolerance is not None and not 0 <= adjoint_tolerance < 1:
         raise ValueError(f"adjoint_tolerance: got {adjoint_tolerance}, expected 0 <= it < 1")
     if selected_mask is not None:
         selected_ids = torch.where(selected_mask, selected_ids, torch.zeros_like(selected_ids))
-    sites = _live_sites(program, weight.shape[0], selected_ids, live)
+    sites = live_sites(program, weight.shape[0], selected_ids, live)
     double = torch.float64 in (program.dtype, weight.dtype)
     dtype = torch.float64 if double and head_dtype is None else torch.float32
     if adjoint_tolerance is None:
@@ -116,7 +118,7 @@ class _SelectedLogProbs(torch.autograd.Function):
         device = weight.device
         sites = _all_sites(ids) if call.sites is None else call.sites
         plan = call.plan(sites.shape[0], weight.shape[0])
-        with call.counters.timed("forward", device), _no_autocast(device):
+        with call.counters.timed("forward", device), no_autocast(device):
             head = torch_engine.Head.cast(weight, bias, call.head_dtype, call.dtype)
             live_ids = ids if call.sites is None else ids.index_select(0, sites)
             live_logp, live_log_z = torch_engine.forward(call.program, head, sites, live_ids, plan)
@@ -138,7 +140,7 @@ class _SelectedLogProbs(torch.autograd.Function):
     ) -> tuple[Tensor | None, ...]:
         call: _Call = ctx.call
         weight, bias, ids, log_z, *inputs = ctx.saved_tensors
-        with call.counters.timed("backward", weight.device), _no_autocast(weight.device):
+        with call.counters.timed("backward", weight.device), no_autocast(weight.device):
             sites = _all_sites(ids) if call.sites is None else call.sites
             adjoints, log_z_adjoints = logp_grad[sites], log_z_grad[sites]
             kept = _sites_that_matter(adjoints, log_z_adjoints, call)
@@ -194,78 +196,7 @@ def _all_sites(ids: Tensor) -> Tensor:
     return torch.arange(ids.shape[0], device=ids.device)
 
 
-def _no_autocast(device: torch.device) -> torch.autocast:
-    return torch.autocast(device.type, enabled=False, dtype=torch.bfloat16)
-
-
 def _dense_program(rows: Tensor) -> RowProgram:
     if rows.dim() != 2:
         raise ValueError(f"rows: got shape {tuple(rows.shape)}, expected [N, H]")
     return RowProgram(tables=(RowTable(rows),))
-
-
-def _live_sites(
-    program: RowProgram, classes: int, ids: Tensor, live: Tensor | None
-) -> Tensor | None:
-    """Indices of the live sites (None: all), after checking ids and table indices: one sync."""
-    if program.sites == 0:
-        return None
-    used = ids if live is None else torch.where(live[:, None], ids, torch.zeros_like(ids))
-    bounds = [used.min(), used.max()]
-    for table in program.tables:
-        if table.index is not None:
-            bounds += [table.index.min(), table.index.max()]
-    count = used.new_tensor(program.sites) if live is None else live.sum()
-    low, high, *index_bounds, live_count = torch.stack([*bounds, count]).tolist()
-    if low < 0 or high >= classes:
-        wrong = low if low < 0 else high
-        raise ValueError(f"selected_ids: got class {wrong}, expected 0 <= id < {classes} (C)")
-    indexed = [t for t in program.tables if t.index is not None]
-    for table, first, last in zip(indexed, index_bounds[::2], index_bounds[1::2]):
-        if first < 0 or last >= table.values.shape[0]:
-            raise ValueError(
-                f"rows: a table of {table.values.shape[0]} rows is read at "
-                f"{first if first < 0 else last}; every index must lie inside the table"
-            )
-    if live is None or live_count == program.sites:
-        return None
-    return live.nonzero().squeeze(1)
-
-
-def _check_shapes(
-    program: RowProgram,
-    weight: Tensor,
-    bias: Tensor | None,
-    ids: Tensor,
-    mask: Tensor | None,
-    live: Tensor | None,
-    head_dtype: torch.dtype | None,
-) -> None:
-    sites, width = program.sites, program.width
-    if weight.dim() != 2 or weight.shape[1] != width or weight.shape[0] == 0:
-        raise ValueError(f"weight: got shape {tuple(weight.shape)}, expected [C, {width}], C >= 1")
-    if bias is not None and bias.shape != weight.shape[:1]:
-        raise ValueError(f"bias: got shape {tuple(bias.shape)}, expected [{weight.shape[0]}]")
-    if ids.dim() != 2 or ids.shape[0] != sites or ids.shape[1] == 0:
-        raise ValueError(
-            f"selected_ids: got shape {tuple(ids.shape)}, expected [{sites}, K] with K >= 1"
-        )
-    for name, tensor, shape in (("selected_mask", mask, ids.shape), ("live", live, ids.shape[:1])):
-        if tensor is not None and tensor.shape != shape:
-            raise ValueError(f"{name}: got shape {tuple(tensor.shape)}, expected {tuple(shape)}")
-        if tensor is not None and tensor.dtype != torch.bool:
-            raise TypeError(f"{name}: got {tensor.dtype}, expected torch.bool")
-    if ids.dtype != torch.int64:
-        raise TypeError(f"selected_ids: got {ids.dtype}, expected torch.int64")
-    if not program.dtype.is_floating_point:
-        raise TypeError(f"rows: got {program.dtype}, expected a floating point dtype")
-    if head_dtype is None and weight.dtype != program.dtype:
-        raise TypeError(
-            f"weight: got {weight.dtype} for rows of {program.dtype}; "
-            f"cast one of them or give head_dtype"
-        )
-    if bias is not None and bias.dtype != weight.dtype:
-        raise TypeError(f"bias: got {bias.dtype}, expected the weight's {weight.dtype}")
-    for name, tensor in (("rows", program.tables[0].values), ("selected_ids", ids)):
-        if tensor.device != weight.device:
-            raise ValueError(f"{name}: got a tensor on {tensor.device}, expected {weight.device}")

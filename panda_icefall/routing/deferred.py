@@ -8,6 +8,7 @@ from typing import Any, Callable
 import torch
 from torch import Tensor
 
+from panda_icefall.normalizer.autocast import no_autocast
 from panda_icefall.routing import recording
 from panda_icefall.routing.graph import Node, Sites, SiteTensor, materialise
 
@@ -65,7 +66,7 @@ class DeferredJoint(SiteTensor):
         """The ordinary tensor ``[B, T, s_range, X]``; ``operation`` is what needed it."""
         if self._tensor is None:
             self._report(operation)
-            with torch.set_grad_enabled(self.grad_enabled), recording.no_autocast(self.device):
+            with torch.set_grad_enabled(self.grad_enabled), no_autocast(self.device):
                 self._tensor = materialise(self.node, self.sites)
         return self._tensor
 

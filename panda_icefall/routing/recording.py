@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from panda_icefall.normalizer.autocast import no_autocast
 from panda_icefall.routing.graph import (
     Linear,
     Node,
@@ -53,11 +54,6 @@ _IN_PLACE = {
     for home in (torch, Tensor, F)
     if hasattr(home, name + "_") and hasattr(home, name)
 }
-
-
-def no_autocast(device: torch.device) -> torch.autocast:
-    """Autocast off, so that recorded casts are the only ones."""
-    return torch.autocast(device.type, enabled=False, dtype=torch.bfloat16)
 
 
 def record(

@@ -1,0 +1,85 @@
+"""Checks of ``selected_log_probs``'s arguments, before any work."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from panda_icefall.normalizer.program import RowProgram
+
+
+def live_sites(
+    program: RowProgram, classes: int, ids: Tensor, live: Tensor | None
+) -> Tensor | None:
+    """Indices ``[n]`` of the live sites, None for all; checks ids and table rows in the same sync.
+
+    Raises:
+      ValueError: a class id or a table row is out of range.
+    """
+    if program.sites == 0:
+        return None
+    used = ids if live is None else torch.where(live[:, None], ids, torch.zeros_like(ids))
+    bounds = [used.min(), used.max()]
+    for table in program.tables:
+        if table.index is not None:
+            bounds += [table.index.min(), table.index.max()]
+    count = used.new_tensor(program.sites) if live is None else live.sum()
+    low, high, *index_bounds, live_count = torch.stack([*bounds, count]).tolist()
+    if low < 0 or high >= classes:
+        wrong = low if low < 0 else high
+        raise ValueError(f"selected_ids: got class {wrong}, expected 0 <= id < {classes} (C)")
+    indexed = [t for t in program.tables if t.index is not None]
+    for table, first, last in zip(indexed, index_bounds[::2], index_bounds[1::2]):
+        if first < 0 or last >= table.values.shape[0]:
+            raise ValueError(
+                f"rows: a table of {table.values.shape[0]} rows is read at "
+                f"{first if first < 0 else last}; every index must lie inside the table"
+            )
+    if live is None or live_count == program.sites:
+        return None
+    return live.nonzero().squeeze(1)
+
+
+def check_form(
+    program: RowProgram,
+    weight: Tensor,
+    bias: Tensor | None,
+    ids: Tensor,
+    mask: Tensor | None,
+    live: Tensor | None,
+    head_dtype: torch.dtype | None,
+) -> None:
+    """Refuse shapes, dtypes and devices that do not fit together.
+
+    Raises:
+      ValueError: a shape or a device.
+      TypeError: a dtype.
+    """
+    sites, width = program.sites, program.width
+    if weight.dim() != 2 or weight.shape[1] != width or weight.shape[0] == 0:
+        raise ValueError(f"weight: got shape {tuple(weight.shape)}, expected [C, {width}], C >= 1")
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise ValueError(f"bias: got shape {tuple(bias.shape)}, expected [{weight.shape[0]}]")
+    if ids.dim() != 2 or ids.shape[0] != sites or ids.shape[1] == 0:
+        raise ValueError(
+            f"selected_ids: got shape {tuple(ids.shape)}, expected [{sites}, K] with K >= 1"
+        )
+    for name, tensor, shape in (("selected_mask", mask, ids.shape), ("live", live, ids.shape[:1])):
+        if tensor is not None and tensor.shape != shape:
+            raise ValueError(f"{name}: got shape {tuple(tensor.shape)}, expected {tuple(shape)}")
+        if tensor is not None and tensor.dtype != torch.bool:
+            raise TypeError(f"{name}: got {tensor.dtype}, expected torch.bool")
+    if ids.dtype != torch.int64:
+        raise TypeError(f"selected_ids: got {ids.dtype}, expected torch.int64")
+    if not program.dtype.is_floating_point:
+        raise TypeError(f"rows: got {program.dtype}, expected a floating point dtype")
+    if head_dtype is None and weight.dtype != program.dtype:
+        raise TypeError(
+            f"weight: got {weight.dtype} for rows of {program.dtype}; "
+            f"cast one of them or give head_dtype"
+        )
+    if bias is not None and bias.dtype != weight.dtype:
+        raise TypeError(f"bias: got {bias.dtype}, expected the weight's {weight.dtype}")
+    for name, tensor in (("rows", program.tables[0].values), ("selected_ids", ids)):
+        if tensor.device != weight.device:
+            raise ValueError(f"{name}: got a tensor on {tensor.device}, expected {weight.device}")
