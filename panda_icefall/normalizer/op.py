@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -143,7 +144,7 @@ class _SelectedLogProbs(torch.autograd.Function):
         with call.counters.timed("backward", weight.device), no_autocast(weight.device):
             sites = _all_sites(ids) if call.sites is None else call.sites
             adjoints, log_z_adjoints = logp_grad[sites], log_z_grad[sites]
-            kept = _sites_that_matter(adjoints, log_z_adjoints, call)
+            kept = _sites_that_matter(adjoints, log_z_adjoints, log_z, call)
             plan = call.plan(kept.shape[0], weight.shape[0])
             head = torch_engine.Head.cast(weight, bias, call.head_dtype, call.dtype)
             needs = ctx.needs_input_grad
@@ -173,21 +174,28 @@ class _SelectedLogProbs(torch.autograd.Function):
         )
 
 
-def _sites_that_matter(adjoints: Tensor, log_z_adjoints: Tensor, call: _Call) -> Tensor:
+def _sites_that_matter(
+    adjoints: Tensor, log_z_adjoints: Tensor, log_z: Tensor, call: _Call
+) -> Tensor:
     """Rows of ``adjoints`` whose backward is computed, ascending; counts the mass."""
     mass = adjoints.double().abs().sum(dim=1) + log_z_adjoints.double().abs()
-    ascending, order = mass.sort()
+    # Sites without a normaliser go last and are kept, adjoint 0 or not: their gradient is NaN in
+    # the dense expression, and trouble must show.
+    broken = log_z.isnan()
+    order = torch.where(broken, torch.full_like(mass, torch.inf), mass).argsort()
+    ascending = mass[order]
     running = ascending.cumsum(dim=0)
     total = mass.sum()
     # A non-finite total says nothing about the single sites: then only exact zeros are left out.
     limit = torch.where(total.isfinite(), total * call.adjoint_tolerance, torch.zeros_like(total))
-    skipped = (running <= limit) | (ascending == 0)
+    skipped = ((running <= limit) | (ascending == 0)) & ~broken[order]
     left_out = torch.where(skipped, ascending, torch.zeros_like(ascending)).sum()
     count, left_out_mass, total_mass = torch.stack(
         [skipped.sum().double(), left_out, total]
     ).tolist()
-    call.counters.adjoint_mass += total_mass
-    call.counters.adjoint_mass_skipped += left_out_mass
+    if math.isfinite(total_mass):
+        call.counters.adjoint_mass += total_mass
+        call.counters.adjoint_mass_skipped += left_out_mass
     # Back in site order: neighbours share table rows.
     return order[int(count) :].sort().values
 

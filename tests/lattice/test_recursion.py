@@ -166,15 +166,18 @@ def test_a_modified_lattice_with_too_few_frames_has_no_path():
     assert scores.tolist() == [NEG_INF]
 
 
-def test_a_nan_arc_makes_its_own_utterance_nan_and_no_other():
+def test_a_nan_arc_makes_its_own_utterance_nan_inside_its_boundary_and_no_other():
     px, py, boundary = make_lattice("regular ragged")
     expected = gradients(torch_recursion, px, py, boundary)
-    px[0, 1, 2] = math.nan
+    px[1, 1, 2] = math.nan
     got = gradients(torch_recursion, px, py, boundary)
-    assert got[0][0].isnan()
-    assert got[1][0].isnan().any()
+    _, _, s_end, t_end = boundary[1].tolist()
+    assert got[0][1].isnan()
+    assert got[1][1].isnan().any()
+    for outside in (got[1][1, s_end:], got[1][1, :, t_end + 1 :], got[2][1, s_end + 1 :]):
+        assert outside.abs().sum() == 0
     for value, reference in zip(got, expected):
-        assert torch.equal(value[1:], reference[1:])
+        assert torch.equal(value[[0, 2]], reference[[0, 2]])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -170,6 +170,19 @@ def test_non_finite_rows_give_the_dense_non_finite_log_probs(value):
     assert torch.isnan(ours[3]).any()  # the trouble shows in the gradient, as in dense
 
 
+def test_nan_sites_show_in_the_gradient_even_where_their_adjoint_is_zero():
+    rows, weight, bias, ids, adjoints, _ = values()
+    rows[3, 2] = float("nan")
+    adjoints[3] = 0.0
+    counters = TileCounters()
+    for op in (lambda *a: selected_log_probs(*a, counters=counters), dense_selected_log_probs):
+        grads = run(op, rows, weight, bias, ids, adjoints, torch.zeros(N))[2:]
+        assert grads[0][3].isnan().all()
+        assert grads[0][4].isfinite().all()
+        assert grads[1].isnan().all()
+    assert counters.adjoint_mass == pytest.approx(adjoints.abs().sum().item())
+
+
 def test_adjoint_tolerance_leaves_out_the_smallest_and_reports_the_mass():
     rows, weight, bias, ids, *_ = values()
     weight.requires_grad_()
