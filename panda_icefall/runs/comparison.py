@@ -1,0 +1,117 @@
+"""Distances between two models' gradients and parameters, by parameter group."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Optional
+
+import torch
+from torch import Tensor, nn
+
+from panda_icefall.runs.tolerances import Tolerances
+
+__all__ = ["Distance", "compare_gradients", "compare_parameters", "group_of"]
+
+_Pair = tuple[str, Optional[Tensor], Optional[Tensor]]
+
+
+@dataclass(frozen=True)
+class Distance:
+    """How far one group's tensors of the routed arm are from those of the dense arm.
+
+    Attributes:
+      group: Name of the parameter group.
+      max_abs: Largest absolute difference of one element.
+      rel_l2: Norm of the difference over the dense norm; 0 where both are zero.
+      cosine: Cosine between both, 1 where both are zero.
+      dense_norm: L2 norm of the dense arm's tensors.
+      difference_norm: L2 norm of the difference.
+      is_negligible: The dense norm is rounding noise of the whole model's, so ``rel_l2`` and
+        ``cosine`` mean nothing and the difference is judged in absolute terms.
+    """
+
+    group: str
+    max_abs: float
+    rel_l2: float
+    cosine: float
+    dense_norm: float
+    difference_norm: float
+    is_negligible: bool = False
+
+
+def group_of(parameter_name: str) -> str:
+    """The group of a parameter: its top-level module, but each of the joiner's on its own."""
+    top = parameter_name.split(".", 1)[0]
+    return parameter_name if top == "joiner" else top
+
+
+def compare_gradients(
+    dense: nn.Module, routed: nn.Module, scale: float, tolerances: Tolerances
+) -> list[Distance]:
+    """Compare the ``.grad`` of two copies of one model; a missing gradient counts as zero.
+
+    Args:
+      dense: The model after the dense arm's backward.
+      routed: The model after the routed arm's backward.
+      scale: The loss scale that both backward passes used; it is divided out.
+      tolerances: Gives the share below which a group is negligible.
+    """
+    routed_parameters = dict(routed.named_parameters())
+    pairs = [
+        (name, _unscaled(p.grad, scale), _unscaled(routed_parameters[name].grad, scale))
+        for name, p in dense.named_parameters()
+    ]
+    distances = _compare(pairs)
+    floor = tolerances.negligible_gradient * math.sqrt(sum(d.dense_norm**2 for d in distances))
+    return [
+        Distance(**{**vars(d), "is_negligible": d.dense_norm <= floor and d.dense_norm < math.inf})
+        for d in distances
+    ]
+
+
+def compare_parameters(dense: nn.Module, routed: nn.Module) -> list[Distance]:
+    """Compare the parameters of two copies of one model."""
+    others = dict(routed.named_parameters())
+    return _compare(
+        (name, p.detach(), others[name].detach()) for name, p in dense.named_parameters()
+    )
+
+
+def _unscaled(gradient: Optional[Tensor], scale: float) -> Optional[Tensor]:
+    return None if gradient is None else gradient.detach().to(torch.float64) / scale
+
+
+def _compare(pairs: Iterable[_Pair]) -> list[Distance]:
+    groups: dict[str, list[tuple[Tensor, Tensor]]] = {}
+    for name, first, second in pairs:
+        if first is None and second is None:
+            continue
+        like = first if first is not None else second
+        assert like is not None
+        dense = torch.zeros_like(like) if first is None else first
+        routed = torch.zeros_like(like) if second is None else second
+        groups.setdefault(group_of(name), []).append((dense, routed))
+    return [_distance(group, tensors) for group, tensors in groups.items()]
+
+
+def _distance(group: str, tensors: list[tuple[Tensor, Tensor]]) -> Distance:
+    dense_square = routed_square = difference_square = dot = max_abs = 0.0
+    for dense, routed in tensors:
+        dense, routed = dense.to(torch.float64), routed.to(torch.float64)
+        difference = routed - dense
+        dense_square += dense.square().sum().item()
+        routed_square += routed.square().sum().item()
+        difference_square += difference.square().sum().item()
+        dot += (dense * routed).sum().item()
+        largest = difference.abs().max().item() if difference.numel() else 0.0
+        # max() would drop a NaN that comes second.
+        max_abs = largest if math.isnan(largest) else max(max_abs, largest)
+    dense_norm, difference_norm = math.sqrt(dense_square), math.sqrt(difference_square)
+    if dense_square == routed_square == 0.0:
+        rel_l2, cosine = 0.0, 1.0
+    elif dense_square == 0.0 or routed_square == 0.0:
+        rel_l2, cosine = (math.inf if dense_square == 0.0 else 1.0), 0.0
+    else:
+        rel_l2 = difference_norm / dense_norm
+        cosine = dot / (dense_norm * math.sqrt(routed_square))
+    return Distance(group, max_abs, rel_l2, cosine, dense_norm, difference_norm)

@@ -1,0 +1,101 @@
+"""The contract's findings as a table to read and a JSON file to keep."""
+
+import dataclasses
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Column, Table
+
+from panda_icefall.runs.comparison import Distance
+from panda_icefall.runs.contract_result import ContractResult
+from panda_icefall.runs.memory_log import finite_json, rank_path, run_versions
+
+__all__ = ["contract_as_dict", "print_contract", "write_contract"]
+
+FILE_NAME = "panda-check.json"
+_MIB = 2**20
+
+
+def contract_as_dict(result: ContractResult, device: torch.device) -> dict[str, Any]:
+    """The whole result as JSON values; sizes in bytes."""
+    content = {
+        "has_passed": result.has_passed,
+        "updates": result.updates,
+        "precision": result.precision,
+        "tolerances": dataclasses.asdict(result.tolerances),
+        "batches": [
+            {**dataclasses.asdict(b), "loss_abs": b.loss_abs, "loss_rel": b.loss_rel}
+            for b in result.batches
+        ],
+        "parameters": [dataclasses.asdict(d) for d in result.parameters],
+        "parameters_twin": [dataclasses.asdict(d) for d in result.parameters_twin],
+        "violations": result.violations,
+        "versions": run_versions(device),
+    }
+    return dict(finite_json(content))
+
+
+def write_contract(result: ContractResult, folder: Path, rank: int, device: torch.device) -> Path:
+    """Write ``panda-check.json`` into ``folder`` so that no reader ever sees half of it."""
+    path = rank_path(folder / FILE_NAME, rank)
+    folder.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(contract_as_dict(result, device), indent=2, allow_nan=False) + "\n"
+    handle, temporary = tempfile.mkstemp(dir=folder, prefix=f".{FILE_NAME}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+    return path
+
+
+def print_contract(result: ContractResult, path: Path, console: Console) -> None:
+    """Print losses and memory by update, then the worst distances of each parameter group."""
+    title = f"PANDA contract: dense against routed, {result.precision}"
+    losses = Table("update", "dense loss", "routed loss", "relative", "dense MiB", "routed MiB")
+    losses.title = title
+    for b in result.batches:
+        losses.add_row(
+            str(b.update),
+            f"{b.loss_dense:.7g}",
+            f"{b.loss_routed:.7g}",
+            f"{b.loss_rel:.2e}",
+            f"{b.peak_bytes_dense / _MIB:.1f}",
+            f"{b.peak_bytes_routed / _MIB:.1f}",
+        )
+    console.print(losses)
+    columns = ("gradient max-abs", "gradient rel-L2", "cosine", "parameters rel-L2", "dense twin")
+    groups = Table(Column("group", overflow="fold"), *columns)
+    groups.title = "worst over the updates; dense twin: parameters moved by a last bit at the start"
+    final = {d.group: f"{d.rel_l2:.2e}" for d in result.parameters}
+    twin = {d.group: f"{d.rel_l2:.2e}" for d in result.parameters_twin}
+    for group, distances in _by_group(result).items():
+        judged = [d for d in distances if not d.is_negligible]
+        groups.add_row(
+            group,
+            f"{max(d.max_abs for d in distances):.2e}",
+            f"{max(d.rel_l2 for d in judged):.2e}" if judged else "dense ~0, judged absolutely",
+            f"{min(d.cosine for d in judged):.9f}" if judged else "-",
+            final.get(group, "-"),
+            twin.get(group, "-"),
+        )
+    console.print(groups)
+    for violation in result.violations:
+        console.print(f"violated: {violation}", style="red", markup=False)
+    verdict = "holds" if result.has_passed else "is VIOLATED"
+    console.print(f"The contract {verdict} over {len(result.batches)} update(s); details: {path}")
+
+
+def _by_group(result: ContractResult) -> dict[str, list[Distance]]:
+    groups: dict[str, list[Distance]] = {}
+    for batch in result.batches:
+        for distance in batch.gradients:
+            groups.setdefault(distance.group, []).append(distance)
+    return groups

@@ -1,0 +1,108 @@
+"""What a contract check found, and which of it is a violation."""
+
+import math
+from dataclasses import dataclass, field
+from typing import Optional
+
+import torch
+
+from panda_icefall.runs.comparison import Distance
+from panda_icefall.runs.tolerances import Tolerances, tolerances_for
+
+TWIN_FACTOR = 2.0  # routed parameters may be this many times as far from dense ones as the twin's
+
+__all__ = ["ContractResult", "UpdateResult", "final_violations", "update_violations"]
+
+
+@dataclass(frozen=True)
+class UpdateResult:
+    """What one batch showed; peaks are bytes above the arm's start.
+
+    Attributes:
+      update: Number of the batch, from 1.
+      loss_dense: Loss of the dense arm.
+      loss_routed: Loss of the routed arm at the same parameters.
+      gradients: Distances by parameter group.
+      peak_bytes_dense: Peak memory of forward and backward, dense.
+      peak_bytes_routed: The same, routed.
+    """
+
+    update: int
+    loss_dense: float
+    loss_routed: float
+    gradients: list[Distance]
+    peak_bytes_dense: int
+    peak_bytes_routed: int
+
+    @property
+    def loss_abs(self) -> float:
+        """Absolute difference of the losses."""
+        return abs(self.loss_routed - self.loss_dense)
+
+    @property
+    def loss_rel(self) -> float:
+        """Difference of the losses relative to the dense one."""
+        return self.loss_abs / max(abs(self.loss_dense), torch.finfo(torch.float32).tiny)
+
+
+@dataclass
+class ContractResult:
+    """All that a contract check found; it passed if ``violations`` is empty."""
+
+    updates: int
+    precision: str = "float32"
+    tolerances: Tolerances = field(default_factory=lambda: tolerances_for(torch.float32))
+    batches: list[UpdateResult] = field(default_factory=list)
+    parameters: list[Distance] = field(default_factory=list)
+    parameters_twin: list[Distance] = field(default_factory=list)
+    violations: list[str] = field(default_factory=list)
+    not_routed: Optional[str] = None
+
+    @property
+    def has_passed(self) -> bool:
+        """Whether every update was compared and nothing was violated."""
+        return len(self.batches) == self.updates and not self.violations
+
+
+def update_violations(update: UpdateResult, bounds: Tolerances) -> list[str]:
+    """What one batch violates, in words, the judged figure beside its bound."""
+    where = f"update {update.update}"
+    found = []
+    if not (math.isfinite(update.loss_dense) and math.isfinite(update.loss_routed)):
+        found.append(
+            f"{where}: loss is not finite: dense {update.loss_dense}, routed {update.loss_routed}"
+        )
+    elif update.loss_rel > bounds.loss_rel:
+        found.append(
+            f"{where}: loss relative difference {update.loss_rel:.3g}, "
+            f"expected at most {bounds.loss_rel:g}"
+        )
+    total = math.sqrt(sum(g.dense_norm**2 for g in update.gradients))
+    for g in update.gradients:
+        if g.is_negligible:
+            floor = bounds.negligible_gradient * total
+            if not g.difference_norm <= floor:
+                found.append(
+                    f"{where}: gradient of {g.group} (dense norm ~0): difference norm "
+                    f"{g.difference_norm:.3g}, expected at most {floor:.3g}"
+                )
+        elif not (g.rel_l2 <= bounds.gradient_rel_l2 and g.cosine >= bounds.gradient_cosine):
+            found.append(
+                f"{where}: gradient of {g.group}: rel-L2 {g.rel_l2:.3g}, expected at most "
+                f"{bounds.gradient_rel_l2:g}; cosine {g.cosine:.9f}, expected at least "
+                f"{bounds.gradient_cosine:g}"
+            )
+    return found
+
+
+def final_violations(result: ContractResult) -> list[str]:
+    """The groups whose final parameters are further apart than rounding explains."""
+    found = []
+    for routed, twin in zip(result.parameters, result.parameters_twin):
+        bound = max(result.tolerances.parameter_rel_l2, TWIN_FACTOR * twin.rel_l2)
+        if not routed.rel_l2 <= bound:
+            found.append(
+                f"parameters of {routed.group} after {result.updates} update(s): "
+                f"rel-L2 {routed.rel_l2:.3g}, expected at most {bound:.3g}"
+            )
+    return found

@@ -1,0 +1,117 @@
+"""Peak memory of a stretch of a run: the CUDA allocator's, or the process's resident set."""
+
+import contextlib
+import ctypes
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Optional, Union
+
+import torch
+
+__all__ = ["MemoryProbe", "MemoryReading", "return_free_memory"]
+
+_STATUS = Path("/proc/self/status")
+_CLEAR_REFS = Path("/proc/self/clear_refs")
+_RESET_PEAK_RSS = "5"  # proc(5): resets the peak resident set size (VmHWM) to the current one
+
+
+@dataclass(frozen=True)
+class MemoryReading:
+    """Memory at one moment, and its peak since :meth:`MemoryProbe.start`; all sizes in bytes.
+
+    Attributes:
+      device: ``cpu`` or the CUDA device's name with index.
+      current_bytes: Allocated bytes on CUDA, resident set on CPU.
+      peak_bytes: The largest ``current_bytes`` since the probe was started.
+      reserved_bytes: What the CUDA caching allocator holds; ``None`` on CPU.
+      is_since_start: The peak could not be reset and is that of the whole process.
+    """
+
+    device: str
+    current_bytes: int
+    peak_bytes: int
+    reserved_bytes: Optional[int] = None
+    is_since_start: bool = False
+
+    def as_row(self) -> dict[str, Any]:
+        """The reading under the names that the memory log uses."""
+        if self.reserved_bytes is None:
+            return {
+                "device": self.device,
+                "rss_bytes": self.current_bytes,
+                "peak_rss_bytes": self.peak_bytes,
+                "peak_is_since_start": self.is_since_start,
+            }
+        return {
+            "device": self.device,
+            "allocated_bytes": self.current_bytes,
+            "reserved_bytes": self.reserved_bytes,
+            "peak_bytes": self.peak_bytes,
+        }
+
+
+class MemoryProbe:
+    """Measures one device.
+
+    Args:
+      device: A CPU or CUDA device. On CUDA, starting and reading synchronise, and starting resets
+        the allocator's peak for the whole process.
+    """
+
+    def __init__(self, device: Union[str, torch.device]) -> None:
+        self.device = torch.device(device)
+        self._is_since_start = False
+
+    def start(self) -> None:
+        """Begin a stretch: the next :meth:`read` gives the peak since now."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+            torch.cuda.reset_peak_memory_stats(self.device)
+            return
+        try:
+            _CLEAR_REFS.write_text(_RESET_PEAK_RSS)
+            self._is_since_start = False
+        except OSError:
+            self._is_since_start = True
+
+    def read(self) -> MemoryReading:
+        """The memory now and its peak since :meth:`start`."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+            return MemoryReading(
+                device=str(self.device),
+                current_bytes=torch.cuda.memory_allocated(self.device),
+                peak_bytes=torch.cuda.max_memory_allocated(self.device),
+                reserved_bytes=torch.cuda.memory_reserved(self.device),
+            )
+        current, peak = _resident_set()
+        return MemoryReading(
+            device="cpu",
+            current_bytes=current,
+            peak_bytes=max(current, peak),
+            is_since_start=self._is_since_start,
+        )
+
+
+def return_free_memory() -> None:
+    """Have the C library hand freed memory back to the system, where it can (glibc).
+
+    Without it the second of two measured stretches reuses what the first one freed, and its
+    resident set does not show it.
+    """
+    with contextlib.suppress(OSError, AttributeError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def _resident_set() -> tuple[int, int]:
+    """Resident bytes of this process, now and at its peak."""
+    if _STATUS.exists():
+        fields = dict(line.split(":", 1) for line in _STATUS.read_text().splitlines())
+        current, highest = (int(fields[name].split()[0]) * 1024 for name in ("VmRSS", "VmHWM"))
+        return current, highest
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    peak_bytes = peak if sys.platform == "darwin" else peak * 1024
+    return peak_bytes, peak_bytes

@@ -1,0 +1,104 @@
+"""The memory log: a JSONL row per training step and phase, and the same in TensorBoard."""
+
+import contextlib
+import dataclasses
+import json
+import math
+import sys
+from pathlib import Path
+from typing import Any, Optional, TextIO
+
+import torch
+
+import panda_icefall
+from panda_icefall.runs.errors import UsageError
+from panda_icefall.runs.options import PandaOptions
+
+__all__ = ["MemoryLog", "finite_json", "rank_path", "run_versions"]
+
+
+# The recipe writes these to TensorBoard itself.
+_RECIPES_OWN = ("step", "batch_idx_train", "loss", "frames")
+
+
+def rank_path(path: Path, rank: int) -> Path:
+    """``path`` for rank 0, and ``name.rankN.suffix`` beside it for rank N."""
+    return path if rank == 0 else path.with_name(f"{path.stem}.rank{rank}{path.suffix}")
+
+
+def finite_json(value: Any) -> Any:
+    """``value`` with every NaN and infinity spelt as a string, which strict JSON can carry."""
+    if isinstance(value, dict):
+        return {str(k): finite_json(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite_json(v) for v in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value
+
+
+def run_versions(device: torch.device) -> dict[str, Any]:
+    """Versions and device that a figure depends on."""
+    from importlib import metadata
+
+    versions: dict[str, Any] = {
+        "panda-icefall": panda_icefall.__version__,
+        "python": sys.version.split()[0],
+        "torch": torch.__version__,
+        "device": str(device),
+        "threads": torch.get_num_threads(),
+    }
+    for name in ("k2", "lhotse"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[name] = metadata.version(name)
+    if device.type == "cuda":
+        versions["device_name"] = torch.cuda.get_device_name(device)
+    return versions
+
+
+class MemoryLog:
+    """Writes rows as they happen, so that a killed run leaves all of them readable.
+
+    Args:
+      path: File to write for rank 0; other ranks write beside it.
+      rank: This process's rank.
+      options: Written into the header row.
+      device: The training device, written into the header row.
+
+    Raises:
+      UsageError: The file cannot be opened.
+    """
+
+    def __init__(self, path: Path, rank: int, options: PandaOptions, device: torch.device) -> None:
+        self.path = rank_path(path, rank)
+        self.rank = rank
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._file: Optional[TextIO] = self.path.open("w", encoding="utf-8")
+        except OSError as error:
+            raise UsageError(f"--panda-memory-log: cannot write {self.path}: {error}") from error
+        settings = {
+            k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(options).items()
+        }
+        self._write({"row": "header", "versions": run_versions(device), "options": settings})
+
+    def write_phase(self, values: dict[str, Any], tb_writer: Any, step: int) -> None:
+        """Write one phase of one step, and its numbers to ``tb_writer`` unless that is ``None``."""
+        self._write({"row": "phase", "rank": self.rank, **values})
+        if tb_writer is None:
+            return
+        for name, value in values.items():
+            is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            if is_number and name not in _RECIPES_OWN:
+                tb_writer.add_scalar(f"panda/{values['phase']}/{name}", value, step)
+
+    def close(self) -> None:
+        """Close the file; a second call does nothing."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def _write(self, row: dict[str, Any]) -> None:
+        assert self._file is not None, "the memory log is closed"
+        self._file.write(json.dumps(finite_json(row), allow_nan=False) + "\n")
+        self._file.flush()

@@ -1,0 +1,112 @@
+"""Calls of a recipe's ``compute_loss`` and ``train_one_epoch``, taken apart by argument name."""
+
+import copy
+import functools
+import inspect
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Callable, Optional
+
+import torch
+from torch import Tensor, nn
+
+from panda_icefall.runs.errors import UsageError
+from panda_icefall.runs.phases import PhaseRecorder
+from panda_icefall.runs.training_copy import copy_batch
+
+__all__ = ["Epoch", "loss_of_model", "wrap_function"]
+
+
+@dataclass
+class Epoch:
+    """What one call of ``train_one_epoch`` was given.
+
+    Attributes:
+      arguments: Its arguments by name.
+      device: Device of the model's parameters.
+      recorder: Measures the phases of its steps where a memory log was asked for.
+    """
+
+    arguments: dict[str, Any]
+    device: torch.device
+    recorder: Optional[PhaseRecorder]
+
+    @property
+    def batch_idx_train(self) -> Optional[int]:
+        """The recipe's own count of training batches, if it keeps one."""
+        value = getattr(self.arguments.get("params"), "batch_idx_train", None)
+        return value if isinstance(value, int) else None
+
+    @property
+    def loss_scale(self) -> float:
+        """The scale of the recipe's ``GradScaler``, 1 without an enabled one."""
+        scaler = self.arguments.get("scaler")
+        return float(scaler.get_scale()) if scaler is not None and scaler.is_enabled() else 1.0
+
+    @property
+    def folder(self) -> Path:
+        """The recipe's ``exp_dir``, else the working folder."""
+        return Path(getattr(self.arguments.get("params"), "exp_dir", None) or Path.cwd())
+
+
+def wrap_function(
+    namespace: dict[str, Any],
+    name: str,
+    around: Callable[[Callable[..., Any], inspect.BoundArguments], Any],
+    needed: Sequence[str],
+    where: str,
+) -> Callable[..., Any]:
+    """Replace one function of a recipe by ``around(function, its bound arguments)``.
+
+    Args:
+      namespace: The globals in which the recipe looks the function up.
+      name: The function's name.
+      around: Called in its place.
+      needed: Parameters that the function must have.
+      where: The recipe's path, for errors.
+
+    Returns:
+      The recipe's own function.
+
+    Raises:
+      UsageError: The function or one of its parameters is missing.
+    """
+    function = namespace.get(name)
+    if not callable(function):
+        raise UsageError(
+            f"TRAIN_PY: {where} defines no {name}(), expected an icefall recipe with "
+            "compute_loss() and train_one_epoch() at its top level"
+        )
+    # A forked child inherits the wrappers of its parent's session.
+    original = getattr(function, "__panda_original__", function)
+    signature = inspect.signature(original)
+    missing = [parameter for parameter in needed if parameter not in signature.parameters]
+    if missing:
+        raise UsageError(
+            f"TRAIN_PY: {name}() of {where}: got the parameters "
+            f"({', '.join(signature.parameters)}), expected one named {' and '.join(missing)}"
+        )
+
+    @functools.wraps(original)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return around(original, signature.bind(*args, **kwargs))
+
+    call.__panda_original__ = original  # type: ignore[attr-defined]
+    namespace[name] = call
+    return original
+
+
+def loss_of_model(
+    function: Callable[..., Any], bound: inspect.BoundArguments, model: nn.Module
+) -> Tensor:
+    """The loss that ``compute_loss`` gives for ``model``, on copies of what it may change."""
+    arguments = dict(bound.arguments)
+    arguments["model"] = model
+    arguments["batch"] = copy_batch(arguments["batch"])
+    if "params" in arguments:
+        arguments["params"] = copy.copy(arguments["params"])
+    mine = inspect.BoundArguments(bound.signature, OrderedDict(arguments))
+    result = function(*mine.args, **mine.kwargs)
+    return result[0] if isinstance(result, tuple) else result

@@ -1,0 +1,243 @@
+"""Wrappers around a recipe's ``compute_loss`` and ``train_one_epoch`` in one process."""
+
+import contextlib
+import functools
+import inspect
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Callable, Optional
+
+import torch
+
+from panda_icefall import routing
+from panda_icefall.runs.batches import BatchFeed, FirstBatchOnly
+from panda_icefall.runs.call_watch import LossCallWatch, explain_not_routed
+from panda_icefall.runs.contract import Contract
+from panda_icefall.runs.contract_report import print_contract, write_contract
+from panda_icefall.runs.counters import CounterLedger
+from panda_icefall.runs.errors import BoundReached, NotRoutedError
+from panda_icefall.runs.memory_log import MemoryLog
+from panda_icefall.runs.options import PandaOptions
+from panda_icefall.runs.phases import PhaseRecorder
+from panda_icefall.runs.recipe_calls import Epoch, loss_of_model, wrap_function
+from panda_icefall.runs.run_report import RunOutcome, open_console
+
+__all__ = ["TrainingSession"]
+
+
+class TrainingSession:
+    """Everything that is put around the training of one process.
+
+    Args:
+      options: What the user asked for.
+      rank: The process's rank, until ``train_one_epoch`` is called with one.
+    """
+
+    def __init__(self, options: PandaOptions, rank: int = 0) -> None:
+        self.options = options
+        self.rank = rank
+        self.console = open_console()
+        self._started = time.perf_counter()
+        self._ledger: Optional[CounterLedger] = None
+        self._log: Optional[MemoryLog] = None
+        self._contract: Optional[Contract] = None
+        self._contract_path: Optional[Path] = None
+        self._epoch: Optional[Epoch] = None
+        self._batches = 0
+        self._steps = 0
+        self._steps_settled = 0
+        self._is_routing_verified = False
+        self._first_calls: Counter[str] = Counter()
+        self._is_bounded = False
+        self._not_routed: Optional[str] = None
+
+    def install(self, namespace: dict[str, Any], where: str) -> None:
+        """Put the wrappers into the globals of a recipe.
+
+        Args:
+          namespace: The globals in which the recipe's functions look each other up.
+          where: The recipe's path, for errors.
+
+        Raises:
+          UsageError: A function or one of its parameters is missing.
+        """
+        needed = ["model", "train_dl"] + ["optimizer"] * bool(self.options.check_batches)
+        train = wrap_function(namespace, "train_one_epoch", self._train_one_epoch, needed, where)
+        # A recipe may import its training loop; compute_loss is then looked up where that lives.
+        home = getattr(train, "__globals__", namespace)
+        wrap_function(home, "compute_loss", self._compute_loss, ("model", "batch"), where)
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[None]:
+        """Routing in place, if asked for, while the recipe runs; a reached bound ends it quietly.
+
+        Raises:
+          NotRoutedError: No loss was routed in the first training batch.
+        """
+        o = self.options
+        routed = routing.patched(o.workspace_mib, o.adjoint_tolerance) if o.use_panda else None
+        with routed or contextlib.nullcontext():
+            self._ledger = CounterLedger()
+            try:
+                yield
+            except BoundReached:
+                self._is_bounded = True
+                _leave_process_group()
+            except NotRoutedError as error:
+                self._not_routed = str(error)
+                raise
+            finally:
+                self._ledger.advance()
+                if self._log is not None:
+                    self._log.close()
+
+    def outcome(self) -> RunOutcome:
+        """What this process did so far."""
+        return RunOutcome(
+            rank=self.rank,
+            batches=self._batches,
+            seconds=time.perf_counter() - self._started,
+            counters=self._counters.total,
+            is_bounded=self._is_bounded,
+            memory_log=None if self._log is None else str(self._log.path),
+            contract=None if self._contract_path is None else str(self._contract_path),
+            violations=self._violations(),
+            not_routed=self._not_routed,
+        )
+
+    @property
+    def _counters(self) -> CounterLedger:
+        assert self._ledger is not None, "the session is not running"
+        return self._ledger
+
+    def _violations(self) -> tuple[str, ...]:
+        if not self.options.check_batches:
+            return ()
+        if self._contract is None or not self._contract.is_complete:
+            done = 0 if self._contract is None else len(self._contract.result.batches)
+            return (
+                f"the contract check saw {done} of {self.options.check_batches} training batches "
+                "before the run ended",
+            )
+        return tuple(self._contract.result.violations)
+
+    def _train_one_epoch(self, function: Callable[..., Any], bound: inspect.BoundArguments) -> Any:
+        if self._is_bound_reached():
+            raise BoundReached
+        given = bound.arguments
+        rank = given.get("rank")
+        self.rank = rank if isinstance(rank, int) else self.rank
+        self._epoch = self._open_epoch(dict(given))
+        given["train_dl"] = BatchFeed(given["train_dl"], self._before_batch)
+        if self.options.stop_after_check and "valid_dl" in given:
+            given["valid_dl"] = FirstBatchOnly(given["valid_dl"])
+        error: Optional[BaseException] = None
+        try:
+            result = function(*bound.args, **bound.kwargs)
+            self._settle_batch()
+            return result
+        except BaseException as raised:
+            error = raised
+            raise
+        finally:
+            if self._epoch.recorder is not None:
+                self._epoch.recorder.end(error)
+            self._epoch = None
+
+    def _open_epoch(self, arguments: dict[str, Any]) -> Epoch:
+        device = next((p.device for p in arguments["model"].parameters()), torch.device("cpu"))
+        if self.options.check_batches and self._contract is None:
+            self._contract = Contract(self.options, device)
+        recorder = None
+        if self.options.memory_log is not None:
+            if self._log is None:
+                self._log = MemoryLog(self.options.memory_log, self.rank, self.options, device)
+            writer = arguments.get("tb_writer")
+            recorder = PhaseRecorder(self._log, self._counters, device, writer)
+        return Epoch(arguments, device, recorder)
+
+    def _before_batch(self) -> bool:
+        self._settle_batch()
+        is_complete = self._contract is not None and self._contract.is_complete
+        if is_complete and self.options.stop_after_check:
+            raise BoundReached
+        return not self._is_bound_reached()
+
+    def _is_bound_reached(self) -> bool:
+        return self.options.max_batches is not None and self._batches >= self.options.max_batches
+
+    def _settle_batch(self) -> None:
+        """Close the batch that has just gone round, if one has (resumed epochs skip some)."""
+        assert self._epoch is not None
+        if self._epoch.recorder is not None:
+            self._epoch.recorder.end()
+        if self._steps == self._steps_settled:
+            return
+        self._steps_settled = self._steps
+        self._batches += 1
+        if self._contract is not None and self._contract.result.not_routed is not None:
+            raise NotRoutedError(self._contract.result.not_routed)
+        if self.options.use_panda and not self._is_routing_verified:
+            self._counters.advance()
+            if self._counters.total.losses_routed == 0:
+                raise NotRoutedError(explain_not_routed(self._counters.total, self._first_calls))
+            self._is_routing_verified = True
+
+    def _compute_loss(self, function: Callable[..., Any], bound: inspect.BoundArguments) -> Any:
+        epoch = self._epoch
+        if epoch is None:
+            return function(*bound.args, **bound.kwargs)
+        if epoch.recorder is not None:
+            epoch.recorder.end()
+        if not bound.arguments.get("is_training", torch.is_grad_enabled()):
+            return function(*bound.args, **bound.kwargs)
+        self._check_contract(function, bound, epoch)
+        self._steps += 1
+        if epoch.recorder is None:
+            return self._watched(function, bound)
+        epoch.recorder.begin("compute_loss", self._steps, epoch.batch_idx_train)
+        try:
+            result = self._watched(function, bound)
+        except BaseException as error:
+            epoch.recorder.end(error)
+            raise
+        epoch.recorder.note_loss(result[1] if isinstance(result, tuple) else None)
+        epoch.recorder.begin("backward_update", self._steps, epoch.batch_idx_train)
+        return result
+
+    def _watched(self, function: Callable[..., Any], bound: inspect.BoundArguments) -> Any:
+        if not self.options.use_panda or self._is_routing_verified:
+            return function(*bound.args, **bound.kwargs)
+        with LossCallWatch() as watch:
+            result = function(*bound.args, **bound.kwargs)
+        self._first_calls += watch.calls
+        return result
+
+    def _check_contract(
+        self, function: Callable[..., Any], bound: inspect.BoundArguments, epoch: Epoch
+    ) -> None:
+        contract = self._contract
+        if contract is None or contract.is_complete:
+            return
+        self._counters.advance()
+        loss_of = functools.partial(loss_of_model, function, bound)
+        contract.observe(
+            loss_of, bound.arguments["model"], epoch.arguments["optimizer"], epoch.loss_scale
+        )
+        self._counters.exclude()
+        if contract.is_complete:
+            self._contract_path = write_contract(
+                contract.result, epoch.folder, self.rank, epoch.device
+            )
+            if self.rank == 0:
+                print_contract(contract.result, self._contract_path, self.console)
+
+
+def _leave_process_group() -> None:
+    # Every rank reaches its bound after the same batch; rank 0 may still be writing a checkpoint.
+    distributed = torch.distributed
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.barrier()
+        distributed.destroy_process_group()

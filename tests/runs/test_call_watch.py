@@ -1,0 +1,51 @@
+"""The watch counts what is called, and leaves the functions as they were."""
+
+from collections import Counter
+
+import pytest
+import torch
+
+from panda_icefall.losses import k2_functions
+from panda_icefall.runs.call_watch import LossCallWatch, explain_not_routed
+from panda_icefall.runs.counters import LossCounters
+
+
+def ctc():
+    logp = torch.zeros(4, 1, 3).log_softmax(-1)
+    return torch.nn.functional.ctc_loss(logp, torch.ones(1, 2).long(), (4,), (2,))
+
+
+def test_calls_are_counted_and_give_what_they_give():
+    original, expected = torch.nn.functional.ctc_loss, ctc()
+    with LossCallWatch() as watch:
+        assert torch.equal(ctc(), expected)
+        ctc()
+    assert watch.calls == {"torch.nn.functional.ctc_loss": 2}
+    assert torch.nn.functional.ctc_loss is original
+    ctc()
+    assert sum(watch.calls.values()) == 2
+
+
+def test_functions_are_put_back_after_an_exception():
+    original = k2_functions.rnnt_loss_smoothed
+    with pytest.raises(TypeError), LossCallWatch() as watch:
+        k2_functions.rnnt_loss_smoothed()
+    assert k2_functions.rnnt_loss_smoothed is original
+    assert watch.calls["panda_icefall.losses.k2_functions.rnnt_loss_smoothed"] == 1
+
+
+def test_a_replacement_made_meanwhile_is_left_alone(monkeypatch):
+    monkeypatch.setattr(torch.nn.functional, "ctc_loss", torch.nn.functional.ctc_loss)
+    other = object()
+    with LossCallWatch():
+        torch.nn.functional.ctc_loss = other
+    assert torch.nn.functional.ctc_loss is other
+
+
+def test_the_explanation_names_dense_calls_materialised_operations_and_other_losses():
+    counters = LossCounters(losses_dense=2, materialised={"cumsum": 1, "bmm": 3})
+    text = explain_not_routed(counters, Counter({"k2.rnnt_loss": 4}))
+    assert "rnnt_loss_pruned was called 2 time(s), each with ordinary logits" in text
+    assert "turned into a tensor by bmm (3 times), cumsum (1 times)" in text
+    assert "called instead: k2.rnnt_loss (4 times)" in text
+    assert "rnnt_loss_pruned was never called" in explain_not_routed(LossCounters(), Counter())

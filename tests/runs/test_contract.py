@@ -1,0 +1,198 @@
+"""The contract check finds what differs, and changes nothing of the training beside it."""
+
+import json
+import math
+
+import pytest
+import torch
+
+from panda_icefall.runs import NotRoutedError, PandaOptions, run_recipe
+from panda_icefall.runs.tolerances import autocast_dtype, tolerances_for
+
+
+def report(recipe, folder="exp"):
+    return json.loads((recipe.folder / folder / "panda-check.json").read_text())
+
+
+def test_a_right_loss_passes_with_every_group_compared(recipe, capsys):
+    options = PandaOptions(use_panda=True, check_batches=3)
+    assert run_recipe(recipe.train_py, [], options) == 0
+    found = report(recipe)
+    assert found["has_passed"] is True
+    assert found["violations"] == []
+    assert found["precision"] == "float32"
+    assert [b["update"] for b in found["batches"]] == [1, 2, 3]
+    groups = ["encoder", "decoder", "joiner.output_linear.weight", "joiner.output_linear.bias"]
+    groups += ["simple_am", "simple_lm"]
+    for batch in found["batches"]:
+        assert batch["loss_rel"] <= 1e-6
+        assert [g["group"] for g in batch["gradients"]] == groups
+        assert all(g["dense_norm"] > 0 and g["rel_l2"] <= 1e-5 for g in batch["gradients"])
+        # Two different computations: equal to the last bit everywhere would mean one arm ran twice.
+        assert any(g["max_abs"] > 0 for g in batch["gradients"])
+        assert batch["peak_bytes_dense"] >= 0
+    for arm in ("parameters", "parameters_twin"):
+        assert [p["group"] for p in found[arm]] == groups
+    assert all(p["rel_l2"] > 0 for p in found["parameters_twin"])
+    assert "The contract holds over 3 update(s)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("use_panda", [False, True])
+def test_training_goes_on_as_if_no_check_had_happened(recipe, use_panda):
+    arguments = ["--num-batches", "5", "--num-epochs", "2", "--exp-dir"]
+    plain = PandaOptions(use_panda=use_panda)
+    checked = PandaOptions(use_panda=use_panda, check_batches=3)
+    assert run_recipe(recipe.train_py, [*arguments, "plain"], plain) == 0
+    assert run_recipe(recipe.train_py, [*arguments, "checked"], checked) == 0
+    for name in ("losses-0.txt", "valid-0.txt"):
+        assert recipe.lines(f"checked/{name}") == recipe.lines(f"plain/{name}")
+    states = [torch.load(recipe.folder / f"{arm}/epoch-1.pt") for arm in ("plain", "checked")]
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+def test_the_check_is_not_counted_as_the_recipes_own_losses(recipe, capsys):
+    options = PandaOptions(use_panda=True, check_batches=2)
+    assert run_recipe(recipe.train_py, [], options) == 0
+    assert "6 / 0" in capsys.readouterr().err  # four training batches, two of validation
+
+
+def test_a_wrong_routed_loss_is_a_violation_and_training_still_ends(recipe, capsys):
+    options = PandaOptions(use_panda=True, check_batches=2)
+    assert run_recipe(recipe.train_py, ["--kind", "skewed"], options) == 1
+    found = report(recipe)
+    assert found["has_passed"] is False
+    text = "\n".join(found["violations"])
+    assert "update 1: loss relative difference" in text
+    assert "gradient of joiner.output_linear.weight: rel-L2" in text
+    assert "gradient of simple_am" not in text
+    assert (recipe.folder / "exp/done-0").exists()
+    assert "contract violated (rank 0)" in capsys.readouterr().err
+
+
+def test_a_wrong_gradient_behind_a_right_loss_is_a_violation(recipe):
+    model = recipe.folder / "toy_model.py"
+    model.write_text(
+        model.read_text().replace("1.001 * pruned", "pruned + 0.01 * (pruned - pruned.detach())")
+    )
+    options = PandaOptions(use_panda=True, check_batches=2)
+    assert run_recipe(recipe.train_py, ["--kind", "skewed"], options) == 1
+    text = "\n".join(report(recipe)["violations"])
+    assert "update 1: loss relative" not in text
+    assert "update 1: gradient of encoder" in text
+    assert report(recipe)["batches"][0]["loss_abs"] == 0
+
+
+def test_only_rounding_excuses_parameters_that_part(recipe):
+    # The optimizer's step depends on which arm's model it updates, behind equal gradients.
+    text = recipe.train_py.read_text().replace(
+        "def run(rank",
+        "class Drifting(torch.optim.Adam):\n"
+        "    def step(self, closure=None):\n"
+        "        super().step(closure)\n"
+        "        import panda_icefall.runs.contract as contract\n"
+        "        with torch.no_grad():\n"
+        "            contract.steps = getattr(contract, 'steps', 0) + 1\n"
+        "            if contract.steps == 3:  # dense, twin, then routed\n"
+        "                self.param_groups[0]['params'][0].mul_(1.01)\n"
+        "\n\ndef run(rank",
+    )
+    recipe.train_py.write_text(text.replace("torch.optim.Adam(model", "Drifting(model"))
+    assert run_recipe(recipe.train_py, [], PandaOptions(check_batches=1)) == 1
+    (violation,) = report(recipe)["violations"]
+    assert violation.startswith("parameters of encoder after 1 update(s): rel-L2")
+
+
+def test_a_loss_that_is_not_finite_is_a_violation_in_strict_json(recipe):
+    options = PandaOptions(check_batches=1)
+    assert run_recipe(recipe.train_py, ["--kind", "nan"], options) == 1
+    found = report(recipe)
+    assert "update 1: loss is not finite: dense nan, routed nan" in found["violations"]
+    assert found["batches"][0]["loss_dense"] == "nan"
+
+
+def test_a_check_command_stops_after_its_updates_without_a_checkpoint(recipe):
+    options = PandaOptions(check_batches=2, stop_after_check=True)
+    assert run_recipe(recipe.train_py, ["--num-batches", "9"], options) == 0
+    assert len(recipe.lines("exp/losses-0.txt")) == 2
+    assert sorted(p.name for p in (recipe.folder / "exp").iterdir()) == [
+        "losses-0.txt",
+        "panda-check.json",
+        "params-0.json",
+    ]
+
+
+def test_a_check_goes_on_over_short_epochs_with_one_validation_batch_each(recipe):
+    options = PandaOptions(check_batches=3, stop_after_check=True)
+    arguments = ["--num-batches", "2", "--num-epochs", "4"]
+    assert run_recipe(recipe.train_py, arguments, options) == 0
+    assert len(recipe.lines("exp/losses-0.txt")) == 3
+    assert len(recipe.lines("exp/valid-0.txt")) == 1
+
+
+def test_a_run_too_short_for_its_check_does_not_pass(recipe, capsys):
+    options = PandaOptions(check_batches=9)
+    assert run_recipe(recipe.train_py, [], options) == 1
+    assert "saw 4 of 9 training batches" in capsys.readouterr().err
+
+
+def test_a_check_in_which_nothing_was_routed_does_not_pass(recipe):
+    options = PandaOptions(check_batches=1, stop_after_check=True)
+    with pytest.raises(NotRoutedError, match="ctc_loss"):
+        run_recipe(recipe.train_py, ["--kind", "ctc"], options)
+    assert report(recipe)["has_passed"] is False
+
+
+def test_an_error_inside_the_check_is_a_violation_and_not_the_end_of_the_run(recipe):
+    text = recipe.train_py.read_text().replace(
+        "    model.train()\n",
+        "    model.kept = model.encoder[0].weight * 2\n    model.train()\n",
+        1,
+    )
+    recipe.train_py.write_text(text)
+    assert run_recipe(recipe.train_py, [], PandaOptions(check_batches=1)) == 1
+    assert "the check could not go on: RuntimeError" in report(recipe)["violations"][0]
+    assert (recipe.folder / "exp/done-0").exists()
+    assert not (recipe.folder / "exp/bad-model-0.pt").exists()
+
+
+def test_the_loss_scale_of_the_recipe_is_used_and_divided_out(recipe):
+    options = PandaOptions(check_batches=2)
+    assert run_recipe(recipe.train_py, ["--exp-dir", "plain"], options) == 0
+    text = recipe.train_py.read_text()
+    text = text.replace("tb_writer=None, world_size=1", "scaler=None, tb_writer=None, world_size=1")
+    text = text.replace("valid_dl=Loader(2),", "valid_dl=Loader(2), scaler=Scaler(),")
+    text = text.replace(
+        "def run(rank",
+        "class Scaler:\n"
+        "    def is_enabled(self):\n        return True\n\n"
+        "    def get_scale(self):\n        return 1024.0\n\n\n"
+        "def run(rank",
+    )
+    recipe.train_py.write_text(text)
+    assert run_recipe(recipe.train_py, ["--exp-dir", "scaled"], options) == 0
+    plain, scaled = report(recipe, "plain"), report(recipe, "scaled")
+    for one, other in zip(plain["batches"], scaled["batches"]):
+        assert one["loss_dense"] == other["loss_dense"]  # the second one after a dense step
+        for first, second in zip(one["gradients"], other["gradients"]):
+            assert second["dense_norm"] == pytest.approx(first["dense_norm"], rel=1e-6)
+
+
+def test_under_autocast_the_check_runs_in_the_recipes_precision(recipe):
+    assert run_recipe(recipe.train_py, ["--autocast", "1"], PandaOptions(check_batches=2)) == 0
+    found = report(recipe)
+    assert found["precision"] == "bfloat16"
+    assert found["tolerances"]["gradient_rel_l2"] == 16 * 2**-7
+
+
+def test_tolerances_grow_with_the_eps_of_the_precision():
+    single, half = tolerances_for(torch.float32), tolerances_for(torch.float16)
+    assert (single.loss_rel, single.gradient_rel_l2) == (1e-5, 1e-5)
+    assert half.loss_rel == 2 * 2**-10
+    assert math.isclose(1 - half.gradient_cosine, (16 * 2**-10) ** 2 / 2, rel_tol=1e-6)
+
+
+def test_the_dtype_of_autocast_is_known_only_inside_of_it():
+    cpu = torch.device("cpu")
+    assert autocast_dtype(cpu) is None
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert autocast_dtype(cpu) == torch.bfloat16

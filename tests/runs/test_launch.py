@@ -1,0 +1,183 @@
+"""A toy recipe in icefall's manner, started with and without PANDA."""
+
+import argparse
+import sys
+
+import pytest
+import torch
+
+import panda_icefall
+from panda_icefall.runs import NotRoutedError, PandaOptions, UsageError, run_recipe
+
+PANDA = PandaOptions(use_panda=True)
+
+
+def floats(lines):
+    return [float(line) for line in lines]
+
+
+def test_without_options_the_recipe_runs_as_if_started_directly(recipe):
+    done = recipe.subprocess("train.py", "--exp-dir", "direct", module=None)
+    assert done.returncode == 0, done.stderr
+    assert run_recipe(recipe.train_py, ["--exp-dir", "plain"], PandaOptions()) == 0
+    assert recipe.lines("plain/losses-0.txt") == recipe.lines("direct/losses-0.txt")
+    assert recipe.lines("plain/valid-0.txt") == recipe.lines("direct/valid-0.txt")
+
+
+def test_without_options_nothing_is_wrapped(recipe):
+    recipe.train_py.write_text(
+        recipe.train_py.read_text().replace(
+            "def main():",
+            "def main():\n"
+            "    import argparse, torch.multiprocessing as mp\n"
+            "    assert not hasattr(compute_loss, '__wrapped__')\n"
+            "    assert not hasattr(train_one_epoch, '__wrapped__')\n"
+            "    assert not hasattr(mp.spawn, '__wrapped__')\n"
+            "    assert not hasattr(argparse.ArgumentParser.parse_known_args, '__wrapped__')\n"
+            "    import panda_icefall\n"
+            "    assert panda_icefall.status().replaced == ()\n",
+        )
+    )
+    assert run_recipe(recipe.train_py, [], PandaOptions()) == 0
+
+
+def test_routed_training_prints_the_losses_of_dense_training(recipe, capsys):
+    arguments = ["--num-batches", "6", "--exp-dir"]
+    assert run_recipe(recipe.train_py, [*arguments, "dense"], PandaOptions()) == 0
+    assert run_recipe(recipe.train_py, [*arguments, "routed"], PANDA) == 0
+    for name in ("losses-0.txt", "valid-0.txt"):
+        dense, routed = (floats(recipe.lines(f"{arm}/{name}")) for arm in ("dense", "routed"))
+        assert routed == pytest.approx(dense, rel=1e-5)
+    summary = capsys.readouterr().err
+    assert "losses routed / dense" in summary
+    assert "8 / 0" in summary  # six training batches and two of validation
+    assert panda_icefall.status().replaced == ()
+
+
+def test_the_recipe_sees_the_parameters_of_a_direct_start(recipe):
+    run_recipe(recipe.train_py, ["--exp-dir", "exp"], PandaOptions())
+    dense = recipe.lines("exp/params-0.json")
+    run_recipe(recipe.train_py, ["--exp-dir", "exp"], PandaOptions(use_panda=True, max_batches=2))
+    assert recipe.lines("exp/params-0.json") == dense
+
+
+@pytest.mark.parametrize("options", [PandaOptions(), PANDA])
+def test_help_shows_the_panda_group_beside_the_recipes_own(recipe, capsys, options):
+    original = argparse.ArgumentParser.parse_known_args
+    assert run_recipe(recipe.train_py, ["--help"], options) == 0
+    text = capsys.readouterr().out
+    assert "--world-size" in text
+    assert "PANDA:" in text
+    for name in "workspace-mib adjoint-tolerance max-batches check-batches memory-log".split():
+        assert f"--panda-{name}" in text
+    assert argparse.ArgumentParser.parse_known_args is original
+
+
+def test_a_recipe_without_the_pruned_loss_stops_and_says_what_it_called(recipe):
+    with pytest.raises(NotRoutedError, match=r"never called; called instead: .*ctc_loss \(1 times"):
+        run_recipe(recipe.train_py, ["--kind", "ctc", "--exp-dir", "exp"], PANDA)
+    assert len(recipe.lines("exp/losses-0.txt")) == 1
+    assert not (recipe.folder / "exp/bad-model-0.pt").exists()
+    assert torch.nn.functional.ctc_loss.__name__ == "ctc_loss"
+    assert not hasattr(torch.nn.functional.ctc_loss, "__wrapped__")
+
+
+def test_an_unrecordable_joiner_stops_the_run_with_the_operation_named(recipe):
+    with pytest.raises(NotRoutedError, match=r"ordinary logits.*turned into a tensor by .*cumsum"):
+        run_recipe(recipe.train_py, ["--kind", "materialised"], PANDA)
+
+
+def test_a_one_batch_epoch_is_verified_too(recipe):
+    with pytest.raises(NotRoutedError):
+        run_recipe(recipe.train_py, ["--kind", "ctc", "--num-batches", "1"], PANDA)
+
+
+def test_a_bounded_run_ends_with_a_checkpoint_and_a_summary(recipe, capsys):
+    options = PandaOptions(max_batches=6)
+    assert run_recipe(recipe.train_py, ["--num-epochs", "5", "--exp-dir", "exp"], options) == 0
+    assert len(recipe.lines("exp/losses-0.txt")) == 6
+    assert (recipe.folder / "exp/epoch-1.pt").exists()
+    assert not (recipe.folder / "exp/epoch-2.pt").exists()
+    assert not (recipe.folder / "exp/done-0").exists()
+    text = capsys.readouterr().err
+    assert "ended at the bound" in text
+    assert "losses routed" not in text
+
+
+def test_a_bound_beyond_the_data_changes_nothing(recipe):
+    assert run_recipe(recipe.train_py, ["--exp-dir", "exp"], PandaOptions(max_batches=99)) == 0
+    assert (recipe.folder / "exp/done-0").exists()
+
+
+def test_errors_of_the_recipe_come_through_and_nothing_stays_behind(recipe, capsys):
+    main, spawn = sys.modules["__main__"], torch.multiprocessing.spawn
+    with pytest.raises(RuntimeError, match="fails on purpose"):
+        run_recipe(recipe.train_py, ["--fail-at", "1", "--exp-dir", "exp"], PANDA)
+    assert (recipe.folder / "exp/bad-model-0.pt").exists()
+    assert sys.modules["__main__"] is main
+    assert torch.multiprocessing.spawn is spawn
+    assert panda_icefall.status().replaced == ()
+    assert "PANDA summary" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("options", [PandaOptions(), PANDA])
+@pytest.mark.parametrize(("code", "status"), [("3", 3), ("None", 0), ("'bad luck'", 1)])
+def test_the_recipes_exit_status_is_the_runs(recipe, capsys, options, code, status):
+    with recipe.train_py.open("a") as f:
+        f.write(f"    import sys; sys.exit({code})\n")
+    assert run_recipe(recipe.train_py, [], options) == status
+    assert ("bad luck" in capsys.readouterr().err) == (status == 1)
+
+
+@pytest.mark.parametrize("name", ["compute_loss", "train_one_epoch"])
+def test_a_file_without_the_functions_of_a_recipe_is_refused(recipe, name, capsys):
+    recipe.train_py.write_text(recipe.train_py.read_text().replace(name, "something"))
+    with pytest.raises(UsageError, match=rf"defines no {name}\(\)"):
+        run_recipe(recipe.train_py, [], PANDA)
+    assert "summary" not in capsys.readouterr().err
+
+
+def test_a_train_one_epoch_without_a_known_data_loader_is_refused(recipe):
+    recipe.train_py.write_text(recipe.train_py.read_text().replace("train_dl", "feeder"))
+    with pytest.raises(UsageError, match=r"train_one_epoch\(\).*expected one named train_dl"):
+        run_recipe(recipe.train_py, [], PANDA)
+
+
+def test_a_file_without_guard_runs_only_without_options(recipe):
+    text = recipe.train_py.read_text().replace('if __name__ == "__main__":', "if True:")
+    recipe.train_py.write_text(text)
+    assert run_recipe(recipe.train_py, [], PandaOptions()) == 0
+    with pytest.raises(UsageError, match="no top-level"):
+        run_recipe(recipe.train_py, [], PANDA)
+
+
+def test_a_recipe_that_imports_its_training_loop_is_routed_and_verified(recipe):
+    text = recipe.train_py.read_text()
+    (recipe.folder / "toy_loop.py").write_text(text)
+    recipe.train_py.write_text(
+        "from toy_loop import main, train_one_epoch\n\n"
+        'if __name__ == "__main__":\n    import toy_loop\n'
+        "    toy_loop.train_one_epoch = train_one_epoch\n    main()\n"
+    )
+    try:
+        assert run_recipe(recipe.train_py, ["--exp-dir", "exp"], PANDA) == 0
+        with pytest.raises(NotRoutedError, match="ctc_loss"):
+            run_recipe(recipe.train_py, ["--kind", "ctc"], PANDA)
+    finally:
+        sys.modules.pop("toy_loop")
+
+
+def test_a_run_without_any_training_batch_is_not_taken_for_a_routed_one(recipe):
+    with pytest.raises(NotRoutedError, match="ended after 0 training batches without"):
+        run_recipe(recipe.train_py, ["--num-epochs", "0", "--exp-dir", "exp"], PANDA)
+
+
+def test_batches_that_a_resumed_epoch_skips_are_not_counted(recipe):
+    text = recipe.train_py.read_text().replace(
+        "        params.batch_idx_train += 1\n",
+        "        if batch_idx < 2:\n            continue\n        params.batch_idx_train += 1\n",
+    )
+    recipe.train_py.write_text(text)
+    options = PandaOptions(use_panda=True, max_batches=1)
+    assert run_recipe(recipe.train_py, ["--exp-dir", "exp"], options) == 0
+    assert len(recipe.lines("exp/losses-0.txt")) == 1

@@ -1,0 +1,171 @@
+"""The memory log has a row per step and phase, whatever becomes of the run."""
+
+import json
+
+import pytest
+import torch
+
+from panda_icefall.runs import PandaOptions, UsageError, run_recipe
+from panda_icefall.runs.memory import MemoryProbe
+from panda_icefall.runs.memory_log import MemoryLog, finite_json, rank_path
+
+PHASES = ["compute_loss", "backward_update"]
+
+
+class Writer:
+    def __init__(self):
+        self.scalars = []
+
+    def add_scalar(self, name, value, step):
+        self.scalars.append((name, value, step))
+
+
+def options_for(recipe, **settings):
+    return PandaOptions(memory_log=recipe.folder / "log" / "m.jsonl", **settings)
+
+
+def test_the_peak_of_a_stretch_counts_what_was_freed_again():
+    probe = MemoryProbe("cpu")
+    probe.start()
+    start = probe.read()
+    block = torch.ones(40 * 2**20 // 4)
+    del block
+    reading = probe.read()
+    assert reading.peak_bytes >= start.current_bytes + 39 * 2**20
+    if not reading.is_since_start:
+        probe.start()
+        assert probe.read().peak_bytes < reading.peak_bytes - 30 * 2**20
+
+
+def test_a_peak_that_cannot_be_reset_says_so(monkeypatch, tmp_path):
+    monkeypatch.setattr("panda_icefall.runs.memory._CLEAR_REFS", tmp_path / "none" / "clear_refs")
+    probe = MemoryProbe("cpu")
+    probe.start()
+    assert probe.read().as_row()["peak_is_since_start"] is True
+
+
+def test_without_proc_the_peak_comes_from_getrusage(monkeypatch, tmp_path):
+    expected = MemoryProbe("cpu").read().peak_bytes
+    monkeypatch.setattr("panda_icefall.runs.memory._STATUS", tmp_path / "status")
+    assert MemoryProbe("cpu").read().peak_bytes >= expected // 2
+
+
+def test_every_step_has_two_rows_with_the_counters_of_its_phase(recipe):
+    assert run_recipe(recipe.train_py, [], options_for(recipe, use_panda=True)) == 0
+    header, *rows = recipe.rows("log/m.jsonl")
+    assert header["row"] == "header"
+    assert header["versions"]["torch"] == torch.__version__
+    assert header["options"]["use_panda"] is True
+    assert [(r["step"], r["phase"]) for r in rows] == [(s, p) for s in range(1, 5) for p in PHASES]
+    for forward, backward in zip(rows[::2], rows[1::2]):
+        assert forward["losses_routed"] == 1
+        assert forward["tiles_forward"] >= 1
+        assert 0 < forward["sites_evaluated"] < forward["sites"]  # the batches are ragged
+        assert forward["tiles_backward"] == 0
+        assert backward["tiles_forward"] == 0
+        assert backward["tiles_backward"] >= 1
+        assert 0 < backward["sites_backward"] <= forward["sites_evaluated"]
+        assert backward["adjoint_mass"] > backward["adjoint_mass_skipped"] >= 0
+        assert forward["batch_idx_train"] == forward["step"]
+        for row in (forward, backward):
+            assert row["rank"] == 0
+            assert row["device"] == "cpu"
+            assert row["seconds"] > 0
+            assert row["peak_rss_bytes"] >= row["rss_bytes"] > 0
+    losses = [float(line) for line in recipe.lines("exp/losses-0.txt")]
+    assert [r["loss"] for r in rows[::2]] == losses
+    assert all(r["frames"] > 0 for r in rows[::2])
+
+
+def test_a_dense_run_is_logged_too(recipe):
+    assert run_recipe(recipe.train_py, [], options_for(recipe)) == 0
+    rows = recipe.rows("log/m.jsonl")[1:]
+    assert [r["phase"] for r in rows] == PHASES * 4
+    assert {r["losses_routed"] for r in rows} == {0}
+
+
+def test_rows_outlive_an_exception_of_the_recipe(recipe):
+    with pytest.raises(RuntimeError, match="on purpose"):
+        run_recipe(recipe.train_py, ["--fail-at", "1"], options_for(recipe))
+    rows = recipe.rows("log/m.jsonl")[1:]
+    assert [(r["step"], r["phase"]) for r in rows] == [(s, p) for s in (1, 2) for p in PHASES]
+    assert rows[-1]["error"] == "RuntimeError: the toy recipe fails on purpose"
+
+
+def test_an_exception_inside_compute_loss_has_its_row(recipe):
+    text = recipe.train_py.read_text()
+    text = text.replace(
+        "    assert loss.requires_grad ==", "    raise MemoryError('full')\n    assert"
+    )
+    recipe.train_py.write_text(text)
+    with pytest.raises(MemoryError):
+        run_recipe(recipe.train_py, [], options_for(recipe))
+    (row,) = recipe.rows("log/m.jsonl")[1:]
+    assert (row["phase"], row["error"]) == ("compute_loss", "MemoryError: full")
+
+
+def test_rows_outlive_a_killed_process(recipe):
+    done = recipe.subprocess("run", "train.py", "--kill-at", 1, "--panda-memory-log", "m.jsonl")
+    assert done.returncode == -9
+    rows = recipe.rows("m.jsonl")[1:]
+    assert [(r["step"], r["phase"]) for r in rows] == [
+        (1, "compute_loss"),
+        (1, "backward_update"),
+        (2, "compute_loss"),
+    ]
+
+
+def test_the_recipes_tensorboard_gets_the_same_scalars(recipe):
+    text = recipe.train_py.read_text()
+    given = "    args = get_parser().parse_args()\n"
+    writer = "    import builtins\n    args.tb_writer = builtins.toy_writer\n"
+    text = text.replace(given, given + writer)
+    text = text.replace("json.dumps(params)", "''")
+    recipe.train_py.write_text(text)
+    import builtins
+
+    builtins.toy_writer = Writer()
+    try:
+        assert run_recipe(recipe.train_py, [], options_for(recipe, use_panda=True)) == 0
+        scalars = builtins.toy_writer.scalars
+    finally:
+        del builtins.toy_writer
+    rows = recipe.rows("log/m.jsonl")[1:]
+    found = [s for s in scalars if s[0] == "panda/compute_loss/peak_rss_bytes"]
+    assert [(value, step) for _, value, step in found] == [
+        (r["peak_rss_bytes"], r["step"]) for r in rows[::2]
+    ]
+    assert {name.split("/")[0] for name, _, _ in scalars} == {"panda"}
+
+
+def test_a_log_that_cannot_be_written_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    path = tmp_path / "file" / "m.jsonl"
+    with pytest.raises(UsageError, match="--panda-memory-log: cannot write"):
+        MemoryLog(path, 0, PandaOptions(memory_log=path), torch.device("cpu"))
+
+
+def test_other_ranks_write_beside_rank_zero(tmp_path):
+    assert rank_path(tmp_path / "m.jsonl", 0).name == "m.jsonl"
+    assert rank_path(tmp_path / "m.jsonl", 3).name == "m.rank3.jsonl"
+
+
+def test_what_strict_json_lacks_is_spelt_out():
+    value = {"a": float("nan"), "b": [1.5, float("-inf")], "c": (True, None)}
+    assert json.loads(json.dumps(finite_json(value), allow_nan=False)) == {
+        "a": "nan",
+        "b": [1.5, "-inf"],
+        "c": [True, None],
+    }
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_on_cuda_the_allocators_figures_are_read():
+    probe = MemoryProbe("cuda")
+    probe.start()
+    before = probe.read()
+    block = torch.ones(2**20, device="cuda")
+    del block
+    row = probe.read().as_row()
+    assert row["peak_bytes"] >= before.current_bytes + 4 * 2**20
+    assert row["reserved_bytes"] >= row["allocated_bytes"]

@@ -1,0 +1,89 @@
+"""The options are taken out of the command line and checked before anything runs."""
+
+import argparse
+from pathlib import Path
+
+import pytest
+
+from panda_icefall.runs import PandaOptions, UsageError, split_panda_arguments
+from panda_icefall.runs.options import add_panda_arguments
+
+
+def test_words_of_the_recipe_stay_as_they_are_and_in_order():
+    words = ["--lr", "-1e-3", "--use-panda", "1", "--", "x", "--panda-max-batches=7", "-v", "--y"]
+    options, rest = split_panda_arguments(words)
+    assert rest == ["--lr", "-1e-3", "--", "x", "-v", "--y"]
+    assert options == PandaOptions(use_panda=True, max_batches=7)
+
+
+def test_every_option_reaches_its_field(tmp_path):
+    log = tmp_path / "m.jsonl"
+    options, rest = split_panda_arguments(
+        f"--use-panda yes --panda-workspace-mib 0.5 --panda-adjoint-tolerance 0 "
+        f"--panda-max-batches 3 --panda-check-batches 2 --panda-memory-log {log}".split()
+    )
+    assert rest == []
+    assert options == PandaOptions(True, 0.5, 0.0, 3, 2, log, False)
+
+
+def test_no_option_is_inactive_and_any_is_active():
+    assert not split_panda_arguments(["--use-panda", "0"])[0].is_active
+    assert split_panda_arguments(["--panda-max-batches", "1"])[0].is_active
+    assert split_panda_arguments(["--panda-memory-log", "m"])[0].is_active
+
+
+def test_the_memory_log_is_kept_as_an_absolute_path():
+    options, _ = split_panda_arguments(["--panda-memory-log", "m.jsonl"])
+    assert options.memory_log == Path.cwd() / "m.jsonl"
+
+
+def test_a_check_runs_three_updates_unless_told_and_stops_afterwards():
+    options, _ = split_panda_arguments([], is_check=True)
+    assert (options.check_batches, options.stop_after_check) == (3, True)
+    options, rest = split_panda_arguments(["--a", "--updates", "5"], is_check=True)
+    assert (options.check_batches, rest) == (5, ["--a"])
+    options, _ = split_panda_arguments(["--panda-check-batches", "2"], is_check=True)
+    assert options.check_batches == 2
+
+
+def test_updates_belongs_to_the_recipe_outside_of_a_check():
+    assert split_panda_arguments(["--updates", "5"])[1] == ["--updates", "5"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--use-pandas", "1"], "unknown PANDA option --use-pandas.*did you mean --use-panda?"),
+        (["--panda-max-batch", "1"], "unknown PANDA option --panda-max-batch,.*max-batches?"),
+        (["--panda"], "unknown PANDA option --panda,"),
+        (["--use-panda", "maybe"], "--use-panda: got 'maybe', expected 0 or 1"),
+        (["--use-panda"], "--use-panda: expected one argument"),
+        (["--panda-workspace-mib", "0"], "--panda-workspace-mib: got '0', expected a number"),
+        (["--panda-workspace-mib", "inf"], "--panda-workspace-mib: got 'inf'"),
+        (["--panda-workspace-mib", "x"], "--panda-workspace-mib: got 'x'"),
+        (["--panda-adjoint-tolerance", "1"], r"got '1', expected a number in \[0, 1\)"),
+        (["--panda-adjoint-tolerance", "nan"], "got 'nan', expected a number in"),
+        (["--panda-max-batches", "0"], "got '0', expected an integer of at least 1"),
+        (["--panda-max-batches", "1.5"], "got '1.5', expected an integer"),
+        (["--panda-check-batches=-1"], "got '-1', expected an integer of at least 0"),
+        (["--panda-memory-log", "."], "got '.', expected the path of a file"),
+    ],
+)
+def test_bad_options_are_named_with_what_was_got(words, message):
+    with pytest.raises(UsageError, match=message):
+        split_panda_arguments(words)
+
+
+def test_a_check_without_updates_is_refused():
+    with pytest.raises(UsageError, match="--updates: got 0"):
+        split_panda_arguments(["--updates", "0"], is_check=True)
+
+
+def test_the_group_leaves_out_what_a_patched_recipe_already_defines():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--use-panda", help="the recipe's own")
+    add_panda_arguments(parser)
+    text = parser.format_help()
+    assert text.count("--use-panda USE_PANDA") == 2  # usage line and description
+    assert "--panda-max-batches" in text
+    assert "the recipe's own" in text

@@ -1,0 +1,129 @@
+"""The command: exit statuses, one clear line for what the user can mend."""
+
+import subprocess
+import sys
+import types
+
+import pytest
+
+import panda_icefall
+from panda_icefall import cli
+
+TRAIN_PY = """
+import sys
+
+def compute_loss(model, batch, is_training): ...
+def train_one_epoch(model, train_dl): ...
+
+if __name__ == "__main__":
+    print("argv", sys.argv[1:])
+    {end}
+"""
+
+
+@pytest.fixture
+def train_py(tmp_path):
+    def write(end="sys.exit(0)"):
+        path = tmp_path / "train.py"
+        path.write_text(TRAIN_PY.format(end=end))
+        return str(path)
+
+    return write
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    """Runs the command in this process; gives its exit status, stdout and stderr."""
+
+    def run(*words):
+        monkeypatch.setattr(sys, "argv", ["panda-icefall", *words])
+        with pytest.raises(SystemExit) as caught:
+            cli.main()
+        return (caught.value.code, *capsys.readouterr())
+
+    return run
+
+
+def test_the_version_is_the_packages(command):
+    assert command("--version")[:2] == (0, f"panda-icefall, version {panda_icefall.__version__}\n")
+
+
+def test_help_names_every_command(command):
+    status, text, _ = command("--help")
+    assert status == 0
+    for name in ("run", "check", "synth"):
+        assert name in text
+
+
+def test_the_recipe_gets_its_own_words_only(command, train_py):
+    words = ["--lr", "-1", "--use-panda", "0", "-x", "--", "y", "--panda-workspace-mib=4"]
+    status, text, _ = command("run", train_py(), *words)
+    assert (status, text) == (0, "argv ['--lr', '-1', '-x', '--', 'y']\n")
+
+
+def test_the_recipes_exit_status_is_the_commands(command, train_py):
+    assert command("run", train_py("sys.exit(7)"))[0] == 7
+
+
+def test_an_error_of_the_recipe_keeps_its_traceback(train_py):
+    done = subprocess.run(
+        [sys.executable, "-m", "panda_icefall", "run", train_py("open('/gone')")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
+    assert "FileNotFoundError" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["run", "check"])
+def test_what_the_user_can_mend_is_one_line_and_status_two(command, train_py, tmp_path, name):
+    cases = [
+        ([str(tmp_path / "gone.py")], "gone.py does not exist"),
+        ([str(tmp_path)], "got the folder"),
+        ([train_py(), "--use-pandas", "1"], "unknown PANDA option --use-pandas"),
+        ([train_py(), "--panda-max-batches", "none"], "got 'none'"),
+    ]
+    for words, message in cases:
+        status, text, error = command(name, *words)
+        assert (status, text) == (2, "")
+        assert message in error
+        assert error.startswith("panda-icefall: ")
+        assert error.count("\n") == 1
+
+
+def test_a_recipe_without_optimizer_cannot_be_checked(command, train_py):
+    status, _, error = command("check", train_py())
+    assert status == 2
+    assert "expected one named optimizer" in error
+
+
+def test_updates_may_stand_before_the_recipe_or_after_it(command, train_py, monkeypatch):
+    seen = []
+    monkeypatch.setattr(cli, "run_recipe", lambda *given: seen.append(given) or 0)
+    assert command("check", "--updates", "5", train_py(), "--a")[0] == 0
+    assert command("check", train_py(), "--a", "--updates", "5")[0] == 0
+    assert command("check", train_py(), "--a")[0] == 0
+    assert [options.check_batches for _, _, options in seen] == [5, 5, 3]
+    assert all(rest == ["--a"] and options.stop_after_check for _, rest, options in seen)
+    assert "--updates: got 'x'" in command("check", "--updates", "x", train_py())[2]
+
+
+def test_synth_hands_its_options_to_the_generator(command, monkeypatch, tmp_path):
+    seen = []
+    fake = types.ModuleType("panda_icefall.runs.synth")
+    fake.synth_aishell = lambda *given: seen.append(given)
+    monkeypatch.setitem(sys.modules, "panda_icefall.runs.synth", fake)
+    words = f"--out {tmp_path} --utterances 7 --vocab 50 --seed 3 --icefall-root {tmp_path}"
+    status, text, _ = command("synth", "aishell", *words.split())
+    assert (status, text) == (0, f"wrote {tmp_path}\n")
+    assert seen == [(tmp_path, 7, 50, 3, tmp_path)]
+
+
+def test_what_the_generator_refuses_is_one_line(command, tmp_path):
+    words = ["--out", str(tmp_path / "data"), "--icefall-root", str(tmp_path)]
+    status, _, error = command("synth", "aishell", *words)
+    assert status == 2
+    assert error.startswith("panda-icefall: ")
+    assert error.count("\n") == 1
