@@ -29,8 +29,10 @@ class TileCounters:
     tiles_backward: int = 0
     adjoint_mass: float = 0.0
     adjoint_mass_skipped: float = 0.0
-    _seconds: dict[str, float] = field(default_factory=dict)
-    _cuda_events: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = field(default_factory=list)
+    _seconds: dict[str, float] = field(default_factory=dict, init=False)
+    _cuda_events: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = field(
+        default_factory=list, init=False
+    )
 
     @contextmanager
     def timed(self, phase: str, device: torch.device) -> Iterator[None]:

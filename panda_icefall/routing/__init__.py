@@ -9,9 +9,10 @@ from panda_icefall.routing.patch import (
     status,
     suspended,
 )
-from panda_icefall.routing.status import Status
+from panda_icefall.routing.status import LossTotals, Status
 
 __all__ = [
+    "LossTotals",
     "PandaError",
     "Status",
     "UnknownSignatureError",

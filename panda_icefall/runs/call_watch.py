@@ -5,7 +5,7 @@ import sys
 from collections import Counter
 from typing import Any, Callable
 
-from panda_icefall.runs.counters import LossCounters
+from panda_icefall.routing import LossTotals
 
 __all__ = ["LossCallWatch", "explain_not_routed"]
 
@@ -60,7 +60,7 @@ class LossCallWatch:
         return call
 
 
-def explain_not_routed(counters: LossCounters, calls: "Counter[str]") -> str:
+def explain_not_routed(counters: LossTotals, calls: "Counter[str]") -> str:
     """One message that says what was called instead of a routed loss."""
     parts = []
     if counters.losses_dense:

@@ -31,7 +31,6 @@ from panda_icefall.runs.contract_result import (
     final_violations,
     update_violations,
 )
-from panda_icefall.runs.counters import LossCounters
 from panda_icefall.runs.memory import MemoryProbe, return_free_memory
 from panda_icefall.runs.options import PandaOptions
 from panda_icefall.runs.tolerances import autocast_dtype, tolerances_for
@@ -111,10 +110,10 @@ class Contract:
             loss_dense, peak_dense = self._pass(loss_of, dense_model, scale)
             self._pass(loss_of, twin_model, scale)
         with routing.patched(self._options.workspace_mib, self._options.adjoint_tolerance):
-            before = LossCounters.now()
+            before = routing.status()
             with LossCallWatch() as watch:
                 loss_routed, peak_routed = self._pass(loss_of, probe_model, scale)
-            counted = LossCounters.now() - before
+            counted = routing.status() - before
             if counted.losses_routed == 0:
                 self.result.not_routed = explain_not_routed(counted, watch.calls)
                 return

@@ -1,5 +1,6 @@
 """The two phases of a training step, measured and logged: ``compute_loss``, ``backward_update``."""
 
+import dataclasses
 import time
 from collections.abc import Mapping
 from typing import Any, Optional
@@ -62,7 +63,7 @@ class PhaseRecorder:
             **self._values,
             "seconds": time.perf_counter() - self._started,
             **reading.as_row(),
-            **self._ledger.advance().as_row(),
+            **dataclasses.asdict(self._ledger.advance()),
         }
         if error is not None:
             values["error"] = f"{type(error).__name__}: {error}"

@@ -9,7 +9,7 @@ from typing import Optional
 from rich.console import Console
 from rich.table import Table
 
-from panda_icefall.runs.counters import LossCounters
+from panda_icefall.routing import LossTotals
 
 __all__ = ["RunOutcome", "open_console", "print_summary", "read_outcomes"]
 
@@ -36,7 +36,7 @@ class RunOutcome:
     rank: int
     batches: int
     seconds: float
-    counters: LossCounters = field(default_factory=LossCounters)
+    counters: LossTotals = field(default_factory=LossTotals)
     is_bounded: bool = False
     memory_log: Optional[str] = None
     contract: Optional[str] = None
@@ -54,7 +54,7 @@ def read_outcomes(folder: Path) -> list[RunOutcome]:
     outcomes = []
     for path in folder.glob(_OUTCOME_FILES):
         content = json.loads(path.read_text(encoding="utf-8"))
-        content["counters"] = LossCounters(**content["counters"])
+        content["counters"] = LossTotals(**content["counters"])
         content["violations"] = tuple(content["violations"])
         outcomes.append(RunOutcome(**content))
     return sorted(outcomes, key=lambda outcome: outcome.rank)
@@ -79,7 +79,7 @@ def print_summary(outcomes: list[RunOutcome], console: Console, *, has_routing: 
         ("training batches per rank", ", ".join(str(o.batches) for o in outcomes)),
     ]
     if has_routing:
-        rows += _routing_rows(sum((o.counters for o in outcomes), LossCounters()))
+        rows += _routing_rows(sum((o.counters for o in outcomes), LossTotals()))
     rows.append(("seconds in all", f"{max((o.seconds for o in outcomes), default=0.0):.1f}"))
     table = Table(title="PANDA summary", show_header=False)
     for name, value in rows:
@@ -94,7 +94,7 @@ def print_summary(outcomes: list[RunOutcome], console: Console, *, has_routing: 
                 console.print(line, markup=False, soft_wrap=True)
 
 
-def _routing_rows(total: LossCounters) -> list[tuple[str, str]]:
+def _routing_rows(total: LossTotals) -> list[tuple[str, str]]:
     return [
         ("losses routed / dense", f"{total.losses_routed} / {total.losses_dense}"),
         ("materialised", _materialised(total)),
@@ -110,7 +110,7 @@ def _routing_rows(total: LossCounters) -> list[tuple[str, str]]:
     ]
 
 
-def _materialised(counters: LossCounters) -> str:
+def _materialised(counters: LossTotals) -> str:
     ops = ", ".join(f"{op}: {n}" for op, n in sorted(counters.materialised.items()))
     return ops or "0"
 

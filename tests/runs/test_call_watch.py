@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from panda_icefall.losses import k2_functions
+from panda_icefall.routing import LossTotals
 from panda_icefall.runs.call_watch import LossCallWatch, explain_not_routed
-from panda_icefall.runs.counters import LossCounters
 
 
 def ctc():
@@ -43,9 +43,9 @@ def test_a_replacement_made_meanwhile_is_left_alone(monkeypatch):
 
 
 def test_the_explanation_names_dense_calls_materialised_operations_and_other_losses():
-    counters = LossCounters(losses_dense=2, materialised={"cumsum": 1, "bmm": 3})
+    counters = LossTotals(losses_dense=2, materialised={"cumsum": 1, "bmm": 3})
     text = explain_not_routed(counters, Counter({"k2.rnnt_loss": 4}))
     assert "rnnt_loss_pruned was called 2 time(s), each with ordinary logits" in text
     assert "turned into a tensor by bmm (3 times), cumsum (1 times)" in text
     assert "called instead: k2.rnnt_loss (4 times)" in text
-    assert "rnnt_loss_pruned was never called" in explain_not_routed(LossCounters(), Counter())
+    assert "rnnt_loss_pruned was never called" in explain_not_routed(LossTotals(), Counter())
