@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from panda_icefall.normalizer.autocast import no_autocast
+from panda_icefall.normalizer.autocast import autocast_dtype, no_autocast
 from panda_icefall.routing.graph import (
     Linear,
     Node,
@@ -181,23 +181,12 @@ def _linear(
     node: Node = input.node
     if isinstance(node, Table):
         return input.derive(Table(F.linear(node.values, weight, bias), node.by_symbol))
-    cast = _autocast_dtype(node.dtype, input.device)
+    # float64 is left alone by autocast.
+    cast = None if node.dtype == torch.float64 else autocast_dtype(input.device)
     with torch.no_grad(), no_autocast(input.device):
         sample = torch.empty((0, node.width), dtype=node.dtype, device=input.device)
         dtype = linear(sample, weight, bias, cast).dtype
     return input.derive(Linear(node, weight, bias, cast, dtype))
-
-
-def _autocast_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype | None:
-    """The dtype autocast, if on, gives to a linear layer's operands; float64 it leaves alone."""
-    if dtype == torch.float64:
-        return None
-    if hasattr(torch, "get_autocast_dtype"):  # torch >= 2.4
-        enabled = torch.is_autocast_enabled(device.type)
-        return torch.get_autocast_dtype(device.type) if enabled else None
-    if device.type == "cuda":
-        return torch.get_autocast_gpu_dtype() if torch.is_autocast_enabled() else None
-    return torch.get_autocast_cpu_dtype() if torch.is_autocast_cpu_enabled() else None
 
 
 def _cast(joint: SiteTensor, dtype: torch.dtype) -> SiteTensor:

@@ -1,6 +1,6 @@
 """Synthetic data in the AISHELL recipe's own layout, so that the recipe runs without a download.
 
-    panda-icefall synth aishell OUT --icefall-root ICEFALL
+    panda-icefall synth aishell --out OUT --icefall-root ICEFALL
     cd ICEFALL/egs/aishell/ASR
     PYTHONPATH=ICEFALL python zipformer/train.py \\
       --manifest-dir OUT/fbank --lang-dir OUT/lang_char --num-buckets 2 --enable-musan 0

@@ -1,11 +1,10 @@
 """How far routed training may be from dense training before the contract is violated."""
 
 from dataclasses import dataclass
-from typing import Optional
 
 import torch
 
-__all__ = ["Tolerances", "autocast_dtype", "tolerances_for"]
+__all__ = ["Tolerances", "tolerances_for"]
 
 
 @dataclass(frozen=True)
@@ -53,13 +52,3 @@ def tolerances_for(dtype: torch.dtype) -> Tolerances:
         parameter_rel_l2=gradient,
         negligible_gradient=eps,
     )
-
-
-def autocast_dtype(device: torch.device) -> Optional[torch.dtype]:
-    """The dtype that autocast uses on ``device`` right now, or ``None`` where it is off."""
-    if hasattr(torch, "get_autocast_dtype"):
-        is_enabled = torch.is_autocast_enabled(device.type)
-        return torch.get_autocast_dtype(device.type) if is_enabled else None
-    if device.type == "cuda":
-        return torch.get_autocast_gpu_dtype() if torch.is_autocast_enabled() else None
-    return torch.get_autocast_cpu_dtype() if torch.is_autocast_cpu_enabled() else None
