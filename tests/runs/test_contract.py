@@ -6,8 +6,9 @@ import math
 import pytest
 import torch
 
+from panda_icefall.normalizer.autocast import autocast_dtype
 from panda_icefall.runs import NotRoutedError, PandaOptions, run_recipe
-from panda_icefall.runs.tolerances import autocast_dtype, tolerances_for
+from panda_icefall.runs.tolerances import tolerances_for
 
 
 def report(recipe, folder="exp"):
