@@ -90,18 +90,8 @@ def do_rnnt_pruning(am: Tensor, lm: Tensor, ranges: Tensor) -> tuple[Tensor, Ten
       ValueError: if a shape does not fit or a state lies outside `[0, S]`.
       TypeError: if the ranges are not int64.
     """
-    if ranges.ndim != 3:
-        raise ValueError(f"ranges: got shape {tuple(ranges.shape)}, expected [B, T, s_range]")
+    check_pruning_form(am, lm, ranges)
     B, T, s_range = ranges.shape
-    if am.ndim != 3 or am.shape[:2] != (B, T):
-        raise ValueError(
-            f"am: got shape {tuple(am.shape)}, expected [B, T, H] = [{B}, {T}, H] for ranges "
-            f"of shape {tuple(ranges.shape)}"
-        )
-    if lm.ndim != 3 or lm.shape[0] != B:
-        raise ValueError(f"lm: got shape {tuple(lm.shape)}, expected [B, S+1, H] = [{B}, S+1, H]")
-    if ranges.dtype != torch.int64:
-        raise TypeError(f"ranges: got {ranges.dtype}, expected torch.int64; call ranges.long()")
     S1 = lm.shape[1]
     outside = (ranges < 0) | (ranges >= S1)
     if bool(outside.any()):
@@ -114,6 +104,27 @@ def do_rnnt_pruning(am: Tensor, lm: Tensor, ranges: Tensor) -> tuple[Tensor, Ten
     rows = ranges + S1 * torch.arange(B, device=ranges.device).reshape(B, 1, 1)
     lm_pruned = lm.reshape(B * S1, -1).index_select(0, rows.reshape(-1))
     return am_pruned, lm_pruned.reshape(B, T, s_range, lm.shape[2])
+
+
+def check_pruning_form(am: Tensor, lm: Tensor, ranges: Tensor) -> None:
+    """Refuse inputs of `do_rnnt_pruning` that do not fit together; looks at no values.
+
+    Raises:
+      ValueError: a shape.
+      TypeError: the ranges are not int64.
+    """
+    if ranges.ndim != 3:
+        raise ValueError(f"ranges: got shape {tuple(ranges.shape)}, expected [B, T, s_range]")
+    B, T, _ = ranges.shape
+    if am.ndim != 3 or am.shape[:2] != (B, T):
+        raise ValueError(
+            f"am: got shape {tuple(am.shape)}, expected [B, T, H] = [{B}, {T}, H] for ranges "
+            f"of shape {tuple(ranges.shape)}"
+        )
+    if lm.ndim != 3 or lm.shape[0] != B:
+        raise ValueError(f"lm: got shape {tuple(lm.shape)}, expected [B, S+1, H] = [{B}, S+1, H]")
+    if ranges.dtype != torch.int64:
+        raise TypeError(f"ranges: got {ranges.dtype}, expected torch.int64; call ranges.long()")
 
 
 def _workable_s_range(s_range: int, boundary: Tensor, S: int, T: int, is_regular: bool) -> int:

@@ -43,6 +43,7 @@ class TileCounters:
             yield
             end.record()
             self._cuda_events.append((phase, begin, end))
+            self._drain(wait=False)
         else:
             start = time.perf_counter()
             yield
@@ -50,11 +51,18 @@ class TileCounters:
 
     def seconds(self, phase: str) -> float:
         """Seconds spent in ``phase`` ("forward" or "backward"); waits for pending CUDA work."""
-        for name, begin, end in self._cuda_events:
-            end.synchronize()
-            self._add(name, begin.elapsed_time(end) / 1000)
-        self._cuda_events.clear()
+        self._drain(wait=True)
         return self._seconds.get(phase, 0.0)
+
+    def _drain(self, wait: bool) -> None:
+        """Book the events that are done (with ``wait``: all), so that they do not pile up."""
+        while self._cuda_events:
+            phase, begin, end = self._cuda_events[0]
+            if not wait and not end.query():
+                return
+            end.synchronize()
+            self._add(phase, begin.elapsed_time(end) / 1000)
+            del self._cuda_events[0]
 
     def _add(self, phase: str, seconds: float) -> None:
         self._seconds[phase] = self._seconds.get(phase, 0.0) + seconds

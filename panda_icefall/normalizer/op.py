@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +16,7 @@ from panda_icefall.normalizer.autocast import no_autocast
 from panda_icefall.normalizer.checks import check_form, live_sites
 from panda_icefall.normalizer.counters import TileCounters
 from panda_icefall.normalizer.plan import DEFAULT_WORKSPACE_BYTES, TilePlan
-from panda_icefall.normalizer.program import RowProgram, RowTable
+from panda_icefall.normalizer.program import RowProgram, RowTable, Step
 
 
 def selected_log_probs(
@@ -78,13 +79,19 @@ def selected_log_probs(
     if adjoint_tolerance is None:
         adjoint_tolerance = torch.finfo(dtype).eps / 2
     counters = TileCounters() if counters is None else counters
+    evaluated = program.sites if sites is None else sites.shape[0]
     counters.sites += program.sites
-    counters.sites_evaluated += program.sites if sites is None else sites.shape[0]
-    call = _Call(program, sites, head_dtype, dtype, workspace_bytes, adjoint_tolerance, counters)
-    call.plan(program.sites if sites is None else sites.shape[0], weight.shape[0])
+    counters.sites_evaluated += evaluated
+    itemsize = torch.finfo(dtype).bits // 8
+    row_bytes = program.row_bytes() + 2 * program.width * itemsize
+    call = _Call(
+        program.steps, len(program.tables), row_bytes, head_dtype, dtype, workspace_bytes,
+        adjoint_tolerance, counters,
+    )  # fmt: skip
+    call.plan(evaluated, weight.shape[0])
     tables = [table.values for table in program.tables]
     selected_logp, log_z = _SelectedLogProbs.apply(
-        call, weight, bias, selected_ids, *tables, *program.parameters
+        call, program, sites, weight, bias, selected_ids, *tables, *program.parameters
     )
     if selected_mask is not None:
         selected_logp = selected_logp.masked_fill(~selected_mask, 0.0)
@@ -93,10 +100,11 @@ def selected_log_probs(
 
 @dataclass(frozen=True)
 class _Call:
-    """What one call's forward and backward share besides tensors that autograd must see."""
+    """What one call's forward and backward share besides tensors, which autograd must hold."""
 
-    program: RowProgram
-    sites: Tensor | None
+    steps: Sequence[Step]
+    tables: int
+    row_bytes: int
     head_dtype: torch.dtype | None
     dtype: torch.dtype
     workspace_bytes: int
@@ -105,30 +113,38 @@ class _Call:
 
     def plan(self, sites: int, classes: int) -> TilePlan:
         itemsize = torch.finfo(self.dtype).bits // 8
-        row_bytes = self.program.row_bytes() + 2 * self.program.width * itemsize
-        return TilePlan.make(sites, classes, itemsize, row_bytes, self.workspace_bytes)
+        return TilePlan.make(sites, classes, itemsize, self.row_bytes, self.workspace_bytes)
 
 
 class _SelectedLogProbs(torch.autograd.Function):
-    """Autograd node: ``(weight, bias, ids, *tables, *parameters) -> (selected_logp, log_z)``."""
+    """Autograd node; its ``inputs`` are the program's tables and then its parameters."""
 
     @staticmethod
     def forward(  # type: ignore[override]
-        ctx: Any, call: _Call, weight: Tensor, bias: Tensor | None, ids: Tensor, *inputs: Tensor
+        ctx: Any,
+        call: _Call,
+        program: RowProgram,
+        live_sites: Tensor | None,
+        weight: Tensor,
+        bias: Tensor | None,
+        ids: Tensor,
+        *inputs: Tensor,
     ) -> tuple[Tensor, Tensor]:
         device = weight.device
-        sites = _all_sites(ids) if call.sites is None else call.sites
+        sites = _all_sites(ids) if live_sites is None else live_sites
         plan = call.plan(sites.shape[0], weight.shape[0])
         with call.counters.timed("forward", device), no_autocast(device):
             head = torch_engine.Head.cast(weight, bias, call.head_dtype, call.dtype)
-            live_ids = ids if call.sites is None else ids.index_select(0, sites)
-            live_logp, live_log_z = torch_engine.forward(call.program, head, sites, live_ids, plan)
+            live_ids = ids if live_sites is None else ids.index_select(0, sites)
+            live_logp, live_log_z = torch_engine.forward(program, head, sites, live_ids, plan)
         call.counters.tiles_forward += len(plan.row_tiles()) * len(plan.class_tiles())
         ctx.call = call
-        # The call's program holds the same tensors; saving them lets autograd detect in-place use.
-        ctx.save_for_backward(weight, bias, live_ids, live_log_z, *inputs)
+        indices = [table.index for table in program.tables]
+        ctx.save_for_backward(
+            weight, bias, live_ids, live_log_z, live_sites, *indices, *inputs
+        )  # fmt: skip
         ctx.set_materialize_grads(True)
-        if call.sites is None:
+        if live_sites is None:
             return live_logp, live_log_z
         selected_logp = live_logp.new_zeros(ids.shape).index_copy_(0, sites, live_logp)
         log_z = live_log_z.new_zeros(ids.shape[0]).index_copy_(0, sites, live_log_z)
@@ -140,32 +156,36 @@ class _SelectedLogProbs(torch.autograd.Function):
         ctx: Any, logp_grad: Tensor, log_z_grad: Tensor
     ) -> tuple[Tensor | None, ...]:
         call: _Call = ctx.call
-        weight, bias, ids, log_z, *inputs = ctx.saved_tensors
+        weight, bias, ids, log_z, live_sites, *rest = ctx.saved_tensors
+        indices, inputs = rest[: call.tables], rest[call.tables :]
+        tables = [RowTable(values, index) for values, index in zip(inputs, indices)]
+        program = RowProgram(tables, inputs[call.tables :], call.steps)
         with call.counters.timed("backward", weight.device), no_autocast(weight.device):
-            sites = _all_sites(ids) if call.sites is None else call.sites
+            sites = _all_sites(ids) if live_sites is None else live_sites
             adjoints, log_z_adjoints = logp_grad[sites], log_z_grad[sites]
             kept = _sites_that_matter(adjoints, log_z_adjoints, log_z, call)
             plan = call.plan(kept.shape[0], weight.shape[0])
             head = torch_engine.Head.cast(weight, bias, call.head_dtype, call.dtype)
-            needs = ctx.needs_input_grad
-            tables = len(call.program.tables)
+            _, _, _, needs_weight, needs_bias, _, *needs = ctx.needs_input_grad
             buffers = [
                 torch.zeros(t.shape, dtype=call.dtype, device=t.device) if need else None
-                for t, need in zip(inputs, needs[4:])
+                for t, need in zip(inputs, needs)
             ]
             wanted = torch_engine.Gradients(
-                tables=buffers[:tables],
-                parameters=buffers[tables:],
-                weight=torch.zeros_like(head.weight) if needs[1] else None,
-                bias=torch.zeros_like(head.weight[:, 0]) if needs[2] else None,
+                tables=buffers[: call.tables],
+                parameters=buffers[call.tables :],
+                weight=torch.zeros_like(head.weight) if needs_weight else None,
+                bias=torch.zeros_like(head.weight[:, 0]) if needs_bias else None,
             )
             torch_engine.backward(
-                call.program, head, sites[kept], ids[kept], log_z[kept],
+                program, head, sites[kept], ids[kept], log_z[kept],
                 adjoints[kept], log_z_adjoints[kept], plan, wanted,
             )  # fmt: skip
         call.counters.tiles_backward += len(plan.row_tiles()) * len(plan.class_tiles())
         call.counters.sites_backward += kept.shape[0]
         return (
+            None,
+            None,
             None,
             None if wanted.weight is None else wanted.weight.to(weight.dtype),
             None if wanted.bias is None else wanted.bias.to(bias.dtype),
@@ -181,7 +201,7 @@ def _sites_that_matter(
     mass = adjoints.double().abs().sum(dim=1) + log_z_adjoints.double().abs()
     # Sites without a normaliser go last and are kept, adjoint 0 or not: their gradient is NaN in
     # the dense expression, and trouble must show.
-    broken = log_z.isnan()
+    broken = log_z.isnan() | log_z.isposinf()
     order = torch.where(broken, torch.full_like(mass, torch.inf), mass).argsort()
     ascending = mass[order]
     running = ascending.cumsum(dim=0)

@@ -98,10 +98,6 @@ class RowProgram:
         """dtype of the rows."""
         return self.steps[-1].dtype if self.steps else self.tables[0].values.dtype
 
-    @property
-    def device(self) -> torch.device:
-        return self.tables[0].values.device
-
     def row_bytes(self) -> int:
         """Bytes that one row's values and their gradients take while a tile is replayed."""
         sizes = [table.values.shape[1] * table.values.element_size() for table in self.tables]

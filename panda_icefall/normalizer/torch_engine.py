@@ -150,7 +150,10 @@ def backward(
     for begin, end in plan.row_tiles():
         tile_sites, tile_ids, tile_adjoints = sites[begin:end], ids[begin:end], adjoints[begin:end]
         with torch.set_grad_enabled(wants_rows):
-            rows = [r.requires_grad_(wants_rows) for r in _gather(program, tile_sites)]
+            rows = [
+                r.requires_grad_(wants_rows and r.is_floating_point())
+                for r in _gather(program, tile_sites)
+            ]
             leaves = [
                 p.detach().requires_grad_(g is not None)
                 for p, g in zip(program.parameters, wanted.parameters)
@@ -185,13 +188,21 @@ def _rows_backward(
     wanted: Gradients,
 ) -> None:
     """Send a tile's hidden gradient ``[n, H]`` back through its program into the buffers."""
-    inputs = [*rows, *(leaf for leaf in leaves if leaf.requires_grad)]
-    grads = torch.autograd.grad(output, inputs, output_grad.to(output.dtype), allow_unused=True)
-    for table, buffer, grad in zip(program.tables, wanted.tables, grads):
-        if buffer is not None and grad is not None:
+    targets: list[tuple[Tensor, Tensor, Tensor | None]] = []  # input, buffer, buffer rows
+    for table, row, buffer in zip(program.tables, rows, wanted.tables):
+        if buffer is not None:
             index = sites if table.index is None else table.index.index_select(0, sites)
-            buffer.index_add_(0, index, grad.to(buffer.dtype))
-    buffers = [buffer for buffer in wanted.parameters if buffer is not None]
-    for buffer, grad in zip(buffers, grads[len(rows) :]):
-        if grad is not None:
-            buffer += grad
+            targets.append((row, buffer, index))
+    for leaf, buffer in zip(leaves, wanted.parameters):
+        if buffer is not None:
+            targets.append((leaf, buffer, None))
+    grads = torch.autograd.grad(
+        output, [t[0] for t in targets], output_grad.to(output.dtype), allow_unused=True
+    )
+    for (_, total, at), grad in zip(targets, grads):
+        if grad is None:
+            continue
+        if at is None:
+            total += grad
+        else:
+            total.index_add_(0, at, grad.to(total.dtype))

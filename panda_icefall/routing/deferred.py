@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from typing import Any, Callable
 
@@ -10,7 +11,14 @@ from torch import Tensor
 
 from panda_icefall.normalizer.autocast import no_autocast
 from panda_icefall.routing import recording
-from panda_icefall.routing.graph import Node, Sites, SiteTensor, materialise
+from panda_icefall.routing.graph import (
+    Node,
+    Operation,
+    Sites,
+    SiteTensor,
+    in_order,
+    materialise,
+)
 
 
 class DeferredJoint(SiteTensor):
@@ -40,7 +48,12 @@ class DeferredJoint(SiteTensor):
 
     @property
     def requires_grad(self) -> bool:
-        return self.grad_enabled
+        return self.grad_enabled and any(
+            tensor.requires_grad
+            for node in in_order(self.node)
+            if not isinstance(node, Operation)
+            for tensor in node.tensors()
+        )
 
     @property
     def is_materialised(self) -> bool:
@@ -66,7 +79,11 @@ class DeferredJoint(SiteTensor):
         """The ordinary tensor ``[B, T, s_range, X]``; ``operation`` is what needed it."""
         if self._tensor is None:
             self._report(operation)
-            with torch.set_grad_enabled(self.grad_enabled), no_autocast(self.device):
+            with contextlib.ExitStack() as modes:
+                # Kept for later uses, which may be outside of an inference_mode() around this one.
+                modes.enter_context(torch.inference_mode(False))
+                modes.enter_context(torch.set_grad_enabled(self.grad_enabled))
+                modes.enter_context(no_autocast(self.device))
                 self._tensor = materialise(self.node, self.sites)
         return self._tensor
 
@@ -124,8 +141,10 @@ def _operator(name: str) -> Callable[..., Any]:
 
 # Python looks these up on the class, past __getattr__.
 for _name in (
-    "__add__ __radd__ __sub__ __rsub__ __mul__ __rmul__ __truediv__ __rtruediv__ __neg__ "
-    "__matmul__ __rmatmul__ __pow__ __rpow__ __abs__ __getitem__ __setitem__ __len__ __bool__ "
-    "__float__ __int__ __lt__ __le__ __gt__ __ge__ __eq__ __ne__ __floordiv__ __mod__"
+    "__add__ __radd__ __iadd__ __sub__ __rsub__ __isub__ __mul__ __rmul__ __imul__ "
+    "__truediv__ __rtruediv__ __itruediv__ __neg__ __pos__ __matmul__ __rmatmul__ "
+    "__pow__ __rpow__ __floordiv__ __rfloordiv__ __mod__ __rmod__ __abs__ "
+    "__getitem__ __setitem__ __len__ __bool__ __float__ __int__ "
+    "__lt__ __le__ __gt__ __ge__ __eq__ __ne__"
 ).split():
     setattr(DeferredJoint, _name, _operator(_name))

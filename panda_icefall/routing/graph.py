@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from panda_icefall.normalizer import RowProgram, RowTable, Slot, Step
+from panda_icefall.routing.errors import PandaError
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,12 +25,44 @@ class Sites:
         return B, T, s_range
 
 
+class _Inputs:
+    """Mixin of nodes that hold tensors, whose values are read only when the loss is computed."""
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        raise TypeError("a node says which tensors it holds")
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_versions", [_version(t) for t in self.tensors()])
+
+    def check_unchanged(self) -> None:
+        """Refuse to go on with values that the joiner never saw.
+
+        Raises:
+          PandaError: a tensor was changed in place since it was recorded.
+        """
+        for tensor, version in zip(self.tensors(), self._versions):  # type: ignore[attr-defined]
+            if _version(tensor) != version:
+                raise PandaError(
+                    f"a tensor of shape {tuple(tensor.shape)} that the joiner read was changed in "
+                    f"place before the loss: got version {_version(tensor)}, expected {version}; "
+                    f"PANDA computes the joiner with the loss, so give it a copy (clone())"
+                )
+
+
+def _version(tensor: Tensor) -> int:
+    # Inference tensors count no versions.
+    return 0 if tensor.is_inference() else tensor._version
+
+
 @dataclass(frozen=True, eq=False)
-class Table:
+class Table(_Inputs):
     """A compact input: ``am`` ``[B, T, X]`` (read at t) or ``lm`` ``[B, S + 1, X]`` (read at s)."""
 
     values: Tensor
     by_symbol: bool
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        return (self.values,)
 
     @property
     def width(self) -> int:
@@ -58,7 +91,10 @@ class Table:
         B, T, s_range = sites.shape
         b = torch.arange(B, device=self.values.device)[:, None, None]
         if self.by_symbol:
-            index = b * self.values.shape[1] + sites.ranges
+            rows = self.values.shape[1]
+            # Flat row numbers would reach into the next utterance: -1 is refused where it is read.
+            inside = (sites.ranges >= 0) & (sites.ranges < rows)
+            index = torch.where(inside, b * rows + sites.ranges, torch.full_like(sites.ranges, -1))
         else:
             t = torch.arange(T, device=self.values.device)[None, :, None]
             index = (b * T + t).expand(B, T, s_range)
@@ -66,10 +102,13 @@ class Table:
 
 
 @dataclass(frozen=True, eq=False)
-class Operand:
+class Operand(_Inputs):
     """An ordinary tensor that broadcasts to ``[B, T, s_range, X]``."""
 
     values: Tensor
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        return (self.values,)
 
     @property
     def width(self) -> int:
@@ -108,7 +147,7 @@ class Operation:
 
 
 @dataclass(frozen=True, eq=False)
-class Linear:
+class Linear(_Inputs):
     """``F.linear`` on every site; ``cast`` is what autocast rounds its operands to, or None."""
 
     input: Node
@@ -116,6 +155,9 @@ class Linear:
     bias: Tensor | None
     cast: torch.dtype | None
     dtype: torch.dtype
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        return (self.weight,) if self.bias is None else (self.weight, self.bias)
 
     @property
     def width(self) -> int:
@@ -178,32 +220,32 @@ def materialise(node: Node, sites: Sites) -> Tensor:
     """The ordinary ``[B, T, s_range, width]`` tensor of a node, by running what was recorded.
 
     The caller sets the grad mode; autocast must be off (its effect is in the recorded nodes).
+
+    Raises:
+      PandaError: a tensor was changed in place since it was recorded.
+      IndexError: ranges leave ``lm``.
     """
-    done: dict[int, Tensor] = {}
-
-    def value(item: Any) -> Any:
-        if not isinstance(item, _NODES):
-            return item
-        if id(item) not in done:
-            done[id(item)] = run(item)
-        return done[id(item)]
-
-    def run(item: Node) -> Tensor:
+    values: dict[int, Tensor] = {}
+    for item in in_order(node):
         if isinstance(item, Table):
-            return item.at_sites(sites)
-        if isinstance(item, Operand):
-            return item.values
-        if isinstance(item, Linear):
-            return linear(value(item.input), item.weight, item.bias, item.cast)
-        kwargs = {key: value(argument) for key, argument in item.kwargs.items()}
-        return item.function(*(value(argument) for argument in item.args), **kwargs)
-
-    return value(node)
+            result = item.at_sites(sites)
+        elif isinstance(item, Operand):
+            result = item.values
+        elif isinstance(item, Linear):
+            result = linear(values[id(item.input)], item.weight, item.bias, item.cast)
+        else:
+            args = [values[id(a)] if isinstance(a, _NODES) else a for a in item.args]
+            kwargs = {
+                k: values[id(a)] if isinstance(a, _NODES) else a for k, a in item.kwargs.items()
+            }
+            result = item.function(*args, **kwargs)
+        values[id(item)] = result
+    return values[id(node)]
 
 
 def row_program(node: Node, sites: Sites) -> RowProgram:
     """The program that gives the rows ``[B * T * s_range, width]`` of a node."""
-    order = _in_order(node)
+    order = in_order(node)
     tables: list[Node] = [n for n in order if isinstance(n, Table)]
     tables += [n for n in order if isinstance(n, Operand) and not n.is_shared]
     parameters: list[Tensor] = []
@@ -237,21 +279,33 @@ def row_program(node: Node, sites: Sites) -> RowProgram:
     return RowProgram(rows, parameters, steps)
 
 
-def _in_order(node: Node) -> list[Node]:
-    """The nodes that ``node`` depends on, itself last, each once, inputs before users."""
+def in_order(node: Node) -> list[Node]:
+    """The nodes that ``node`` depends on, itself last, each once, inputs before users.
+
+    Raises:
+      PandaError: a tensor was changed in place since it was recorded.
+    """
     order: list[Node] = []
     seen: set[int] = set()
-
-    def visit(item: Any) -> None:
-        if not isinstance(item, _NODES) or id(item) in seen:
-            return
-        seen.add(id(item))
-        if isinstance(item, Linear):
-            visit(item.input)
-        elif isinstance(item, Operation):
-            for argument in (*item.args, *item.kwargs.values()):
-                visit(argument)
-        order.append(item)
-
-    visit(node)
+    # Explicit stack, no nested function: a closure that calls itself would be a reference cycle
+    # that keeps whole autograd graphs alive until the garbage collector runs.
+    stack: list[tuple[Node, bool]] = [(node, False)]
+    while stack:
+        item, is_ready = stack.pop()
+        if is_ready:
+            if isinstance(item, _Inputs):
+                item.check_unchanged()
+            order.append(item)
+        elif id(item) not in seen:
+            seen.add(id(item))
+            stack.append((item, True))
+            stack += [(n, False) for n in reversed(_inputs_of(item))]
     return order
+
+
+def _inputs_of(node: Node) -> list[Node]:
+    if isinstance(node, Linear):
+        return [node.input]
+    if isinstance(node, Operation):
+        return [a for a in (*node.args, *node.kwargs.values()) if isinstance(a, _NODES)]
+    return []

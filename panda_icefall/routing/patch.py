@@ -7,6 +7,7 @@ import importlib
 import importlib.util
 import inspect
 import logging
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from typing import Any, Callable
 import torch
 from torch import Tensor
 
+from panda_icefall.losses.pruning import check_pruning_form
 from panda_icefall.normalizer import DEFAULT_WORKSPACE_BYTES
 from panda_icefall.routing import routed_loss
 from panda_icefall.routing.deferred import DeferredJoint
@@ -43,11 +45,40 @@ class Options:
     adjoint_tolerance: float | None = None
 
 
+@dataclass(frozen=True)
+class _Replacement:
+    """One attribute of a module or class, ours and what stood there (``_MISSING``: inherited)."""
+
+    owner: Any
+    name: str
+    original: Any
+    ours: Any
+
+    @property
+    def full_name(self) -> str:
+        prefix = "" if isinstance(self.owner, ModuleType) else f"{self.owner.__module__}."
+        return f"{prefix}{self.owner.__name__}.{self.name}"
+
+    def install(self) -> None:
+        setattr(self.owner, self.name, self.ours)
+
+    def remove(self) -> bool:
+        """Put the original back; False if somebody else has replaced ours since."""
+        if vars(self.owner).get(self.name) is not self.ours:
+            return False
+        if self.original is _MISSING:
+            delattr(self.owner, self.name)
+        else:
+            setattr(self.owner, self.name, self.original)
+        return True
+
+
+_MISSING = object()
+
+
 @dataclass
 class _Applied:
-    module: ModuleType
-    originals: dict[str, Callable[..., Any]]
-    replacements: dict[str, Callable[..., Any]]
+    replacements: tuple[_Replacement, ...]
     options: Options
 
 
@@ -62,8 +93,12 @@ def apply(
 
     Replaces ``do_rnnt_pruning`` and ``rnnt_loss_pruned`` in the module ``k2`` where it is
     installed, else in ``panda_icefall.losses.k2_functions``. A second call only changes the
-    options. What it does not reach: names imported by ``from k2 import rnnt_loss_pruned`` before,
-    scripted (TorchScript) joiners, losses other than the pruned one.
+    options. While applied, ``torch.autograd.Function.apply`` turns recorded arguments into tensors.
+
+    What it does not reach: names imported by ``from k2 import rnnt_loss_pruned`` before; functions
+    compiled by ``torch.jit.script``, which refuse a recorded joiner; losses other than the pruned
+    one. What a joiner gets is no ``torch.Tensor``: ``isinstance`` says so, and module hooks that
+    look for tensors pass it by.
 
     Args:
       workspace_mib: upper bound of a tile's scratch, in MiB.
@@ -76,24 +111,30 @@ def apply(
       UnknownSignatureError: a function to replace has other parameters than those known.
     """
     global _applied
-    if not workspace_mib > 0:
-        raise ValueError(f"workspace_mib: got {workspace_mib}, expected a number above 0")
+    if not 0 < workspace_mib < float("inf"):
+        raise ValueError(f"workspace_mib: got {workspace_mib}, expected a number above 0, in MiB")
     if adjoint_tolerance is not None and not 0 <= adjoint_tolerance < 1:
         raise ValueError(f"adjoint_tolerance: got {adjoint_tolerance}, expected 0 <= it < 1")
     options = Options(int(workspace_mib * 2**20), adjoint_tolerance)
     if _applied is not None:
         _applied.options = options
         return
-    module = importlib.import_module("k2" if importlib.util.find_spec("k2") else STAND_IN)
-    originals = {name: _checked(module, name) for name in _KNOWN_SIGNATURES}
+    module = _patched_module()
+    pruning, loss = (_checked(module, name) for name in _KNOWN_SIGNATURES)
+    function_apply = vars(torch.autograd.Function).get("apply", _MISSING)
     reset_counters()
-    replacements = {
-        "do_rnnt_pruning": _recording_pruning(originals["do_rnnt_pruning"]),
-        "rnnt_loss_pruned": _routed_loss(originals["rnnt_loss_pruned"]),
-    }
-    _applied = _Applied(module, originals, replacements, options)
-    for name, replacement in replacements.items():
-        setattr(module, name, replacement)
+    _applied = _Applied(
+        (
+            _Replacement(module, "do_rnnt_pruning", pruning, _recording_pruning(pruning)),
+            _Replacement(module, "rnnt_loss_pruned", loss, _routed_loss(loss)),
+            _Replacement(
+                torch.autograd.Function, "apply", function_apply, _function_apply(function_apply)
+            ),
+        ),
+        options,
+    )
+    for replacement in _applied.replacements:
+        replacement.install()
 
 
 def revert() -> None:
@@ -104,14 +145,11 @@ def revert() -> None:
     global _applied
     if _applied is None:
         return
-    for name, replacement in _applied.replacements.items():
-        if getattr(_applied.module, name, None) is replacement:
-            setattr(_applied.module, name, _applied.originals[name])
-        else:
+    for replacement in _applied.replacements:
+        if not replacement.remove():
             logging.warning(
-                "panda: %s.%s was replaced by something else after apply(); left as it is",
-                _applied.module.__name__,
-                name,
+                "panda: %s was replaced by something else after apply(); left as it is",
+                replacement.full_name,
             )
     _applied = None
 
@@ -139,29 +177,35 @@ def suspended() -> Iterator[None]:
     if applied is None:
         yield
         return
-    for name, original in applied.originals.items():
-        setattr(applied.module, name, original)
+    removed = [replacement for replacement in applied.replacements if replacement.remove()]
     try:
         yield
     finally:
-        for name, replacement in applied.replacements.items():
-            setattr(applied.module, name, replacement)
+        if _applied is applied:  # not reverted inside
+            for replacement in removed:
+                replacement.install()
 
 
 def status() -> Status:
     """What is replaced now, and totals since ``apply`` (or ``reset_counters``)."""
-    replaced = (
-        ()
-        if _applied is None
-        else tuple(f"{_applied.module.__name__}.{name}" for name in _applied.replacements)
-    )
-    return _counters.snapshot(replaced)
+    replacements = () if _applied is None else _applied.replacements
+    return _counters.snapshot(tuple(replacement.full_name for replacement in replacements))
 
 
 def reset_counters() -> None:
     """Set all totals to zero."""
     global _counters
     _counters = RoutingCounters()
+
+
+def _patched_module() -> ModuleType:
+    """k2 where it is installed, else the project's own functions."""
+    if "k2" in sys.modules:
+        return sys.modules["k2"]
+    spec = importlib.util.find_spec("k2")
+    # A folder that happens to be called k2 (a checkout in the working directory) has no origin.
+    is_installed = spec is not None and spec.origin is not None
+    return importlib.import_module("k2" if is_installed else STAND_IN)
 
 
 def _checked(module: ModuleType, name: str) -> Callable[..., Any]:
@@ -188,7 +232,7 @@ def _recording_pruning(original: Callable[..., Any]) -> Callable[..., Any]:
         tensors = all(isinstance(t, Tensor) for t in (am, lm, ranges))
         if not tensors or torch.jit.is_tracing():
             return original(am, lm, ranges)
-        _check_pruning(am, lm, ranges)
+        check_pruning_form(am, lm, ranges)
         sites = Sites(ranges)
         return (
             DeferredJoint(Table(am, by_symbol=False), sites, _report_materialised),
@@ -196,18 +240,6 @@ def _recording_pruning(original: Callable[..., Any]) -> Callable[..., Any]:
         )
 
     return do_rnnt_pruning
-
-
-def _check_pruning(am: Tensor, lm: Tensor, ranges: Tensor) -> None:
-    if am.dim() != 3:
-        raise ValueError(f"am: got shape {tuple(am.shape)}, expected [B, T, encoder_dim]")
-    B, T, _ = am.shape
-    if lm.dim() != 3 or lm.shape[0] != B:
-        raise ValueError(f"lm: got shape {tuple(lm.shape)}, expected [{B}, S + 1, decoder_dim]")
-    if ranges.dim() != 3 or ranges.shape[:2] != (B, T):
-        raise ValueError(f"ranges: got shape {tuple(ranges.shape)}, expected [{B}, {T}, s_range]")
-    if ranges.dtype != torch.int64:
-        raise TypeError(f"ranges: got {ranges.dtype}, expected torch.int64")
 
 
 def _routed_loss(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -236,6 +268,24 @@ def _routed_loss(original: Callable[..., Any]) -> Callable[..., Any]:
         return original(*given.args, **given.kwargs)
 
     return rnnt_loss_pruned
+
+
+def _function_apply(original: Any) -> classmethod[Any, Any, Any]:
+    """``torch.autograd.Function.apply`` that is given tensors, as custom functions expect.
+
+    It does not ask ``__torch_function__``: a stand-in would pass as an opaque object, and the
+    custom backward would silently be lost.
+    """
+
+    def apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
+        if original is _MISSING:  # torch 1.13 inherits it
+            inner = super(torch.autograd.Function, cls).apply
+        else:
+            inner = original.__get__(None, cls)
+        given = [a.materialise(cls.__name__) if isinstance(a, DeferredJoint) else a for a in args]
+        return inner(*given, **kwargs)
+
+    return classmethod(apply)
 
 
 def _report_materialised(operation: str) -> None:

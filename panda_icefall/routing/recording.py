@@ -32,7 +32,8 @@ _CASTS = {
     Tensor.double: torch.float64,
 }
 _DROPOUTS = {F.dropout, F.alpha_dropout, torch.dropout}
-_UNCHANGED = {Tensor.contiguous, torch.clone, Tensor.clone}
+_CLONES = {torch.clone, Tensor.clone}
+_ALIASES = {torch.positive, Tensor.positive, Tensor.__pos__}
 _RESHAPES = {Tensor.reshape, Tensor.view, torch.reshape, Tensor.expand}
 
 
@@ -53,6 +54,9 @@ _IN_PLACE = {
     if not name.startswith("__")
     for home in (torch, Tensor, F)
     if hasattr(home, name + "_") and hasattr(home, name)
+} | {
+    getattr(Tensor, f"__i{name}__"): getattr(Tensor, f"__{name}__")
+    for name in ("add", "sub", "mul", "truediv")
 }
 
 
@@ -76,7 +80,7 @@ def record(
         target = args[0]
         if result is None or not isinstance(target, SiteTensor) or result.shape != target.shape:
             return None
-        return target.become(result.node)
+        return target.become(_cast(result, target.dtype).node)
     if function is F.linear:
         return _linear(*args, **kwargs)
     if function in _POINTWISE:
@@ -87,10 +91,16 @@ def record(
         return _to(*args, **kwargs)
     if function in _DROPOUTS:
         return _dropout(*args, **kwargs)
-    if function in _UNCHANGED:
+    if function in _ALIASES:
         return first
+    if function in _CLONES:
+        return first.derive(first.node)
+    if function is Tensor.contiguous:
+        # The am that k2 returns is an expanded view: its contiguous() is a copy.
+        is_view = isinstance(first.node, Table) and not first.node.by_symbol
+        return first.derive(first.node) if is_view else first
     if function in _RESHAPES:
-        return _reshape(*args, **kwargs)
+        return _reshape(function, *args, **kwargs)
     return None
 
 
@@ -229,7 +239,9 @@ def _dropout(
     return input if not train or p == 0.0 else None
 
 
-def _reshape(joint: Any, *shape: Any, **kwargs: Any) -> SiteTensor | None:
+def _reshape(
+    function: Callable[..., Any], joint: Any, *shape: Any, **kwargs: Any
+) -> SiteTensor | None:
     """A reshape to the shape it has already."""
     if kwargs or not isinstance(joint, SiteTensor) or not shape:
         return None
@@ -239,4 +251,6 @@ def _reshape(joint: Any, *shape: Any, **kwargs: Any) -> SiteTensor | None:
     if len(sizes) != 4 or len(shape) != 4:
         return None
     matches = all(s in (-1, n) for s, n in zip(sizes, joint.shape))
-    return joint if matches and sizes.count(-1) <= 1 else None
+    # In expand, -1 says "as it is"; elsewhere it is one size left to be worked out.
+    is_legal = function is Tensor.expand or sizes.count(-1) <= 1
+    return joint if matches and is_legal else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,7 +11,15 @@ from torch import Tensor
 
 from panda_icefall.losses.pruned import selected_rnnt_loss_pruned
 from panda_icefall.normalizer import TileCounters
-from panda_icefall.routing.graph import Linear, Node, Operation, SiteTensor, row_program
+from panda_icefall.routing.graph import (
+    Linear,
+    Node,
+    Operation,
+    SiteTensor,
+    Table,
+    in_order,
+    row_program,
+)
 
 
 def why_not(logits: SiteTensor, arguments: Mapping[str, Any]) -> str | None:
@@ -21,8 +30,9 @@ def why_not(logits: SiteTensor, arguments: Mapping[str, Any]) -> str | None:
         return "logits used elsewhere"
     head = _head(logits.node)
     if not isinstance(head, Linear):
-        name = getattr(head.function, "__name__", "?") if isinstance(head, Operation) else "no op"
-        return f"{name} after the last linear"
+        if isinstance(head, Operation):
+            return f"{getattr(head.function, '__name__', '?')} after the last linear"
+        return "no linear after am and lm were combined"
     if logits.dtype == torch.float64 and head.dtype != torch.float64:
         return "double() after the last linear"
     return None
@@ -51,13 +61,16 @@ def compute(
             f"ranges: got shape {tuple(ranges.shape)}, expected {tuple(logits.sites.ranges.shape)} "
             f"(those given to do_rnnt_pruning)"
         )
+    symbols = arguments["symbols"]
+    _check_lm_rows(head, symbols)
     loss = selected_rnnt_loss_pruned(
         row_program(head.input, logits.sites),
         head.weight,
         head.bias,
-        symbols=arguments["symbols"],
+        # As k2, which takes any integer tensor and whatever counts as an int.
+        symbols=symbols.long() if symbols.dtype in (torch.int16, torch.int32) else symbols,
         ranges=ranges,
-        termination_symbol=arguments["termination_symbol"],
+        termination_symbol=operator.index(arguments["termination_symbol"]),
         boundary=arguments["boundary"],
         rnnt_type=arguments["rnnt_type"],
         delay_penalty=arguments["delay_penalty"],
@@ -69,6 +82,16 @@ def compute(
     )
     # Losses of half logits stay in float32, where their sums were made.
     return loss.to(logits.dtype) if logits.dtype in (torch.float32, torch.float64) else loss
+
+
+def _check_lm_rows(head: Node, symbols: Tensor) -> None:
+    """Refuse an ``lm`` with fewer states than the symbols need."""
+    for node in in_order(head):
+        if isinstance(node, Table) and node.by_symbol and node.values.shape[1] <= symbols.shape[-1]:
+            raise ValueError(
+                f"lm: got {node.values.shape[1]} states for symbols of shape "
+                f"{tuple(symbols.shape)}, expected S + 1 = {symbols.shape[-1] + 1} or more"
+            )
 
 
 def _head(node: Node) -> Node:

@@ -5,7 +5,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
-from panda_icefall.normalizer import TilePlan, selected_log_probs
+from panda_icefall.normalizer import TilePlan, dense_selected_log_probs, selected_log_probs
 
 SITES, HIDDEN, CLASSES = 4_001, 24, 1_013
 WORKSPACE = 256 * 1024
@@ -99,3 +99,20 @@ def test_a_plan_without_sites_has_no_tiles():
 def test_offsets_beyond_two_to_the_31_are_planned():
     plan = TilePlan.make(2**20, 2**18, 4, 64, 8 * 2**20)
     assert plan.row_tiles()[-1][1] * plan.class_tiles()[-1][1] == 2**38
+
+
+def test_more_than_two_to_the_31_logits_are_addressed_rightly():
+    sites, classes = 66_001, 32_771
+    assert sites * classes > 2**31
+    g = torch.Generator().manual_seed(0)
+    rows = torch.randn(sites, 1, generator=g)
+    weight = torch.randn(classes, 1, generator=g).requires_grad_()
+    ids = torch.randint(0, classes, (sites, 1), generator=g)
+    ids[-1] = classes - 1
+    logp, _ = selected_log_probs(rows, weight, None, ids)
+    last = slice(sites - 50, sites)
+    expected, _ = dense_selected_log_probs(rows[last], weight, None, ids[last])
+    torch.testing.assert_close(logp[last].double(), expected, rtol=0, atol=1e-5)
+    (ours,) = torch.autograd.grad(logp[last].sum(), weight)
+    (truth,) = torch.autograd.grad(expected.sum(), weight)
+    torch.testing.assert_close(ours, truth, rtol=1e-4, atol=1e-4)

@@ -82,7 +82,8 @@ def test_a_program_keeps_no_rows_for_backward():
     with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
         selected_log_probs(program(leaves, index), leaves[5], leaves[6], ids)
     per_site = [tuple(t.shape) for t in saved if t.shape[:1] == (SITES,)]
-    assert sorted(per_site) == [(SITES,), (SITES, 2)]  # log_z and ids
+    # log_z, the two tables' row numbers, ids: nothing H or C wide.
+    assert sorted(per_site) == [(SITES,), (SITES,), (SITES,), (SITES, 2)]
 
 
 def test_table_indices_outside_the_table_are_refused():

@@ -18,7 +18,6 @@ NAMES = ("do_rnnt_pruning", "rnnt_loss_pruned")
 def stub(monkeypatch):
     """A module named k2 whose originals of the replaced functions raise when reached."""
     module = types.ModuleType("k2")
-    module.__spec__ = types.SimpleNamespace(name="k2")
     module.__dev_version__ = "9.9.stub"
 
     def do_rnnt_pruning(am, lm, ranges):
@@ -46,7 +45,11 @@ def test_the_routed_loss_never_reaches_the_originals(stub):
     routed = toy.loss_and_gradients(stub, joiner, data)
     dense = toy.loss_and_gradients(k2_functions, joiner, data)
     torch.testing.assert_close(routed, dense, rtol=1e-5, atol=1e-6)
-    assert panda_icefall.status().replaced == ("k2.do_rnnt_pruning", "k2.rnnt_loss_pruned")
+    assert panda_icefall.status().replaced == (
+        "k2.do_rnnt_pruning",
+        "k2.rnnt_loss_pruned",
+        "torch.autograd.function.Function.apply",
+    )
 
 
 def test_revert_restores_and_apply_is_idempotent(k2):
@@ -146,6 +149,7 @@ def test_plain_logits_go_to_the_original(k2):
     [
         ({"workspace_mib": 0}, "workspace_mib: got 0"),
         ({"workspace_mib": float("nan")}, "workspace_mib: got nan"),
+        ({"workspace_mib": float("inf")}, "workspace_mib: got inf"),
         ({"adjoint_tolerance": -0.1}, "adjoint_tolerance: got -0.1"),
         ({"adjoint_tolerance": 1}, "adjoint_tolerance: got 1"),
     ],
@@ -161,8 +165,8 @@ def test_options_out_of_range_are_refused_before_anything_is_replaced(k2, option
     ("changes", "error", "message"),
     [
         ({"am": torch.zeros(3, 11)}, ValueError, r"am: got shape \(3, 11\), expected \[B, T"),
-        ({"lm": torch.zeros(2, 7, 5)}, ValueError, r"lm: got shape \(2, 7, 5\), expected \[3, S"),
-        ({"ranges": torch.zeros(3, 9, 4).long()}, ValueError, r"ranges: got shape \(3, 9, 4\)"),
+        ({"lm": torch.zeros(2, 7, 5)}, ValueError, r"lm: got shape \(2, 7, 5\), expected"),
+        ({"ranges": torch.zeros(3, 9, 4).long()}, ValueError, r"for ranges of shape \(3, 9, 4\)"),
         ({"ranges": torch.zeros(3, 11, 4)}, TypeError, r"ranges: got torch.float32"),
     ],
 )
@@ -179,7 +183,7 @@ def test_bad_pruning_inputs_are_named(k2, changes, error, message):
         (lambda d: d.ranges.add_(3), ValueError, "ranges"),
         (lambda d: d.boundary.__setitem__((1, 3), toy.T + 1), ValueError, "boundary"),
         (lambda d: d.symbols.__setitem__((0, 0), toy.C), ValueError, "symbols"),
-        (lambda d: setattr(d, "symbols", d.symbols.int()), TypeError, "symbols"),
+        (lambda d: setattr(d, "symbols", d.symbols.float()), TypeError, "symbols"),
         (lambda d: setattr(d, "boundary", d.boundary[:2]), ValueError, "boundary"),
     ],
 )

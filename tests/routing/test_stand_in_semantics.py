@@ -1,0 +1,357 @@
+"""Where a recorded tensor could silently differ from the real one: aliases, custom functions,
+late reads, graphs kept alive. Each case is compared with the dense run of the same lines."""
+
+import dataclasses
+import gc
+import socket
+import weakref
+
+import numpy as np
+import pytest
+import torch
+import torch.multiprocessing as mp
+import toy
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+import panda_icefall
+from panda_icefall.routing import PandaError, suspended
+
+
+class Joiner(nn.Module):
+    """``output_linear(hidden(am, lm))`` with the hidden part given."""
+
+    def __init__(self, hidden):
+        super().__init__()
+        self.hidden = hidden
+        self.output_linear = nn.Linear(toy.X, toy.C)
+
+    def forward(self, am, lm):
+        return self.output_linear(self.hidden(am, lm))
+
+
+def compare(k2, hidden, routed=1, bound=1e-12, dtype=torch.float64):
+    torch.manual_seed(1)
+    joiner, data = Joiner(hidden).to(dtype), toy.batch(k2, dtype)
+    dense = toy.loss_and_gradients(k2, joiner, data)
+    with panda_icefall.patched(adjoint_tolerance=0):
+        ours = toy.loss_and_gradients(k2, joiner, data)
+    torch.testing.assert_close(ours[0], dense[0], rtol=bound, atol=0)
+    for x, y in zip(ours[1], dense[1]):
+        assert (x - y).norm() <= bound * y.norm()
+    assert panda_icefall.status().losses_routed == routed
+
+
+class DoubleGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x * 1.0
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad * 2
+
+
+class DoubleGradientOfItself(DoubleGradient):
+    @staticmethod
+    def forward(ctx, x):
+        return x.view_as(x)
+
+
+@pytest.mark.parametrize("function", [DoubleGradient, DoubleGradientOfItself])
+def test_custom_autograd_functions_keep_their_backward(k2, function):
+    compare(k2, lambda am, lm: torch.tanh(function.apply(am + lm)), routed=0)
+    assert panda_icefall.status().materialised == {function.__name__: 1}
+
+
+@pytest.mark.parametrize("use_reentrant", [True, False])
+def test_checkpointing_inside_the_joiner_keeps_every_gradient(k2, use_reentrant):
+    def hidden(am, lm):
+        return checkpoint(lambda a, b: torch.tanh(a + b), am, lm, use_reentrant=use_reentrant)
+
+    torch.manual_seed(1)
+    joiner, data = Joiner(hidden).double(), toy.batch(k2, torch.float64)
+
+    def run():
+        leaves = [data.am, data.lm, *joiner.parameters()]
+        for leaf in leaves:
+            leaf.grad = None
+        toy.pruned_loss(k2, joiner, data).backward()
+        return [leaf.grad.clone() for leaf in leaves]
+
+    dense = run()
+    with panda_icefall.patched(adjoint_tolerance=0):
+        routed = run()
+    for x, y in zip(routed, dense):
+        torch.testing.assert_close(x, y, rtol=1e-11, atol=1e-12)
+    assert panda_icefall.status().losses_routed == (0 if use_reentrant else 1)
+
+
+def clone_then_change_the_copy(am, lm):
+    x = am + lm
+    y = x.clone()
+    y.mul_(3)
+    return torch.tanh(x) + torch.tanh(y)
+
+
+def contiguous_copy_of_am(am, lm):
+    copy = am.contiguous()
+    copy += 1.5
+    return torch.tanh(am * copy + lm)
+
+
+def change_through_an_alias(am, lm):
+    x = am + lm
+    y = x
+    y += 1.5
+    y *= 0.5
+    y -= 0.1
+    y /= 2.0
+    return torch.tanh(x)
+
+
+def change_in_a_function(am, lm):
+    def scale(t):
+        t *= 2
+
+    x = am + lm
+    scale(x)
+    return torch.tanh(x)
+
+
+def reverse_and_unary_operators(am, lm):
+    return torch.tanh(1.0 - (+am) - (-lm) / 2 + 3 * am)
+
+
+def the_same_input_twice(am, lm):
+    return torch.tanh(torch.add(am, lm, alpha=0.5)) * torch.sigmoid(am) + lm
+
+
+def expand_to_the_same_shape(am, lm):
+    return torch.tanh((am + lm).expand(-1, -1, -1, -1).view(-1, toy.T, toy.S_RANGE, toy.X))
+
+
+@pytest.mark.parametrize(
+    "hidden",
+    [
+        clone_then_change_the_copy,
+        contiguous_copy_of_am,
+        change_through_an_alias,
+        change_in_a_function,
+        reverse_and_unary_operators,
+        the_same_input_twice,
+        expand_to_the_same_shape,
+    ],
+)
+def test_aliases_copies_and_operators_behave_as_on_tensors(k2, hidden):
+    compare(k2, hidden)
+    assert panda_icefall.status().materialised == {}
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [(toy.B, 1, 1, toy.X), (toy.T, 1, toy.X), (1,), (), (toy.B, toy.T, 1, 1), (1, 1, 1, toy.X)],
+)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bool])
+def test_operands_broadcast_as_on_tensors(k2, shape, dtype):
+    operand = torch.rand(shape, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    operand = operand > 0.3 if dtype == torch.bool else operand
+    compare(k2, lambda am, lm: torch.tanh((am + lm) * operand))
+
+
+def test_an_in_place_result_keeps_its_dtype(k2):
+    def hidden(am, lm):
+        x = (am + lm).bfloat16()
+        x.mul_(torch.full((toy.X,), 1.003))
+        return torch.tanh(x).float()
+
+    compare(k2, hidden, dtype=torch.float32, bound=2e-2)
+
+
+def test_an_operand_changed_between_joiner_and_loss_is_refused(k2):
+    data, shift = toy.batch(k2), torch.ones(toy.X)
+    joiner = Joiner(lambda am, lm: torch.tanh(am + lm + shift))
+    with panda_icefall.patched():
+        logits = joiner(*k2.do_rnnt_pruning(data.am, data.lm, data.ranges))
+        shift.zero_()
+        with pytest.raises(PandaError, match="changed in place before the loss"):
+            k2.rnnt_loss_pruned(logits, data.symbols, data.ranges, 0, data.boundary)
+
+
+def test_an_lm_with_too_few_states_is_refused(k2):
+    data = toy.batch(k2)
+    short = data.lm[:, : toy.S].detach()
+    with panda_icefall.patched():
+        logits = toy.TanhJoiner()(*k2.do_rnnt_pruning(data.am, short, data.ranges))
+        with pytest.raises(
+            ValueError, match=r"lm: got 6 states for symbols .* expected S \+ 1 = 7"
+        ):
+            k2.rnnt_loss_pruned(logits, data.symbols, data.ranges, 0, data.boundary)
+
+
+def test_pruning_with_ranges_that_leave_lm_never_reads_another_utterance(k2):
+    data = toy.batch(k2)
+    with panda_icefall.patched():
+        logits = toy.TanhJoiner()(*k2.do_rnnt_pruning(data.am, data.lm, data.ranges + 3))
+        with pytest.raises(ValueError, match="every index must lie inside the table"):
+            k2.rnnt_loss_pruned(logits, data.symbols, data.ranges, 0, data.boundary)
+        _, lm = k2.do_rnnt_pruning(data.am, data.lm, data.ranges + 3)
+        with pytest.raises((IndexError, RuntimeError), match=r"index|range"):
+            lm.materialise("test")
+
+
+@pytest.mark.parametrize("materialises", [False, True])
+def test_nothing_keeps_the_graph_alive_after_a_step(k2, materialises):
+    operation = (lambda x: torch.softmax(x, -1)) if materialises else torch.tanh
+    joiner, data = Joiner(lambda am, lm: operation(am + lm)), toy.batch(k2)
+
+    def step():
+        encoder_out, lm = data.am * 1.0, data.lm * 1.0
+        moved = dataclasses.replace(data, am=encoder_out, lm=lm)
+        toy.pruned_loss(k2, joiner, moved).backward()
+        return weakref.ref(encoder_out)
+
+    gc.collect()
+    gc.disable()
+    try:
+        with panda_icefall.patched():
+            assert step()() is None
+    finally:
+        gc.enable()
+
+
+def test_a_held_loss_frees_its_inputs_after_backward(k2):
+    joiner, data = toy.TanhJoiner(), toy.batch(k2)
+    with panda_icefall.patched():
+        data.am = data.am * 1.0
+        loss = toy.pruned_loss(k2, joiner, data)
+        kept = weakref.ref(data.am)
+        loss.backward()
+        data.am = None
+        gc.collect()
+        assert kept() is None
+
+
+def test_requires_grad_is_that_of_the_inputs(k2):
+    data = toy.batch(k2)
+    with panda_icefall.patched():
+        am, lm = k2.do_rnnt_pruning(data.am.detach(), data.lm.detach(), data.ranges)
+        assert not (am + lm).requires_grad
+        assert nn.Linear(toy.X, 3)(am + lm).requires_grad
+
+
+@pytest.mark.parametrize("frozen", ["am", "lm", "output_linear.weight", "inner_linear.weight"])
+def test_frozen_inputs_and_parameters_get_no_gradient_and_disturb_no_other(k2, frozen):
+    torch.manual_seed(1)
+    joiner, data = toy.TwoLinearJoiner().double(), toy.batch(k2, torch.float64)
+    named = {"am": data.am, "lm": data.lm, **dict(joiner.named_parameters())}
+    named[frozen].requires_grad_(False)
+    leaves = [t for t in named.values() if t.requires_grad]
+    dense = torch.autograd.grad(toy.pruned_loss(k2, joiner, data), leaves)
+    with panda_icefall.patched(adjoint_tolerance=0):
+        routed = torch.autograd.grad(toy.pruned_loss(k2, joiner, data), leaves)
+    for x, y in zip(routed, dense):
+        torch.testing.assert_close(x, y, rtol=1e-11, atol=1e-12)
+
+
+def test_two_losses_in_one_graph_and_backward_twice(k2):
+    torch.manual_seed(1)
+    joiner, data = toy.TanhJoiner().double(), toy.batch(k2, torch.float64)
+
+    def run():
+        loss = toy.pruned_loss(k2, joiner, data) + 0.5 * toy.pruned_loss(k2, joiner, data)
+        leaves = [data.am, data.lm, *joiner.parameters()]
+        first = torch.autograd.grad(loss, leaves, retain_graph=True)
+        return [*first, *torch.autograd.grad(loss, leaves)]
+
+    dense = run()
+    with panda_icefall.patched(adjoint_tolerance=0):
+        routed = run()
+    for x, y in zip(routed, dense):
+        torch.testing.assert_close(x, y, rtol=1e-11, atol=1e-12)
+
+
+@pytest.mark.parametrize("blank", [np.int64(0), torch.tensor(0)])
+def test_integer_arguments_are_taken_as_k2_takes_them(k2, blank):
+    joiner, data = toy.TanhJoiner(), toy.batch(k2)
+    with panda_icefall.patched():
+        expected = toy.pruned_loss(k2, joiner, data)
+        am, lm = k2.do_rnnt_pruning(data.am, data.lm, data.ranges)
+        loss = k2.rnnt_loss_pruned(
+            joiner(am, lm), data.symbols.int(), data.ranges, blank, data.boundary, reduction="sum"
+        )
+    assert torch.equal(loss, expected)
+
+
+def test_statistics_under_inference_mode_do_not_spoil_the_joiner(k2):
+    def hidden(am, lm):
+        x = am + lm
+        with torch.inference_mode():
+            x.abs().mean()
+        return torch.tanh(x)
+
+    compare(k2, hidden, routed=0)
+
+
+def test_an_infinite_logit_shows_in_the_gradients_as_in_dense(k2):
+    torch.manual_seed(1)
+    joiner, data = toy.TanhJoiner().double(), toy.batch(k2, torch.float64)
+    with torch.no_grad():
+        joiner.output_linear.bias[5] = float("inf")
+    dense = toy.loss_and_gradients(k2, joiner, data, reduction="none")
+    with panda_icefall.patched():
+        routed = toy.loss_and_gradients(k2, joiner, data, reduction="none")
+    assert torch.equal(routed[0].isfinite(), dense[0].isfinite())
+    assert dense[1][2].isnan().any()
+    assert routed[1][2].isnan().any()
+
+
+def test_revert_inside_suspended_is_final(k2):
+    original = k2.rnnt_loss_pruned
+    panda_icefall.apply()
+    with suspended():
+        panda_icefall.revert()
+    assert k2.rnnt_loss_pruned is original
+    assert panda_icefall.status().replaced == ()
+
+
+def test_function_apply_is_put_back(k2):
+    before = vars(torch.autograd.Function).get("apply")
+    with panda_icefall.patched():
+        assert vars(torch.autograd.Function)["apply"] is not before
+    assert vars(torch.autograd.Function).get("apply") is before
+
+
+def train_in_process(rank, port, use_panda, queue):
+    """One DDP step of a rank on its own half of the batch; rank 0 reports the gradient."""
+    from panda_icefall.losses import k2_functions
+    from panda_icefall.routing import patch
+
+    k2 = patch._patched_module()
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2
+    )
+    torch.manual_seed(1)
+    data = toy.batch(k2_functions, torch.float64, seed=rank)
+    model = nn.parallel.DistributedDataParallel(toy.TwoLinearJoiner().double())
+    if use_panda:
+        panda_icefall.apply(adjoint_tolerance=0)
+    toy.pruned_loss(k2, model, data).backward()
+    if rank == 0:
+        queue.put([p.grad.numpy() for p in model.parameters()])
+    torch.distributed.destroy_process_group()
+
+
+def test_ddp_ranks_average_the_same_gradients():
+    grads = []
+    for use_panda in (False, True):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        queue = mp.get_context("spawn").SimpleQueue()
+        context = mp.spawn(train_in_process, (port, use_panda, queue), nprocs=2, join=False)
+        grads.append(queue.get())
+        while not context.join():
+            pass
+    for x, y in zip(*grads):
+        np.testing.assert_allclose(x, y, rtol=1e-10, atol=1e-12)
