@@ -155,7 +155,7 @@ def _workable_s_range(s_range: int, boundary: Tensor, S: int, T: int, is_regular
         )
         s_range = needed_max
     if s_range > S + 1:
-        logger.info("s_range: got %d for S=%d; using all %d states", s_range, S, S + 1)
+        logger.debug("s_range: got %d for S=%d; using all %d states", s_range, S, S + 1)
     return min(s_range, S + 1)
 
 

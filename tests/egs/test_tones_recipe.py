@@ -331,6 +331,19 @@ def test_the_panda_flag_changes_no_printed_loss(data_dir, trained, tmp_path):
         )
 
 
+def test_autocast_trains_to_about_the_same_losses(data_dir, trained, tmp_path):
+    arguments = ["--data-dir", data_dir, "--exp-dir", tmp_path, "--num-epochs=2", *SMALL_MODEL]
+    done = run_script(RECIPE / "train.py", *arguments, "--use-fp16=1")
+    assert done.returncode == 0, done.stderr
+    pattern = r"validation: loss=([\d.]+)"
+    exact, half = (
+        [float(v) for v in re.findall(pattern, log)] for log in (trained[1], done.stderr)
+    )
+    # bf16 keeps eight bits: a percent after two epochs is what rounding may do.
+    assert half == pytest.approx(exact, rel=1e-2)
+    assert printed_losses(done.stderr) != printed_losses(trained[1])
+
+
 def test_two_processes_train_together_with_gloo(data_dir, tmp_path):
     with socket.socket() as free:
         free.bind(("localhost", 0))
