@@ -1,8 +1,9 @@
 """The ``panda-icefall`` command: parse, call one function, print."""
 
+import functools
 import sys
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, Callable, Optional
 
 import click
 
@@ -28,27 +29,27 @@ def cli() -> None:
 @cli.command(context_settings=_RECIPE_COMMAND)
 @click.argument("train_py", metavar="TRAIN_PY")
 @click.argument("arguments", metavar="[ARGS]...", nargs=-1, type=click.UNPROCESSED)
-def run(train_py: str, arguments: tuple[str, ...]) -> None:
+def run(train_py: str, arguments: tuple[str, ...]) -> Callable[[], int]:
     """Run a recipe's TRAIN_PY with ARGS, as python would; --use-panda 1 routes its loss.
 
     TRAIN_PY --help lists the PANDA options beside the recipe's own.
     """
     options, recipe_args = split_panda_arguments(arguments)
-    sys.exit(run_recipe(train_py, recipe_args, options))
+    return functools.partial(run_recipe, train_py, recipe_args, options)
 
 
 @cli.command(context_settings=_RECIPE_COMMAND)
-@click.option("--updates", default=None, help="Batches to compare and train on; default 3.")
+@click.option("--updates", metavar="INTEGER", help="Batches to compare and train on; default 3.")
 @click.argument("train_py", metavar="TRAIN_PY")
 @click.argument("arguments", metavar="[ARGS]...", nargs=-1, type=click.UNPROCESSED)
-def check(updates: Optional[str], train_py: str, arguments: tuple[str, ...]) -> None:
+def check(updates: Optional[str], train_py: str, arguments: tuple[str, ...]) -> Callable[[], int]:
     """Compare dense and routed training of TRAIN_PY on its own first batches, then stop.
 
     Exit status 1 where the contract is violated. --updates may also stand among ARGS.
     """
     given = arguments if updates is None else ("--updates", updates, *arguments)
     options, recipe_args = split_panda_arguments(given, is_check=True)
-    sys.exit(run_recipe(train_py, recipe_args, options))
+    return functools.partial(run_recipe, train_py, recipe_args, options)
 
 
 @cli.group()
@@ -82,7 +83,12 @@ def aishell(out: Path, utterances: int, vocab: int, seed: int, icefall_root: Pat
 def main() -> None:
     """Run the command; what the user can mend is one line on stderr and exit status 2."""
     try:
-        cli(prog_name="panda-icefall")
+        result = cli.main(prog_name="panda-icefall", standalone_mode=False)
+        # Outside of click, which would answer a recipe's Ctrl-C with a bare "Aborted!".
+        sys.exit(result() if callable(result) else result or 0)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
     except NotRoutedError as error:
         click.echo(f"panda-icefall: {error}", err=True)
         sys.exit(1)

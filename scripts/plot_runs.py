@@ -35,7 +35,9 @@ class Run:
         steps: dict[int, dict[str, dict]] = {}
         for line in path.read_text().splitlines():
             row = json.loads(line)
-            if row["row"] == "phase" and "error" not in row:
+            if row["row"] == "header":
+                steps.clear()  # the log of an earlier run stands above
+            elif row["row"] == "phase" and "error" not in row:
                 steps.setdefault(row["step"], {})[row["phase"]] = row
         complete = [step for _, step in sorted(steps.items()) if len(step) == len(PHASES)]
         if not complete:

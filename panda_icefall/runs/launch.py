@@ -10,7 +10,9 @@ from typing import Union
 from rich.console import Console
 from torch.multiprocessing import ProcessRaisedException
 
-from panda_icefall.runs.errors import NotRoutedError
+from panda_icefall.routing import PandaError
+from panda_icefall.runs.errors import NotRoutedError, UsageError
+from panda_icefall.runs.memory_log import check_writable
 from panda_icefall.runs.options import PandaOptions
 from panda_icefall.runs.recipe_module import RecipeFile, panda_group_in_help
 from panda_icefall.runs.run_report import RunOutcome, print_summary, read_outcomes
@@ -20,6 +22,7 @@ from panda_icefall.runs.spawn import panda_in_children
 __all__ = ["run_recipe"]
 
 EXIT_VIOLATED = 1
+_NAMED_ERRORS = {"NotRoutedError": NotRoutedError, "UsageError": UsageError}
 
 
 def run_recipe(
@@ -50,16 +53,23 @@ def run_recipe(
         return _run_plain(recipe, arguments, wants_help)
 
     recipe.require_guard()
+    if options.memory_log is not None:
+        check_writable(options.memory_log)
     session = TrainingSession(options)
     status = _ExitStatus()
     ranks: list[RunOutcome] = []
     with tempfile.TemporaryDirectory(prefix="panda-icefall-") as folder:
         outcomes = Path(folder)
         has_begun = False
+        spawned: list[int] = []
         try:
-            with _not_routed_in_child(outcomes), session.running(), contextlib.ExitStack() as stack:
+            with (
+                _named_error_of_child(outcomes),
+                session.running(),
+                contextlib.ExitStack() as stack,
+            ):
                 module = stack.enter_context(recipe.as_main(arguments))
-                stack.enter_context(panda_in_children(options, recipe.path, outcomes))
+                spawned = stack.enter_context(panda_in_children(options, recipe.path, outcomes))
                 stack.enter_context(status)
                 future_flags = recipe.define(module)
                 session.install(module.__dict__, str(recipe.path))
@@ -67,7 +77,7 @@ def run_recipe(
                 recipe.start(module, future_flags)
         finally:
             if has_begun:
-                ranks = _report(session, outcomes)
+                ranks = _report(session, spawned, outcomes)
     if status.code != 0:
         return status.code
     if options.use_panda and not any(rank.counters.losses_routed for rank in ranks):
@@ -79,11 +89,14 @@ def run_recipe(
     return _contract_status(ranks, session.console)
 
 
-def _report(session: TrainingSession, outcome_folder: Path) -> list[RunOutcome]:
+def _report(session: TrainingSession, spawned: list[int], outcome_folder: Path) -> list[RunOutcome]:
     """Print the summary of a run that has begun, however it ended; returns every rank's outcome."""
     # Where children trained, this process did nothing worth a row of its own.
-    ranks = read_outcomes(outcome_folder) or [session.outcome()]
+    ranks = read_outcomes(outcome_folder) if spawned else [session.outcome()]
     print_summary(ranks, session.console, has_routing=session.options.use_panda)
+    silent = sorted(set(spawned) - {outcome.rank for outcome in ranks})
+    if silent:
+        session.console.print(f"No outcome was left by rank(s) {', '.join(map(str, silent))}.")
     return ranks
 
 
@@ -113,14 +126,16 @@ class _ExitStatus(contextlib.AbstractContextManager):
 
 
 @contextlib.contextmanager
-def _not_routed_in_child(outcome_folder: Path) -> Iterator[None]:
-    """Say in one line what a spawned child would bury in its traceback."""
+def _named_error_of_child(outcome_folder: Path) -> Iterator[None]:
+    """Raise here what a spawned child would bury in the traceback of its process."""
     try:
         yield
     except ProcessRaisedException as error:
-        messages = [o.not_routed for o in read_outcomes(outcome_folder) if o.not_routed]
-        if messages:
-            raise NotRoutedError(messages[0]) from error
+        for kind, message in (o.error for o in read_outcomes(outcome_folder) if o.error):
+            named = {"NotRoutedError": NotRoutedError, "UsageError": UsageError}.get(
+                kind, PandaError
+            )
+            raise named(message) from error
         raise
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import logging
 import math
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ import panda_icefall
 from panda_icefall.runs.errors import UsageError
 from panda_icefall.runs.options import PandaOptions
 
-__all__ = ["MemoryLog", "finite_json", "rank_path", "run_versions"]
+__all__ = ["MemoryLog", "check_writable", "finite_json", "rank_path", "run_versions"]
 
 
 # The recipe writes these to TensorBoard itself.
@@ -56,8 +57,30 @@ def run_versions(device: torch.device) -> dict[str, Any]:
     return versions
 
 
+def check_writable(path: Path) -> None:
+    """Refuse a memory log that cannot be written, before a recipe loads its data.
+
+    Raises:
+      UsageError: The file cannot be opened.
+    """
+    _open(path).close()
+
+
+def _open(path: Path) -> TextIO:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path.open("a", encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"--panda-memory-log: cannot write {path}: {error}") from error
+
+
 class MemoryLog:
     """Writes rows as they happen, so that a killed run leaves all of them readable.
+
+    Appends: a run that is resumed with the same file adds a header of its own below the rows that
+    are there. A run that ended by itself, or by an exception, leaves an ``end`` row that says how;
+    a killed one leaves none. Where a row cannot be written (a full disk) training goes on without
+    the log, and one warning says so.
 
     Args:
       path: File to write for rank 0; other ranks write beside it.
@@ -72,11 +95,7 @@ class MemoryLog:
     def __init__(self, path: Path, rank: int, options: PandaOptions, device: torch.device) -> None:
         self.path = rank_path(path, rank)
         self.rank = rank
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._file: Optional[TextIO] = self.path.open("w", encoding="utf-8")
-        except OSError as error:
-            raise UsageError(f"--panda-memory-log: cannot write {self.path}: {error}") from error
+        self._file: Optional[TextIO] = _open(self.path)
         settings = {
             k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(options).items()
         }
@@ -92,13 +111,21 @@ class MemoryLog:
             if is_number and name not in _RECIPES_OWN:
                 tb_writer.add_scalar(f"panda/{values['phase']}/{name}", value, step)
 
-    def close(self) -> None:
-        """Close the file; a second call does nothing."""
+    def close(self, reason: str) -> None:
+        """Write how the run ended and close the file; a second call does nothing."""
+        self._write({"row": "end", "reason": reason})
         if self._file is not None:
             self._file.close()
             self._file = None
 
     def _write(self, row: dict[str, Any]) -> None:
-        assert self._file is not None, "the memory log is closed"
-        self._file.write(json.dumps(finite_json(row), allow_nan=False) + "\n")
-        self._file.flush()
+        if self._file is None:
+            return
+        try:
+            self._file.write(json.dumps(finite_json(row), allow_nan=False) + "\n")
+            self._file.flush()
+        except OSError as error:
+            logging.warning("panda: the memory log %s ends here: %s", self.path, error)
+            with contextlib.suppress(OSError):
+                self._file.close()
+            self._file = None

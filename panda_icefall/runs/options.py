@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Callable, NoReturn, Optional, Union
 
+from panda_icefall.normalizer import DEFAULT_WORKSPACE_BYTES
 from panda_icefall.runs.errors import UsageError
 
 __all__ = ["PandaOptions", "add_panda_arguments", "split_panda_arguments"]
 
-DEFAULT_WORKSPACE_MIB = 16.0
+DEFAULT_WORKSPACE_MIB = DEFAULT_WORKSPACE_BYTES / 2**20
 DEFAULT_CHECK_UPDATES = 3
 _PREFIXES = ("--panda", "--use-panda", "--use_panda")
 
@@ -196,6 +197,12 @@ def split_panda_arguments(
     parsed = parser.parse_args(ours)
     if is_check and parsed.panda_check_batches == 0:
         raise UsageError("--updates: got 0, expected an integer of at least 1")
+    bound = parsed.panda_max_batches
+    if bound is not None and bound < parsed.panda_check_batches:
+        raise UsageError(
+            f"--panda-max-batches: got {bound}, expected at least the {parsed.panda_check_batches} "
+            "batches that the contract check was asked for"
+        )
     return (
         PandaOptions(
             use_panda=parsed.use_panda,

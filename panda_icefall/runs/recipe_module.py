@@ -41,6 +41,7 @@ class RecipeFile:
         if not path.is_file():
             hint = "; options go after TRAIN_PY" if str(train_py).startswith("-") else ""
             raise UsageError(f"TRAIN_PY: {path} does not exist, expected a recipe's train.py{hint}")
+        self.given = str(train_py)
         self.path = path.resolve()
         try:
             self._tree = ast.parse(path.read_bytes(), filename=str(self.path))
@@ -87,7 +88,7 @@ class RecipeFile:
         module.__spec__ = None
         argv, path, main = sys.argv, list(sys.path), sys.modules["__main__"]
         sys.modules["__main__"] = module
-        sys.argv = [str(self.path), *recipe_args]
+        sys.argv = [self.given, *recipe_args]
         sys.path.insert(0, str(self.path.parent))
         try:
             yield module

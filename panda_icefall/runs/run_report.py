@@ -30,7 +30,7 @@ class RunOutcome:
       memory_log: The memory log written, if any.
       contract: The contract report written, if any.
       violations: Violations of the contract.
-      not_routed: Why no loss was routed, where that ended the run.
+      error: What ended the run, where that was an error with a name: its class and its message.
     """
 
     rank: int
@@ -41,12 +41,14 @@ class RunOutcome:
     memory_log: Optional[str] = None
     contract: Optional[str] = None
     violations: tuple[str, ...] = ()
-    not_routed: Optional[str] = None
+    error: Optional[tuple[str, str]] = None
 
     def write(self, folder: Path) -> None:
-        """Leave the outcome for the parent process in ``folder``."""
+        """Leave the outcome for the parent process in ``folder``, in place of an earlier one."""
         path = folder / f"rank{self.rank}.json"
-        path.write_text(json.dumps(dataclasses.asdict(self)), encoding="utf-8")
+        partial = path.with_suffix(".partial")
+        partial.write_text(json.dumps(dataclasses.asdict(self)), encoding="utf-8")
+        partial.replace(path)
 
 
 def read_outcomes(folder: Path) -> list[RunOutcome]:
@@ -56,6 +58,7 @@ def read_outcomes(folder: Path) -> list[RunOutcome]:
         content = json.loads(path.read_text(encoding="utf-8"))
         content["counters"] = LossTotals(**content["counters"])
         content["violations"] = tuple(content["violations"])
+        content["error"] = None if content["error"] is None else tuple(content["error"])
         outcomes.append(RunOutcome(**content))
     return sorted(outcomes, key=lambda outcome: outcome.rank)
 
@@ -74,6 +77,9 @@ def print_summary(outcomes: list[RunOutcome], console: Console, *, has_routing: 
       console: Where to print.
       has_routing: Whether the recipe itself trained with PANDA; else its counters say nothing.
     """
+    if not any(o.batches for o in outcomes):
+        console.print("PANDA summary: no training batch went round.")
+        return
     rows = [
         ("ranks", str(len(outcomes))),
         ("training batches per rank", ", ".join(str(o.batches) for o in outcomes)),
@@ -86,7 +92,10 @@ def print_summary(outcomes: list[RunOutcome], console: Console, *, has_routing: 
         table.add_row(name, value)
     console.print(table)
     if any(o.is_bounded for o in outcomes):
-        console.print("The run was ended at the bound that was asked for.")
+        console.print(
+            "The run was ended at the bound that was asked for; a checkpoint of its last epoch "
+            "holds part of that epoch."
+        )
     for outcome in outcomes:
         for label, path in (("memory log", outcome.memory_log), ("contract", outcome.contract)):
             if path is not None:

@@ -12,6 +12,7 @@ from typing import Any, Callable, Optional
 import torch
 
 from panda_icefall import routing
+from panda_icefall.routing import PandaError
 from panda_icefall.runs.batches import BatchFeed, FirstBatchOnly
 from panda_icefall.runs.call_watch import LossCallWatch, explain_not_routed
 from panda_icefall.runs.contract import Contract
@@ -33,10 +34,15 @@ class TrainingSession:
     Args:
       options: What the user asked for.
       rank: The process's rank, until ``train_one_epoch`` is called with one.
+      outcome_folder: Where the outcome so far is left after every batch, for a parent process
+        that may outlive this one; None: nowhere.
     """
 
-    def __init__(self, options: PandaOptions, rank: int = 0) -> None:
+    def __init__(
+        self, options: PandaOptions, rank: int = 0, outcome_folder: Optional[Path] = None
+    ) -> None:
         self.options = options
+        self._outcome_folder = outcome_folder
         self.rank = rank
         self.console = open_console()
         self._started = time.perf_counter()
@@ -51,7 +57,7 @@ class TrainingSession:
         self._is_routing_verified = False
         self._first_calls: Counter[str] = Counter()
         self._is_bounded = False
-        self._not_routed: Optional[str] = None
+        self._error: Optional[tuple[str, str]] = None
 
     def install(self, namespace: dict[str, Any], where: str) -> None:
         """Put the wrappers into the globals of a recipe.
@@ -82,16 +88,25 @@ class TrainingSession:
             self._ledger = CounterLedger()
             try:
                 yield
+                reason = "complete"
             except BoundReached:
+                reason = "bound"
                 self._is_bounded = True
                 _leave_process_group()
-            except NotRoutedError as error:
-                self._not_routed = str(error)
+            except BaseException as error:
+                reason = type(error).__name__
+                if isinstance(error, PandaError):
+                    self._error = (reason, str(error))
                 raise
             finally:
                 self._ledger.advance()
                 if self._log is not None:
-                    self._log.close()
+                    self._log.close("bound" if self._is_bounded else reason)
+                self._leave_outcome()
+
+    def _leave_outcome(self) -> None:
+        if self._outcome_folder is not None:
+            self.outcome().write(self._outcome_folder)
 
     def outcome(self) -> RunOutcome:
         """What this process did so far."""
@@ -104,7 +119,7 @@ class TrainingSession:
             memory_log=None if self._log is None else str(self._log.path),
             contract=None if self._contract_path is None else str(self._contract_path),
             violations=self._violations(),
-            not_routed=self._not_routed,
+            error=self._error,
         )
 
     @property
@@ -163,7 +178,8 @@ class TrainingSession:
         is_complete = self._contract is not None and self._contract.is_complete
         if is_complete and self.options.stop_after_check:
             raise BoundReached
-        return not self._is_bound_reached()
+        self._is_bounded = self._is_bound_reached()
+        return not self._is_bounded
 
     def _is_bound_reached(self) -> bool:
         return self.options.max_batches is not None and self._batches >= self.options.max_batches
@@ -179,6 +195,11 @@ class TrainingSession:
         self._batches += 1
         if self._contract is not None and self._contract.result.not_routed is not None:
             raise NotRoutedError(self._contract.result.not_routed)
+        self._verify_routing()
+        self._leave_outcome()
+
+    def _verify_routing(self) -> None:
+        """Stop a run that asked for PANDA and has trained without it."""
         if self.options.use_panda and not self._is_routing_verified:
             self._counters.advance()
             if self._counters.total.losses_routed == 0:
@@ -192,6 +213,8 @@ class TrainingSession:
         if epoch.recorder is not None:
             epoch.recorder.end()
         if not bound.arguments.get("is_training", torch.is_grad_enabled()):
+            if self._steps:  # many recipes validate after the first batch: say it before that
+                self._verify_routing()
             return function(*bound.args, **bound.kwargs)
         self._check_contract(function, bound, epoch)
         self._steps += 1

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import inspect
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -35,15 +36,12 @@ class ChildEntry:
 
     def __call__(self, rank: int, *args: Any) -> None:
         """Install PANDA in this process, then run the function with ``rank`` and ``args``."""
-        session = TrainingSession(self.options, rank)
+        session = TrainingSession(self.options, rank, Path(self.outcome_folder))
         namespace = _globals_of(self.function)
-        if "train_one_epoch" in namespace:
-            session.install(namespace, self.train_py)
-        try:
-            with session.running():
-                self.function(rank, *args)
-        finally:
-            session.outcome().write(Path(self.outcome_folder))
+        with session.running():
+            if "train_one_epoch" in namespace:
+                session.install(namespace, self.train_py)
+            self.function(rank, *args)
 
 
 def _globals_of(function: Callable[..., Any]) -> dict[str, Any]:
@@ -59,17 +57,23 @@ def _globals_of(function: Callable[..., Any]) -> dict[str, Any]:
 @contextlib.contextmanager
 def panda_in_children(
     options: PandaOptions, train_py: Path, outcome_folder: Path
-) -> Iterator[None]:
-    """Replace ``torch.multiprocessing.spawn`` so that its children train with ``options``."""
+) -> Iterator[list[int]]:
+    """Replace ``torch.multiprocessing.spawn`` so that its children train with ``options``.
+
+    Yields the ranks spawned so far.
+    """
     original = torch.multiprocessing.spawn
+    ranks: list[int] = []
 
     @functools.wraps(original)
     def spawn(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        nprocs = inspect.signature(original).bind(fn, *args, **kwargs).arguments.get("nprocs", 1)
+        ranks[:] = range(nprocs)
         entry = ChildEntry(fn, options, str(train_py), str(outcome_folder))
         return original(entry, *args, **kwargs)
 
     torch.multiprocessing.spawn = spawn
     try:
-        yield
+        yield ranks
     finally:
         torch.multiprocessing.spawn = original

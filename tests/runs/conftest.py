@@ -264,8 +264,12 @@ class Recipe:
         return (self.folder / name).read_text().split()
 
     def rows(self, name):
-        """The rows of one JSONL file."""
+        """The rows of one memory log, its header and its end among them."""
         return [json.loads(line) for line in (self.folder / name).read_text().splitlines()]
+
+    def phases(self, name):
+        """The rows of a memory log that are a phase of a step."""
+        return [row for row in self.rows(name) if row["row"] == "phase"]
 
 
 @pytest.fixture

@@ -181,3 +181,35 @@ def test_batches_that_a_resumed_epoch_skips_are_not_counted(recipe):
     options = PandaOptions(use_panda=True, max_batches=1)
     assert run_recipe(recipe.train_py, ["--exp-dir", "exp"], options) == 0
     assert len(recipe.lines("exp/losses-0.txt")) == 1
+
+
+def test_a_bound_inside_the_last_epoch_is_said(recipe, capsys):
+    options = PandaOptions(use_panda=True, max_batches=2)
+    assert run_recipe(recipe.train_py, ["--num-epochs", "1"], options) == 0
+    assert "ended at the bound" in capsys.readouterr().err
+
+
+def test_what_was_not_routed_is_said_before_the_validation(recipe):
+    with pytest.raises(NotRoutedError, match="no loss was routed"):
+        run_recipe(
+            recipe.train_py,
+            ["--kind", "ctc", "--num-batches", "1"],
+            PandaOptions(use_panda=True),
+        )
+    assert not (recipe.folder / "exp/valid-0.txt").exists()
+
+
+def test_the_recipe_sees_its_path_as_it_was_typed(recipe):
+    recipe.train_py.write_text(
+        "import sys\nif __name__ == '__main__':\n    raise OSError(sys.argv)"
+    )
+    with pytest.raises(OSError, match=r"\['train.py', 'a'\]"):
+        run_recipe("train.py", ["a"], PandaOptions())
+
+
+def test_ctrl_c_is_the_recipes_own(recipe):
+    recipe.train_py.write_text("if __name__ == '__main__':\n    raise KeyboardInterrupt\n")
+    direct = recipe.subprocess("train.py", module=None)
+    launched = recipe.subprocess("run", "train.py")
+    assert launched.returncode == direct.returncode
+    assert launched.stderr.splitlines()[-1] == direct.stderr.splitlines()[-1] == "KeyboardInterrupt"

@@ -1,6 +1,8 @@
 """The memory log has a row per step and phase, whatever becomes of the run."""
 
+import contextlib
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -52,7 +54,9 @@ def test_without_proc_the_peak_comes_from_getrusage(monkeypatch, tmp_path):
 
 def test_every_step_has_two_rows_with_the_counters_of_its_phase(recipe):
     assert run_recipe(recipe.train_py, [], options_for(recipe, use_panda=True)) == 0
-    header, *rows = recipe.rows("log/m.jsonl")
+    header, *_, end = recipe.rows("log/m.jsonl")
+    assert end == {"row": "end", "reason": "complete"}
+    rows = recipe.phases("log/m.jsonl")
     assert header["row"] == "header"
     assert header["versions"]["torch"] == torch.__version__
     assert header["options"]["use_panda"] is True
@@ -79,7 +83,7 @@ def test_every_step_has_two_rows_with_the_counters_of_its_phase(recipe):
 
 def test_a_dense_run_is_logged_too(recipe):
     assert run_recipe(recipe.train_py, [], options_for(recipe)) == 0
-    rows = recipe.rows("log/m.jsonl")[1:]
+    rows = recipe.phases("log/m.jsonl")
     assert [r["phase"] for r in rows] == PHASES * 4
     assert {r["losses_routed"] for r in rows} == {0}
 
@@ -87,7 +91,7 @@ def test_a_dense_run_is_logged_too(recipe):
 def test_rows_outlive_an_exception_of_the_recipe(recipe):
     with pytest.raises(RuntimeError, match="on purpose"):
         run_recipe(recipe.train_py, ["--fail-at", "1"], options_for(recipe))
-    rows = recipe.rows("log/m.jsonl")[1:]
+    rows = recipe.phases("log/m.jsonl")
     assert [(r["step"], r["phase"]) for r in rows] == [(s, p) for s in (1, 2) for p in PHASES]
     assert rows[-1]["error"] == "RuntimeError: the toy recipe fails on purpose"
 
@@ -100,14 +104,15 @@ def test_an_exception_inside_compute_loss_has_its_row(recipe):
     recipe.train_py.write_text(text)
     with pytest.raises(MemoryError):
         run_recipe(recipe.train_py, [], options_for(recipe))
-    (row,) = recipe.rows("log/m.jsonl")[1:]
+    (row,) = recipe.phases("log/m.jsonl")
     assert (row["phase"], row["error"]) == ("compute_loss", "MemoryError: full")
 
 
 def test_rows_outlive_a_killed_process(recipe):
     done = recipe.subprocess("run", "train.py", "--kill-at", 1, "--panda-memory-log", "m.jsonl")
     assert done.returncode == -9
-    rows = recipe.rows("m.jsonl")[1:]
+    assert all(row["row"] != "end" for row in recipe.rows("m.jsonl"))
+    rows = recipe.phases("m.jsonl")
     assert [(r["step"], r["phase"]) for r in rows] == [
         (1, "compute_loss"),
         (1, "backward_update"),
@@ -130,7 +135,7 @@ def test_the_recipes_tensorboard_gets_the_same_scalars(recipe):
         scalars = builtins.toy_writer.scalars
     finally:
         del builtins.toy_writer
-    rows = recipe.rows("log/m.jsonl")[1:]
+    rows = recipe.phases("log/m.jsonl")
     found = [s for s in scalars if s[0] == "panda/compute_loss/peak_rss_bytes"]
     assert [(value, step) for _, value, step in found] == [
         (r["peak_rss_bytes"], r["step"]) for r in rows[::2]
@@ -169,3 +174,38 @@ def test_on_cuda_the_allocators_figures_are_read():
     row = probe.read().as_row()
     assert row["peak_bytes"] >= before.current_bytes + 4 * 2**20
     assert row["reserved_bytes"] >= row["allocated_bytes"]
+
+
+def test_a_log_that_cannot_be_written_stops_the_run_before_the_recipe_starts(recipe):
+    (recipe.folder / "file").write_text("")
+    log = recipe.folder / "file" / "m.jsonl"
+    recipe.train_py.write_text("raise SystemExit('the recipe was started')\n" + GUARDED)
+    with pytest.raises(UsageError, match="--panda-memory-log: cannot write"):
+        run_recipe(recipe.train_py, [], PandaOptions(memory_log=log))
+
+
+GUARDED = "if __name__ == '__main__':\n    pass\n"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's always full device")
+def test_a_full_disk_ends_the_log_and_not_the_training(recipe, caplog):
+    options = PandaOptions(use_panda=True, memory_log=Path("/dev/full"))
+    assert run_recipe(recipe.train_py, [], options) == 0
+    assert len(recipe.lines("exp/losses-0.txt")) == 4
+    assert caplog.text.count("the memory log /dev/full ends here") == 1
+
+
+def test_a_second_run_appends_below_the_first(recipe):
+    for _ in range(2):
+        assert run_recipe(recipe.train_py, [], options_for(recipe, max_batches=1)) == 0
+    rows = [row["row"] for row in recipe.rows("log/m.jsonl")]
+    assert rows == ["header", "phase", "phase", "end"] * 2
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"), [(["--fail-at", "1"], "RuntimeError"), (["--num-epochs", "1"], "complete")]
+)
+def test_the_last_row_says_how_the_run_ended(recipe, words, reason):
+    with contextlib.suppress(RuntimeError):
+        run_recipe(recipe.train_py, words, options_for(recipe))
+    assert recipe.rows("log/m.jsonl")[-1] == {"row": "end", "reason": reason}

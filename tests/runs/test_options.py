@@ -1,10 +1,13 @@
 """The options are taken out of the command line and checked before anything runs."""
 
 import argparse
+import inspect
+import re
 from pathlib import Path
 
 import pytest
 
+import panda_icefall
 from panda_icefall.runs import PandaOptions, UsageError, split_panda_arguments
 from panda_icefall.runs.options import add_panda_arguments
 
@@ -87,3 +90,17 @@ def test_the_group_leaves_out_what_a_patched_recipe_already_defines():
     assert text.count("--use-panda USE_PANDA") == 2  # usage line and description
     assert "--panda-max-batches" in text
     assert "the recipe's own" in text
+
+
+def test_a_bound_below_the_checked_batches_is_refused():
+    with pytest.raises(UsageError, match="--panda-max-batches: got 1, expected at least the 2"):
+        split_panda_arguments(["--panda-check-batches", "2", "--panda-max-batches", "1"])
+
+
+def test_one_workspace_default_for_everybody():
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    (stated,) = re.findall(r"`--panda-workspace-mib` \| (\d+)", readme)
+    assert PandaOptions().workspace_mib == float(stated)
+    assert inspect.signature(panda_icefall.apply).parameters["workspace_mib"].default == float(
+        stated
+    )

@@ -1,5 +1,6 @@
 """Recipes that train in children of ``mp.spawn``: PANDA is in the children too."""
 
+import re
 import socket
 
 import pytest
@@ -25,8 +26,9 @@ def test_two_processes_train_routed_checked_and_logged(recipe, port):
     for rank, suffix in ((0, ""), (1, ".rank1")):
         assert len(recipe.lines(f"exp/losses-{rank}.txt")) == 2
         assert (recipe.folder / f"exp/panda-check{suffix}.json").exists()
-        rows = recipe.rows(f"log/m{suffix}.jsonl")
-        assert [row["rank"] for row in rows[1:]] == [rank] * 4
+        rows = recipe.phases(f"log/m{suffix}.jsonl")
+        assert [row["rank"] for row in rows] == [rank] * 4
+        assert recipe.rows(f"log/m{suffix}.jsonl")[-1] == {"row": "end", "reason": "bound"}
     assert (recipe.folder / "exp/epoch-0.pt").exists()
 
 
@@ -65,3 +67,21 @@ def test_a_violation_in_a_child_is_the_exit_status_of_the_run(recipe, port):
     assert done.returncode == 1, done.stderr
     assert "contract violated (rank 0)" in done.stderr
     assert "contract violated (rank 1)" in done.stderr
+
+
+def test_a_killed_child_leaves_what_it_did_so_far(recipe, port):
+    arguments = ["--world-size", 2, "--master-port", port, "--kill-at", 2]
+    done = recipe.subprocess("run", "train.py", *arguments, "--use-panda", 1)
+    assert done.returncode != 0
+    counts = re.search(r"training batches per rank\W+(\d)(?:, (\d))?", done.stderr)
+    assert counts, done.stderr
+    assert int(counts[1]) == 2  # settled when the third was asked for
+
+
+def test_a_childs_usage_error_is_one_line_with_its_status(recipe, port):
+    (recipe.folder / "m.rank1.jsonl").mkdir()  # only rank 1 cannot write its log
+    arguments = ["--world-size", 2, "--master-port", port, "--panda-memory-log", "m.jsonl"]
+    done = recipe.subprocess("run", "train.py", *arguments)
+    assert done.returncode == 2
+    assert "panda-icefall: --panda-memory-log: cannot write" in done.stderr
+    assert "Traceback" not in done.stderr
