@@ -93,8 +93,8 @@ def print_summary(outcomes: list[RunOutcome], console: Console, *, has_routing: 
     console.print(table)
     if any(o.is_bounded for o in outcomes):
         console.print(
-            "The run was ended at the bound that was asked for; a checkpoint of its last epoch "
-            "holds part of that epoch."
+            "The run was ended at the bound that was asked for; where it saved a checkpoint of "
+            "that epoch, it is one of a part of it."
         )
     for outcome in outcomes:
         for label, path in (("memory log", outcome.memory_log), ("contract", outcome.contract)):
