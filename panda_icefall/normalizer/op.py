@@ -65,7 +65,8 @@ def selected_log_probs(
 
     Note:
       Sums over sites accumulate in the output's dtype. Saved for backward: the program's inputs,
-      ids and log_z. On CUDA one host sync in forward (the checks) and one in backward.
+      ids and log_z. On CUDA forward syncs with the host once for the checks and once more to list
+      the live sites; backward once.
     """
     program = rows if isinstance(rows, RowProgram) else _dense_program(rows)
     check_form(program, weight, bias, selected_ids, selected_mask, live, head_dtype)

@@ -88,7 +88,7 @@ class TrainingSession:
             self._ledger = CounterLedger()
             try:
                 yield
-                reason = "complete"
+                reason = "bound" if self._is_bounded else "complete"
             except BoundReached:
                 reason = "bound"
                 self._is_bounded = True
@@ -101,7 +101,7 @@ class TrainingSession:
             finally:
                 self._ledger.advance()
                 if self._log is not None:
-                    self._log.close("bound" if self._is_bounded else reason)
+                    self._log.close(reason)
                 self._leave_outcome()
 
     def _leave_outcome(self) -> None:

@@ -15,10 +15,6 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-pytest.importorskip("lhotse")
-pytest.importorskip("sentencepiece")
-pytest.importorskip("soundfile")
-
 REPO = Path(__file__).parents[2]
 RECIPE = REPO / "egs" / "tones" / "ASR" / "pruned_transducer"
 COUNTS = {"train": 24, "dev": 6, "test": 6}

@@ -73,7 +73,6 @@ def test_nothing_is_written_when_a_request_is_refused(tmp_path, checkout, monkey
 
 
 def test_a_failing_lexicon_script_is_quoted_and_leaves_nothing(tmp_path, checkout, monkeypatch):
-    pytest.importorskip("lhotse")
     monkeypatch.setattr(synth, "INSTALL", {})
     with pytest.raises(RuntimeError, match=r"exit status 1(?s:.)*the script was reached"):
         synth_aishell(tmp_path / "data", 1, VOCAB_SIZE, 1, checkout)
