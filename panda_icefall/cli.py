@@ -71,7 +71,7 @@ def synth() -> None:
 )
 def aishell(out: Path, utterances: int, vocab: int, seed: int, icefall_root: Path) -> None:
     """Write features and a lang folder on which the AISHELL recipes train."""
-    from panda_icefall.runs.synth import synth_aishell
+    from panda_icefall.runs.synth.aishell import synth_aishell
 
     try:
         synth_aishell(out, utterances, vocab, seed, icefall_root)

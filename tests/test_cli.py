@@ -112,9 +112,9 @@ def test_updates_may_stand_before_the_recipe_or_after_it(command, train_py, monk
 
 def test_synth_hands_its_options_to_the_generator(command, monkeypatch, tmp_path):
     seen = []
-    fake = types.ModuleType("panda_icefall.runs.synth")
+    fake = types.ModuleType("panda_icefall.runs.synth.aishell")
     fake.synth_aishell = lambda *given: seen.append(given)
-    monkeypatch.setitem(sys.modules, "panda_icefall.runs.synth", fake)
+    monkeypatch.setitem(sys.modules, "panda_icefall.runs.synth.aishell", fake)
     words = f"--out {tmp_path} --utterances 7 --vocab 50 --seed 3 --icefall-root {tmp_path}"
     status, text, _ = command("synth", "aishell", *words.split())
     assert (status, text) == (0, f"wrote {tmp_path}\n")

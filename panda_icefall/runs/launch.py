@@ -12,7 +12,7 @@ from torch.multiprocessing import ProcessRaisedException
 
 from panda_icefall.routing import PandaError
 from panda_icefall.runs.errors import NotRoutedError, UsageError
-from panda_icefall.runs.memory_log import check_writable
+from panda_icefall.runs.memory.log import check_writable
 from panda_icefall.runs.options import PandaOptions
 from panda_icefall.runs.recipe_module import RecipeFile, panda_group_in_help
 from panda_icefall.runs.run_report import RunOutcome, print_summary, read_outcomes

@@ -12,9 +12,9 @@ from typing import Any, Callable, Optional
 import torch
 from torch import Tensor, nn
 
+from panda_icefall.runs.contract.training_copy import copy_batch
 from panda_icefall.runs.errors import UsageError
-from panda_icefall.runs.phases import PhaseRecorder
-from panda_icefall.runs.training_copy import copy_batch
+from panda_icefall.runs.memory.phases import PhaseRecorder
 
 __all__ = ["Epoch", "loss_of_model", "wrap_function"]
 

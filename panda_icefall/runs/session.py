@@ -15,13 +15,13 @@ from panda_icefall import routing
 from panda_icefall.routing import PandaError
 from panda_icefall.runs.batches import BatchFeed, FirstBatchOnly
 from panda_icefall.runs.call_watch import LossCallWatch, explain_not_routed
-from panda_icefall.runs.contract import Contract
-from panda_icefall.runs.contract_report import print_contract, write_contract
+from panda_icefall.runs.contract.check import Contract
+from panda_icefall.runs.contract.report import print_contract, write_contract
 from panda_icefall.runs.counters import CounterLedger
 from panda_icefall.runs.errors import BoundReached, NotRoutedError
-from panda_icefall.runs.memory_log import MemoryLog
+from panda_icefall.runs.memory.log import MemoryLog
+from panda_icefall.runs.memory.phases import PhaseRecorder
 from panda_icefall.runs.options import PandaOptions
-from panda_icefall.runs.phases import PhaseRecorder
 from panda_icefall.runs.recipe_calls import Epoch, loss_of_model, wrap_function
 from panda_icefall.runs.run_report import RunOutcome, open_console
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from panda_icefall.runs.training_copy import (
+from panda_icefall.runs.contract.training_copy import (
     copy_batch,
     copy_model,
     copy_training,

@@ -11,9 +11,9 @@ import torch
 from rich.console import Console
 from rich.table import Column, Table
 
-from panda_icefall.runs.comparison import Distance
-from panda_icefall.runs.contract_result import ContractResult
-from panda_icefall.runs.memory_log import finite_json, rank_path, run_versions
+from panda_icefall.runs.contract.comparison import Distance
+from panda_icefall.runs.contract.result import ContractResult
+from panda_icefall.runs.memory.log import finite_json, rank_path, run_versions
 
 __all__ = ["contract_as_dict", "print_contract", "write_contract"]
 

@@ -16,7 +16,7 @@ class Tolerances:
       gradient_rel_l2: Of one parameter group's gradient, relative to the dense gradient's norm.
       gradient_cosine: The least cosine between both gradients of a group.
       parameter_rel_l2: Of one group's parameters after all updates, relative to their norm; what
-        rounding alone is seen to do may be more (see :mod:`panda_icefall.runs.contract`).
+        rounding alone is seen to do may be more (see :mod:`panda_icefall.runs.contract.check`).
       negligible_gradient: Groups whose dense gradient norm is below this share of the norm over
         all groups are rounding noise; their difference is compared with that same share.
     """

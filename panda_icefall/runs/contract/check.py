@@ -25,17 +25,17 @@ from torch import Tensor, nn
 from panda_icefall import routing
 from panda_icefall.normalizer.autocast import autocast_dtype
 from panda_icefall.runs.call_watch import LossCallWatch, explain_not_routed
-from panda_icefall.runs.comparison import compare_gradients, compare_parameters
-from panda_icefall.runs.contract_result import (
+from panda_icefall.runs.contract.comparison import compare_gradients, compare_parameters
+from panda_icefall.runs.contract.result import (
     ContractResult,
     UpdateResult,
     final_violations,
     update_violations,
 )
-from panda_icefall.runs.memory import MemoryProbe, return_free_memory
+from panda_icefall.runs.contract.tolerances import tolerances_for
+from panda_icefall.runs.contract.training_copy import copy_model, copy_training, keep_rng
+from panda_icefall.runs.memory.probe import MemoryProbe, return_free_memory
 from panda_icefall.runs.options import PandaOptions
-from panda_icefall.runs.tolerances import tolerances_for
-from panda_icefall.runs.training_copy import copy_model, copy_training, keep_rng
 
 _TWIN_SEED = 0
 

@@ -8,7 +8,7 @@ from typing import Optional
 import torch
 from torch import Tensor, nn
 
-from panda_icefall.runs.tolerances import Tolerances
+from panda_icefall.runs.contract.tolerances import Tolerances
 
 __all__ = ["Distance", "compare_gradients", "compare_parameters", "group_of"]
 

@@ -8,7 +8,7 @@ import torch
 
 from panda_icefall.normalizer.autocast import autocast_dtype
 from panda_icefall.runs import NotRoutedError, PandaOptions, run_recipe
-from panda_icefall.runs.tolerances import tolerances_for
+from panda_icefall.runs.contract.tolerances import tolerances_for
 
 
 def report(recipe, folder="exp"):
@@ -90,7 +90,7 @@ def test_only_rounding_excuses_parameters_that_part(recipe):
         "class Drifting(torch.optim.Adam):\n"
         "    def step(self, closure=None):\n"
         "        super().step(closure)\n"
-        "        import panda_icefall.runs.contract as contract\n"
+        "        import panda_icefall.runs.contract.check as contract\n"
         "        with torch.no_grad():\n"
         "            contract.steps = getattr(contract, 'steps', 0) + 1\n"
         "            if contract.steps == 3:  # dense, twin, then routed\n"

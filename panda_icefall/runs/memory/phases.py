@@ -8,8 +8,8 @@ from typing import Any, Optional
 import torch
 
 from panda_icefall.runs.counters import CounterLedger
-from panda_icefall.runs.memory import MemoryProbe
-from panda_icefall.runs.memory_log import MemoryLog
+from panda_icefall.runs.memory.log import MemoryLog
+from panda_icefall.runs.memory.probe import MemoryProbe
 
 __all__ = ["PhaseRecorder"]
 

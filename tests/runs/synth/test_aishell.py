@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from panda_icefall.runs import synth, synth_fbank
-from panda_icefall.runs.synth import MissingBackendError, synth_aishell
+from panda_icefall.runs.synth import aishell as synth
+from panda_icefall.runs.synth import fbank
+from panda_icefall.runs.synth.aishell import MissingBackendError, synth_aishell
 
 VOCAB_SIZE = 53
 UTTERANCES = 12
@@ -94,15 +95,15 @@ def test_every_possible_vocabulary_has_distinct_printable_characters():
 
 
 def draw(seed, name="train", num_characters=31):
-    patterns = synth_fbank.character_patterns(num_characters, seed)
-    return synth_fbank.draw_utterance(patterns, synth_fbank.named_generator(seed, name))
+    patterns = fbank.character_patterns(num_characters, seed)
+    return fbank.draw_utterance(patterns, fbank.named_generator(seed, name))
 
 
 def test_utterances_keep_within_what_the_recipe_does_not_filter_out():
-    patterns = synth_fbank.character_patterns(31, 5)
-    generator = synth_fbank.named_generator(5, "train")
+    patterns = fbank.character_patterns(31, 5)
+    generator = fbank.named_generator(5, "train")
     for _ in range(200):
-        indices, features = synth_fbank.draw_utterance(patterns, generator)
+        indices, features = fbank.draw_utterance(patterns, generator)
         num_frames = features.size(0)
         assert features.shape == (num_frames, 80)
         assert 5 <= len(indices) <= 18
@@ -121,7 +122,7 @@ def test_a_draw_depends_on_the_seed_and_the_split_alone():
 def test_a_character_can_be_told_from_its_frames():
     """The nearest pattern to a character's noisy middle frame is its own."""
     num_characters = 31
-    patterns = synth_fbank.character_patterns(num_characters, 3)
+    patterns = fbank.character_patterns(num_characters, 3)
     middle = patterns[:, 1]  # [num_characters, 80]
     noisy = middle + 0.7 * torch.randn(middle.shape, generator=torch.Generator().manual_seed(0))
     nearest = torch.cdist(noisy, middle).argmin(dim=1)

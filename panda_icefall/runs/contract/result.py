@@ -6,8 +6,8 @@ from typing import Optional
 
 import torch
 
-from panda_icefall.runs.comparison import Distance
-from panda_icefall.runs.tolerances import Tolerances, tolerances_for
+from panda_icefall.runs.contract.comparison import Distance
+from panda_icefall.runs.contract.tolerances import Tolerances, tolerances_for
 
 TWIN_FACTOR = 2.0  # routed parameters may be this many times as far from dense ones as the twin's
 

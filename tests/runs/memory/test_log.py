@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from panda_icefall.runs import PandaOptions, UsageError, run_recipe
-from panda_icefall.runs.memory import MemoryProbe
-from panda_icefall.runs.memory_log import MemoryLog, finite_json, rank_path
+from panda_icefall.runs.memory.log import MemoryLog, finite_json, rank_path
+from panda_icefall.runs.memory.probe import MemoryProbe
 
 PHASES = ["compute_loss", "backward_update"]
 
@@ -40,7 +40,9 @@ def test_the_peak_of_a_stretch_counts_what_was_freed_again():
 
 
 def test_a_peak_that_cannot_be_reset_says_so(monkeypatch, tmp_path):
-    monkeypatch.setattr("panda_icefall.runs.memory._CLEAR_REFS", tmp_path / "none" / "clear_refs")
+    monkeypatch.setattr(
+        "panda_icefall.runs.memory.probe._CLEAR_REFS", tmp_path / "none" / "clear_refs"
+    )
     probe = MemoryProbe("cpu")
     probe.start()
     assert probe.read().as_row()["peak_is_since_start"] is True
@@ -48,7 +50,7 @@ def test_a_peak_that_cannot_be_reset_says_so(monkeypatch, tmp_path):
 
 def test_without_proc_the_peak_comes_from_getrusage(monkeypatch, tmp_path):
     expected = MemoryProbe("cpu").read().peak_bytes
-    monkeypatch.setattr("panda_icefall.runs.memory._STATUS", tmp_path / "status")
+    monkeypatch.setattr("panda_icefall.runs.memory.probe._STATUS", tmp_path / "status")
     assert MemoryProbe("cpu").read().peak_bytes >= expected // 2
 
 

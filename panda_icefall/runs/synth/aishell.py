@@ -132,17 +132,17 @@ def _write_fbank(
     """Write all cut manifests with their features; return the transcripts of all splits."""
     from rich.progress import Progress
 
-    from panda_icefall.runs import synth_fbank
+    from panda_icefall.runs.synth import fbank
 
     folder.mkdir()
     held_out = max(MIN_HELD_OUT_UTTERANCES, utterances // 10)
     sizes = {"train": utterances, "dev": held_out, "test": held_out}
-    patterns = synth_fbank.character_patterns(len(characters), seed)
+    patterns = fbank.character_patterns(len(characters), seed)
     transcripts: list[str] = []
     with Progress(transient=True) as progress:
         task = progress.add_task("features", total=sum(sizes.values()))
         for split, size in sizes.items():
-            transcripts += synth_fbank.write_cuts(
+            transcripts += fbank.write_cuts(
                 split=split,
                 utterances=size,
                 patterns=patterns,
@@ -152,7 +152,7 @@ def _write_fbank(
                 final_folder=final_folder,
                 advance=lambda: progress.advance(task),
             )
-    synth_fbank.write_noise_cuts(NOISE_CUTS, seed, folder, final_folder)
+    fbank.write_noise_cuts(NOISE_CUTS, seed, folder, final_folder)
     return transcripts
 
 

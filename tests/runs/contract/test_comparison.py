@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from panda_icefall.runs.comparison import compare_gradients, compare_parameters, group_of
-from panda_icefall.runs.tolerances import tolerances_for
+from panda_icefall.runs.contract.comparison import compare_gradients, compare_parameters, group_of
+from panda_icefall.runs.contract.tolerances import tolerances_for
 
 BOUNDS = tolerances_for(torch.float32)
 

@@ -1,0 +1,1 @@
+"""Synthetic data in the recipes' own layouts."""
