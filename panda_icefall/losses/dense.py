@@ -5,8 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from panda_icefall.losses.hat import check_hat, dense_hat_log_probs
 from panda_icefall.losses.input_checks import check_floats, check_lattice_inputs
 from panda_icefall.losses.lattice_terms import pruned_px_py, score
+from panda_icefall.losses.sites import next_symbols
 
 
 def rnnt_loss_pruned(
@@ -18,6 +20,7 @@ def rnnt_loss_pruned(
     rnnt_type: str = "regular",
     delay_penalty: float = 0.0,
     reduction: str | None = "mean",
+    use_hat_loss: bool = False,
 ) -> Tensor:
     """The pruned transducer loss of `k2.rnnt_loss_pruned` by logsumexp and gather.
 
@@ -32,6 +35,8 @@ def rnnt_loss_pruned(
       rnnt_type: `regular`, `modified` or `constrained`.
       delay_penalty: nats per frame of delay, see `lattice_terms.score`.
       reduction: `none`, `mean` or `sum`.
+      use_hat_loss: the blank is a Bernoulli variable beside a softmax over the other classes, see
+        `panda_icefall.losses.hat`; the blank must be class 0.
 
     Returns:
       The loss in nats: `[B]` for `none`, else a scalar.
@@ -50,12 +55,30 @@ def rnnt_loss_pruned(
             f"logits: got shape {tuple(logits.shape)}, expected {[*ranges.shape, C]} "
             f"for ranges of shape {tuple(ranges.shape)}"
         )
-    B, S = symbols.shape
-    log_z = torch.logsumexp(logits, dim=3)  # [B, T, s_range]
-    # One entry more, for the sites at s == S where no symbol is left.
-    targets = torch.cat((symbols, symbols.new_full((B, 1), termination_symbol)), dim=1)
-    targets = targets.gather(1, ranges.reshape(B, -1)).reshape(ranges.shape)
-    target_logp = logits.gather(3, targets.unsqueeze(3)).squeeze(3) - log_z
-    blank_logp = logits[..., termination_symbol] - log_z
-    px, py = pruned_px_py(target_logp, blank_logp, ranges, S, boundary, rnnt_type)
+    if use_hat_loss:
+        check_hat(termination_symbol, C)
+    targets = next_symbols(symbols, ranges, termination_symbol)
+    target, blank, _ = dense_log_probs(logits, targets, termination_symbol, use_hat_loss)
+    px, py = pruned_px_py(target, blank, ranges, symbols.shape[1], boundary, rnnt_type)
     return score(px, py, boundary, rnnt_type, delay_penalty, reduction)
+
+
+def dense_log_probs(
+    logits: Tensor, targets: Tensor, termination_symbol: int, use_hat_loss: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What a pruned loss reads of logits that exist.
+
+    Args:
+      logits: `[..., C]`.
+      targets: int64 `[...]` in `[0, C)`.
+      termination_symbol: the blank, in `[0, C)`; 0 with `use_hat_loss`.
+      use_hat_loss: see `panda_icefall.losses.hat`.
+
+    Returns:
+      `(target, blank, log_z)`, each `[...]` in nats.
+    """
+    if use_hat_loss:
+        return dense_hat_log_probs(logits, targets)
+    log_z = torch.logsumexp(logits, dim=-1)
+    target = logits.gather(-1, targets.unsqueeze(-1)).squeeze(-1) - log_z
+    return target, logits[..., termination_symbol] - log_z, log_z

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+from typing import Callable
+
 import torch
 from torch import Tensor
 
+from panda_icefall.losses.hat import check_hat, selected_hat_log_probs
 from panda_icefall.losses.lattice_terms import check_lattice_inputs, pruned_px_py, score
+from panda_icefall.losses.sites import SiteLogProbs, inside_boundary, next_symbols
 from panda_icefall.normalizer import (
     DEFAULT_WORKSPACE_BYTES,
     RowProgram,
@@ -25,7 +30,9 @@ def selected_rnnt_loss_pruned(
     rnnt_type: str = "regular",
     delay_penalty: float = 0.0,
     reduction: str = "mean",
+    use_hat_loss: bool = False,
     *,
+    observer: Callable[[SiteLogProbs], None] | None = None,
     head_dtype: torch.dtype | None = None,
     workspace_bytes: int = DEFAULT_WORKSPACE_BYTES,
     adjoint_tolerance: float | None = None,
@@ -48,6 +55,9 @@ def selected_rnnt_loss_pruned(
       rnnt_type: "regular", "modified" or "constrained", as in k2.
       delay_penalty: as in k2; 0 for none.
       reduction: "none", "mean" or "sum" over the batch.
+      use_hat_loss: the blank is a Bernoulli variable beside a softmax over the other classes, see
+        ``panda_icefall.losses.hat``; the blank must be class 0.
+      observer: called with the log-probs, detached, before the loss is computed from them.
 
     Returns:
       Negated total log-prob in nats: ``[B]`` for "none", else a scalar. float64 for float64 rows,
@@ -64,25 +74,25 @@ def selected_rnnt_loss_pruned(
         symbols, ranges, termination_symbol, boundary, rnnt_type, reduction,
         num_classes=weight.shape[0],
     )  # fmt: skip
-    B, T, s_range = ranges.shape
-    S = symbols.shape[1]
-    blank = torch.full((B, 1), termination_symbol, dtype=torch.int64, device=symbols.device)
-    targets = torch.cat([symbols, blank], dim=1)  # [B, S + 1]
-    targets = targets.unsqueeze(1).expand(B, T, S + 1).gather(2, ranges)
-    ids = torch.stack([targets, torch.full_like(targets, termination_symbol)], dim=-1)
-    live = None if boundary is None else _inside_boundary(ranges, boundary).reshape(-1)
-    selected_logp, _ = selected_log_probs(
-        rows, weight, bias, ids.reshape(B * T * s_range, 2),
-        live=live, head_dtype=head_dtype, workspace_bytes=workspace_bytes,
-        adjoint_tolerance=adjoint_tolerance, counters=counters,
+    if use_hat_loss:
+        check_hat(termination_symbol, weight.shape[0])
+    targets = next_symbols(symbols, ranges, termination_symbol).reshape(-1)  # [N]
+    live = None if boundary is None else inside_boundary(ranges, boundary)
+    log_probs = functools.partial(
+        selected_log_probs, rows,
+        live=None if live is None else live.reshape(-1), head_dtype=head_dtype,
+        workspace_bytes=workspace_bytes, adjoint_tolerance=adjoint_tolerance, counters=counters,
     )  # fmt: skip
-    target_logp, blank_logp = selected_logp.reshape(B, T, s_range, 2).unbind(dim=-1)
-    px, py = pruned_px_py(target_logp, blank_logp, ranges, S, boundary, rnnt_type)
+    if use_hat_loss:
+        target, blank, log_z = selected_hat_log_probs(log_probs, weight, bias, targets)
+    else:
+        ids = torch.stack([targets, torch.full_like(targets, termination_symbol)], dim=1)
+        selected_logp, log_z = log_probs(weight, bias, ids)
+        target, blank = selected_logp.unbind(dim=1)
+    target, blank = target.reshape(ranges.shape), blank.reshape(ranges.shape)
+    if observer is not None:
+        live = inside_boundary(ranges, None) if live is None else live
+        log_z = log_z.detach().reshape(ranges.shape)
+        observer(SiteLogProbs(target.detach(), blank.detach(), log_z, live))
+    px, py = pruned_px_py(target, blank, ranges, symbols.shape[1], boundary, rnnt_type)
     return score(px, py, boundary, rnnt_type, delay_penalty, reduction)
-
-
-def _inside_boundary(ranges: Tensor, boundary: Tensor) -> Tensor:
-    """``[B, T, s_range]`` bool: sites whose log-probs the recursion can read."""
-    s_begin, t_begin, s_end, t_end = boundary[:, :, None, None].unbind(dim=1)  # each [B, 1, 1]
-    t = torch.arange(ranges.shape[1], device=ranges.device)[None, :, None]
-    return (t >= t_begin) & (t < t_end) & (ranges >= s_begin) & (ranges <= s_end)

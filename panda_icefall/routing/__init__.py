@@ -1,9 +1,11 @@
 """How an unmodified recipe gets there: recorded joiners and replaced k2 functions."""
 
 from panda_icefall.routing.errors import PandaError, UnknownSignatureError
+from panda_icefall.routing.observing import observed
 from panda_icefall.routing.patch import (
     apply,
     patched,
+    patched_module,
     reset_counters,
     revert,
     status,
@@ -17,7 +19,9 @@ __all__ = [
     "Status",
     "UnknownSignatureError",
     "apply",
+    "observed",
     "patched",
+    "patched_module",
     "reset_counters",
     "revert",
     "status",

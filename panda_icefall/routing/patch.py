@@ -23,6 +23,7 @@ from panda_icefall.routing import routed_loss
 from panda_icefall.routing.deferred import DeferredJoint
 from panda_icefall.routing.errors import PandaError, UnknownSignatureError
 from panda_icefall.routing.graph import Sites, Table
+from panda_icefall.routing.observing import current_observer
 from panda_icefall.routing.status import RoutingCounters, Status
 
 STAND_IN = "panda_icefall.losses.k2_functions"
@@ -119,7 +120,7 @@ def apply(
     if _applied is not None:
         _applied.options = options
         return
-    module = _patched_module()
+    module = patched_module()
     pruning, loss = (_checked(module, name) for name in _KNOWN_SIGNATURES)
     function_apply = vars(torch.autograd.Function).get("apply", _MISSING)
     reset_counters()
@@ -198,8 +199,8 @@ def reset_counters() -> None:
     _counters = RoutingCounters()
 
 
-def _patched_module() -> ModuleType:
-    """k2 where it is installed, else the project's own functions."""
+def patched_module() -> ModuleType:
+    """Where functions are replaced: k2 where it is installed, else the project's own functions."""
     if "k2" in sys.modules:
         return sys.modules["k2"]
     spec = importlib.util.find_spec("k2")
@@ -252,7 +253,7 @@ def _routed_loss(original: Callable[..., Any]) -> Callable[..., Any]:
         logits = given.arguments["logits"]
         if isinstance(logits, DeferredJoint) and _applied is not None:
             options = _applied.options
-            reason = routed_loss.why_not(logits, given.arguments)
+            reason = routed_loss.why_not(logits)
             if reason is None:
                 loss = routed_loss.compute(
                     logits,
@@ -260,6 +261,7 @@ def _routed_loss(original: Callable[..., Any]) -> Callable[..., Any]:
                     workspace_bytes=options.workspace_bytes,
                     adjoint_tolerance=options.adjoint_tolerance,
                     counters=_counters.tiles,
+                    observer=current_observer(),
                 )
                 _counters.losses_routed += 1
                 return loss

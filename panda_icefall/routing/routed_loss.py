@@ -20,12 +20,11 @@ from panda_icefall.routing.graph import (
     in_order,
     row_program,
 )
+from panda_icefall.routing.observing import Observer
 
 
-def why_not(logits: SiteTensor, arguments: Mapping[str, Any]) -> str | None:
+def why_not(logits: SiteTensor) -> str | None:
     """The reason these recorded logits cannot be routed, or None."""
-    if arguments.get("use_hat_loss"):
-        return "rnnt_loss_pruned(use_hat_loss=True)"
     if logits.is_materialised:
         return "logits used elsewhere"
     head = _head(logits.node)
@@ -45,6 +44,7 @@ def compute(
     workspace_bytes: int,
     adjoint_tolerance: float | None,
     counters: TileCounters,
+    observer: Observer | None = None,
 ) -> Tensor:
     """The loss ``k2.rnnt_loss_pruned`` would return for the recorded logits.
 
@@ -52,6 +52,7 @@ def compute(
       logits: recorded; ``why_not`` gave None.
       arguments: those of k2.rnnt_loss_pruned by name.
       workspace_bytes, adjoint_tolerance, counters: as in ``selected_log_probs``.
+      observer: as in ``selected_rnnt_loss_pruned``.
     """
     head = _head(logits.node)
     assert isinstance(head, Linear)
@@ -75,6 +76,9 @@ def compute(
         rnnt_type=arguments["rnnt_type"],
         delay_penalty=arguments["delay_penalty"],
         reduction=arguments["reduction"],
+        # k2 1.23.4 does not have it.
+        use_hat_loss=bool(arguments.get("use_hat_loss", False)),
+        observer=observer,
         head_dtype=head.cast,
         workspace_bytes=workspace_bytes,
         adjoint_tolerance=adjoint_tolerance,

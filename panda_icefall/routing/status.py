@@ -18,7 +18,7 @@ class LossTotals:
       losses_dense: pruned losses computed from ordinary logits while applied.
       materialised: operation -> how often it turned a deferred tensor into an ordinary one.
       sites, sites_evaluated, sites_backward: retained sites; those evaluated forward; those whose
-        backward was computed.
+        backward was computed. A HAT loss counts each of its sites twice, for its two heads.
       tiles_forward, tiles_backward: tiles computed.
       adjoint_mass, adjoint_mass_skipped: summed absolute adjoints, and what backward left out.
       forward_seconds, backward_seconds: time inside the selected normaliser.

@@ -60,6 +60,13 @@ CASES = [
     {"reduction": "none", "rnnt_type": "constrained"},
 ]
 
+HAT_CASES = [
+    {"use_hat_loss": True, "reduction": "none"},
+    {"use_hat_loss": True, "reduction": "mean", "delay_penalty": 0.1},
+    {"use_hat_loss": True, "reduction": "none", "rnnt_type": "modified"},
+    {"use_hat_loss": True, "reduction": "none", "rnnt_type": "constrained"},
+]
+
 
 def for_type(head, lattice, rnnt_type):
     """Modified lattices need T >= S in each utterance: the one-frame one keeps one symbol."""
@@ -76,7 +83,7 @@ def assert_close(left, right, bound):
         assert (x - y)[finite].norm() <= bound * max(y[finite].norm(), 1.0)
 
 
-@pytest.mark.parametrize("options", CASES, ids=str)
+@pytest.mark.parametrize("options", CASES + HAT_CASES, ids=str)
 @pytest.mark.parametrize("workspace_bytes", [700, 2**20])
 def test_the_selected_loss_is_the_dense_twins(options, workspace_bytes):
     head, lattice = for_type(*problem(), options.get("rnnt_type", "regular"))
@@ -148,8 +155,10 @@ def test_a_batch_without_symbols_is_the_blank_path():
     torch.testing.assert_close(loss, expected.detach(), rtol=1e-12, atol=1e-12)
 
 
-def test_padding_outside_the_boundary_changes_nothing():
+@pytest.mark.parametrize("use_hat_loss", [False, True])
+def test_padding_outside_the_boundary_changes_nothing(use_hat_loss):
     (rows, weight, bias), lattice = problem()
+    lattice["use_hat_loss"] = use_hat_loss
     expected = ours((rows, weight, bias), lattice)
     t = torch.arange(T)[None, :, None]
     outside = (t >= lattice["boundary"][:, 3, None, None]) | (
@@ -159,6 +168,26 @@ def test_padding_outside_the_boundary_changes_nothing():
         rows[outside.reshape(-1)] = float("nan")
     for x, y in zip(ours((rows, weight, bias), lattice), expected):
         assert torch.equal(x, y)
+
+
+@pytest.mark.parametrize("use_hat_loss", [False, True])
+def test_an_observer_sees_what_the_dense_twin_reads_of_its_logits(use_hat_loss):
+    (rows, weight, bias), lattice = problem()
+    seen = []
+    selected_rnnt_loss_pruned(
+        rows, weight, bias, **lattice, use_hat_loss=use_hat_loss, observer=seen.append
+    )
+    (found,) = seen
+    targets = torch.cat([lattice["symbols"], torch.zeros(B, 1, dtype=torch.int64)], dim=1)
+    targets = targets.gather(1, lattice["ranges"].reshape(B, -1)).reshape(B, T, S_RANGE)
+    logits = F.linear(rows, weight, bias).reshape(B, T, S_RANGE, C)
+    expected = dense.dense_log_probs(logits, targets, 0, use_hat_loss)
+    t = torch.arange(T)[None, :, None]
+    s_end, t_end = lattice["boundary"][:, 2:, None, None].unbind(1)
+    assert torch.equal(found.live, (t < t_end) & (lattice["ranges"] <= s_end))
+    for x, ref in zip((found.target, found.blank, found.log_z), expected):
+        assert not x.requires_grad
+        torch.testing.assert_close(x[found.live], ref[found.live], rtol=1e-12, atol=1e-12)
 
 
 def test_rows_that_do_not_match_the_ranges_are_named():

@@ -211,8 +211,10 @@ def test_the_stand_in_has_the_signatures_of_k2():
     import k2
 
     for name in k2_functions.__all__:
-        ours = inspect.signature(getattr(k2_functions, name)).parameters
+        ours = dict(inspect.signature(getattr(k2_functions, name)).parameters)
         theirs = inspect.signature(getattr(k2, name)).parameters
+        if "use_hat_loss" not in theirs:  # k2 before 1.24
+            ours.pop("use_hat_loss", None)
         assert list(ours) == list(theirs)
         assert [p.default for p in ours.values()] == [p.default for p in theirs.values()]
 

@@ -115,25 +115,6 @@ def test_a_missing_function_is_named(stub):
         panda_icefall.apply()
 
 
-def test_hat_loss_is_materialised_and_handed_to_k2(stub):
-    seen = {}
-
-    def rnnt_loss_pruned(
-        logits, symbols, ranges, termination_symbol, boundary=None, rnnt_type="regular",
-        delay_penalty=0.0, reduction="mean", use_hat_loss=False,
-    ):  # fmt: skip
-        seen.update(logits=logits, use_hat_loss=use_hat_loss)
-        return logits.sum()
-
-    stub.rnnt_loss_pruned = rnnt_loss_pruned
-    panda_icefall.apply()
-    toy.pruned_loss(stub, toy.TanhJoiner(), toy.batch(stub), use_hat_loss=True)
-    assert isinstance(seen["logits"], torch.Tensor)
-    assert seen["use_hat_loss"]
-    assert panda_icefall.status().materialised == {"rnnt_loss_pruned(use_hat_loss=True)": 1}
-    assert panda_icefall.status().losses_dense == 1
-
-
 def test_plain_logits_go_to_the_original(k2):
     data = toy.batch(k2)
     logits = torch.randn(toy.B, toy.T, toy.S_RANGE, toy.C)

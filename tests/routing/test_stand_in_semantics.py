@@ -327,7 +327,7 @@ def train_in_process(rank, port, use_panda, queue):
     from panda_icefall.losses import k2_functions
     from panda_icefall.routing import patch
 
-    k2 = patch._patched_module()
+    k2 = patch.patched_module()
     torch.distributed.init_process_group(
         "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2
     )

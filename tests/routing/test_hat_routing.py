@@ -1,0 +1,82 @@
+"""`use_hat_loss=True` is routed where k2 has it, and stays k2's own TypeError where it has not."""
+
+import importlib.util
+import sys
+import types
+
+import pytest
+import torch
+import toy
+
+import panda_icefall
+from panda_icefall.losses import k2_functions
+
+# k2 1.23.4, the newest in the registry, has no HAT loss: the stand-in takes its place here.
+NEWER_K2 = types.ModuleType("k2")
+for _name in set(k2_functions.__all__) - {"mutual_information_recursion"}:
+    setattr(NEWER_K2, _name, getattr(k2_functions, _name))
+
+
+@pytest.fixture
+def newer_k2(monkeypatch):
+    monkeypatch.setitem(sys.modules, "k2", NEWER_K2)
+    yield NEWER_K2
+    panda_icefall.revert()
+
+
+@pytest.mark.parametrize("make", [toy.TanhJoiner, toy.TwoLinearJoiner, toy.ContextJoiner])
+@pytest.mark.parametrize(
+    "arguments",
+    [{}, {"reduction": "none", "delay_penalty": 0.1}, {"rnnt_type": "modified"}],
+    ids=str,
+)
+def test_a_hat_joiner_is_routed_exactly(newer_k2, make, arguments):
+    torch.manual_seed(1)
+    joiner, data = make().double(), toy.batch(newer_k2, torch.float64)
+    dense = toy.loss_and_gradients(newer_k2, joiner, data, use_hat_loss=True, **arguments)
+    plain = toy.loss_and_gradients(newer_k2, joiner, data, **arguments)
+    with panda_icefall.patched(adjoint_tolerance=0):
+        routed = toy.loss_and_gradients(newer_k2, joiner, data, use_hat_loss=True, **arguments)
+        status = panda_icefall.status()
+    assert (status.losses_routed, status.losses_dense, status.materialised) == (1, 0, {})
+    assert (dense[0] - plain[0]).abs().max() > 0.1  # it is another loss
+    torch.testing.assert_close(routed[0], dense[0], rtol=1e-12, atol=0)
+    for x, ref in zip(routed[1], dense[1]):
+        assert (x - ref).norm() <= 1e-12 * ref.norm()
+
+
+def test_under_autocast_it_is_at_least_as_accurate_as_the_eager_joiner(newer_k2):
+    torch.manual_seed(1)
+    joiner, data = toy.TanhJoiner(), toy.batch(newer_k2)
+    exact = toy.loss_and_gradients(newer_k2, joiner, data, use_hat_loss=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        dense = toy.loss_and_gradients(newer_k2, joiner, data, use_hat_loss=True)
+        with panda_icefall.patched(adjoint_tolerance=0):
+            routed = toy.loss_and_gradients(newer_k2, joiner, data, use_hat_loss=True)
+    assert panda_icefall.status().materialised == {}
+    assert routed[0].dtype == torch.float32
+    assert abs(routed[0] - exact[0]) <= 1.25 * abs(dense[0] - exact[0]) + 2**-8 * abs(exact[0])
+    for x, y, ref in zip(routed[1], dense[1], exact[1]):
+        assert (x - ref).norm() <= 1.25 * (y - ref).norm() + 2**-8 * ref.norm()
+
+
+def test_another_blank_than_class_0_is_refused(newer_k2):
+    data = toy.batch(newer_k2)
+    with panda_icefall.patched():
+        am, lm = newer_k2.do_rnnt_pruning(data.am, data.lm, data.ranges)
+        with pytest.raises(ValueError, match="termination_symbol: got 3, expected 0 with use_hat"):
+            newer_k2.rnnt_loss_pruned(
+                toy.TanhJoiner()(am, lm), data.symbols, data.ranges, 3, data.boundary,
+                use_hat_loss=True,
+            )  # fmt: skip
+
+
+@pytest.mark.k2
+def test_a_k2_without_it_raises_its_type_error(k2):
+    assert importlib.util.find_spec("k2") is not None
+    joiner, data = toy.TanhJoiner(), toy.batch(k2)
+    message = "got an unexpected keyword argument 'use_hat_loss'"
+    with pytest.raises(TypeError, match=message):
+        toy.pruned_loss(k2, joiner, data, use_hat_loss=True)
+    with panda_icefall.patched(), pytest.raises(TypeError, match=message):
+        toy.pruned_loss(k2, joiner, data, use_hat_loss=True)
