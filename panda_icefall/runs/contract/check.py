@@ -1,65 +1,89 @@
 """The contract: on one recipe's own batches, dense and routed training are the same training.
 
-Three trajectories start from copies of the recipe's model and optimizer. For each of the first K
-training batches, with the recipe's own arguments, autocast state and random numbers:
+Three trajectories start from copies of the recipe's model and optimizer. With the recipe's own
+arguments, autocast state and random numbers, for each training batch:
 
-- the dense trajectory takes a step, and a routed pass at the *same* parameters gives the loss and
-  the gradients to compare with;
-- the routed trajectory takes its own step, from its own parameters;
-- so does the dense twin, which started from parameters that differ in their last bit.
+- on the first K batches, a dense and a routed pass at the *same* parameters, those of the dense
+  trajectory, give the losses, the selected log-probs, the normalisers and the gradients to compare;
+- for the first N batches (K unless told otherwise) the dense trajectory, the routed one and the
+  dense twin, which started from parameters that differ in their last bit, each take an optimizer
+  step from their own parameters.
 
-After K updates the parameters of the routed trajectory and of the twin are compared with those of
-the dense one. The twin shows what rounding alone does to this recipe: optimizers of Adam's family
-move an element whose gradient is rounding noise (a key bias in attention, say) by a whole learning
-rate in a direction that rounding decides.
+After the N steps the parameters of the routed trajectory and of the twin are compared with those of
+the dense one, and stay as they are for the batches that are left to compare. The twin shows what
+rounding alone does to this recipe: optimizers of Adam's family move an element whose gradient is
+rounding noise (a key bias in attention, say) by a whole learning rate in a direction that rounding
+decides.
 """
 
 import contextlib
+import dataclasses
 import logging
 from collections.abc import Iterator
-from typing import Any, Callable, Optional
+from typing import Any, Callable, NamedTuple, Optional
 
 import torch
 from torch import Tensor, nn
 
 from panda_icefall import routing
+from panda_icefall.losses.sites import SiteLogProbs
 from panda_icefall.normalizer.autocast import autocast_dtype
 from panda_icefall.runs.call_watch import LossCallWatch, explain_not_routed
-from panda_icefall.runs.contract.comparison import compare_gradients, compare_parameters
+from panda_icefall.runs.contract.comparison import (
+    compare_gradients,
+    compare_log_probs,
+    compare_parameters,
+)
+from panda_icefall.runs.contract.log_probs import observed_log_probs
 from panda_icefall.runs.contract.result import (
     ContractResult,
     UpdateResult,
     final_violations,
     update_violations,
 )
-from panda_icefall.runs.contract.tolerances import tolerances_for
+from panda_icefall.runs.contract.tolerances import parse_tolerances, tolerances_for
 from panda_icefall.runs.contract.training_copy import copy_model, copy_training, keep_rng
+from panda_icefall.runs.last_bit import change_last_bit
 from panda_icefall.runs.memory.probe import MemoryProbe, return_free_memory
 from panda_icefall.runs.options import PandaOptions
-
-_TWIN_SEED = 0
 
 __all__ = ["Contract"]
 
 LossOf = Callable[[nn.Module], Tensor]
 
 
+class _Arm(NamedTuple):
+    """One trajectory: a copy of the recipe's model and of the optimizer that belongs to it."""
+
+    model: nn.Module
+    optimizer: Any
+
+
+class _Arms(NamedTuple):
+    dense: _Arm
+    twin: _Arm
+    routed: _Arm
+
+
 class Contract:
     """Runs the check, one batch at a time, beside the recipe's own training.
 
     Args:
-      options: The number of updates, and the settings of the routed arm.
+      options: The number of batches and steps, the bounds, and the settings of the routed arm.
       device: The training device, for the memory of each arm.
     """
 
     def __init__(self, options: PandaOptions, device: torch.device) -> None:
-        self.result = ContractResult(updates=options.check_batches)
+        steps = options.check_update_steps
+        self.result = ContractResult(
+            updates=options.check_batches,
+            update_steps=options.check_batches if steps is None else steps,
+        )
         self._options = options
         self._probe = MemoryProbe(device)
         self._device = device
-        self._dense: Optional[tuple[nn.Module, Any]] = None
-        self._routed: Optional[tuple[nn.Module, Any]] = None
-        self._twin: Optional[tuple[nn.Module, Any]] = None
+        self._arms: Optional[_Arms] = None
+        self.batches_seen = 0
         self.is_complete = False
 
     def observe(self, loss_of: LossOf, model: nn.Module, optimizer: Any, scale: float) -> None:
@@ -76,65 +100,85 @@ class Contract:
         """
         try:
             with keep_rng():
-                if self._dense is None:
-                    self._start(model, optimizer)
-                self._update(loss_of, scale)
+                if self._arms is None:
+                    self._arms = self._start(model, optimizer)
+                self._update(self._arms, loss_of, scale)
         except Exception as error:
             logging.getLogger(__name__).exception("The contract check could not go on")
             self._finish(f"the check could not go on: {type(error).__name__}: {error}")
             return
+        self.batches_seen += 1
         if self.result.not_routed is not None:
             self._finish("no loss was routed in the routed arm")
-        elif len(self.result.batches) == self.result.updates:
-            self._compare_final()
+        elif self.batches_seen == self._options.batches_of_check:
             self._finish()
 
-    def _start(self, model: nn.Module, optimizer: Any) -> None:
+    def _start(self, model: nn.Module, optimizer: Any) -> _Arms:
         dtype = autocast_dtype(self._device) or next(model.parameters()).dtype
         self.result.precision = str(dtype).removeprefix("torch.")
-        self.result.tolerances = tolerances_for(dtype)
-        self._dense = copy_training(model, optimizer)
-        self._routed = copy_training(model, optimizer)
-        self._twin = copy_training(model, optimizer)
-        _change_last_bit(self._twin[0])
+        bounds = tolerances_for(dtype)
+        if self._options.check_tolerances is not None:
+            given = parse_tolerances(self._options.check_tolerances)
+            bounds = dataclasses.replace(bounds, **given)
+        self.result.tolerances = bounds
+        arms = _Arms(*(_Arm(*copy_training(model, optimizer)) for _ in range(3)))
+        change_last_bit(arms.twin.model)
+        return arms
 
-    def _update(self, loss_of: LossOf, scale: float) -> None:
-        assert self._dense is not None
-        assert self._routed is not None
-        assert self._twin is not None
-        twin_model, twin_optimizer = self._twin
-        dense_model, dense_optimizer = self._dense
-        routed_model, routed_optimizer = self._routed
-        probe_model = copy_model(dense_model)
+    def _update(self, arms: _Arms, loss_of: LossOf, scale: float) -> None:
+        """One batch: the comparison while batches are left for it, then a step while steps are."""
+        result = self.result
+        if len(result.batches) < result.updates:
+            self._compare(arms.dense.model, loss_of, scale)
+            if result.not_routed is not None:
+                return
+        else:
+            with routing.suspended():
+                self._pass(loss_of, arms.dense.model, scale)
+        if result.steps < result.update_steps:
+            with routing.suspended():
+                self._pass(loss_of, arms.twin.model, scale)
+            with self._routed():
+                self._pass(loss_of, arms.routed.model, scale)
+            for arm in arms:
+                _step(arm, scale)
+            result.steps += 1
+            if result.steps == result.update_steps:
+                self._compare_final(arms)
+        arms.dense.model.zero_grad(set_to_none=True)
 
-        with routing.suspended():
-            loss_dense, peak_dense = self._pass(loss_of, dense_model, scale)
-            self._pass(loss_of, twin_model, scale)
-        with routing.patched(self._options.workspace_mib, self._options.adjoint_tolerance):
+    def _compare(self, dense: nn.Module, loss_of: LossOf, scale: float) -> None:
+        """Both ways at the dense parameters; leaves the dense gradients in ``dense``."""
+        routed = copy_model(dense)
+        dense_log_probs: list[SiteLogProbs] = []
+        routed_log_probs: list[SiteLogProbs] = []
+        with routing.suspended(), observed_log_probs(dense_log_probs.append):
+            loss_dense, peak_dense = self._pass(loss_of, dense, scale)
+        with self._routed(), observed_log_probs(routed_log_probs.append):
             before = routing.status()
             with LossCallWatch() as watch:
-                loss_routed, peak_routed = self._pass(loss_of, probe_model, scale)
+                loss_routed, peak_routed = self._pass(loss_of, routed, scale)
             counted = routing.status() - before
-            if counted.losses_routed == 0:
-                self.result.not_routed = explain_not_routed(counted, watch.calls)
-                return
-            gradients = compare_gradients(dense_model, probe_model, scale, self.result.tolerances)
-            del probe_model
-            self._pass(loss_of, routed_model, scale)
-
+        if counted.losses_routed == 0:
+            self.result.not_routed = explain_not_routed(counted, watch.calls)
+            return
+        compared = compare_log_probs(dense_log_probs, routed_log_probs)
         update = UpdateResult(
             update=len(self.result.batches) + 1,
             loss_dense=loss_dense,
             loss_routed=loss_routed,
-            gradients=gradients,
+            log_probs=compared.log_probs,
+            log_z=compared.log_z,
+            log_prob_problems=compared.problems,
+            gradients=compare_gradients(dense, routed, scale, self.result.tolerances),
             peak_bytes_dense=peak_dense,
             peak_bytes_routed=peak_routed,
         )
         self.result.batches.append(update)
         self.result.violations += update_violations(update, self.result.tolerances)
-        _step(dense_model, dense_optimizer, scale)
-        _step(twin_model, twin_optimizer, scale)
-        _step(routed_model, routed_optimizer, scale)
+
+    def _routed(self) -> contextlib.AbstractContextManager[None]:
+        return routing.patched(self._options.workspace_mib, self._options.adjoint_tolerance)
 
     def _pass(self, loss_of: LossOf, model: nn.Module, scale: float) -> tuple[float, int]:
         """Forward and backward of one arm: its loss, and its peak bytes above the start."""
@@ -148,20 +192,17 @@ class Contract:
             peak_bytes = self._probe.read().peak_bytes - start_bytes
         return loss.detach().to(torch.float64).item(), max(0, peak_bytes)
 
-    def _compare_final(self) -> None:
-        assert self._dense is not None
-        assert self._routed is not None
-        assert self._twin is not None
+    def _compare_final(self, arms: _Arms) -> None:
         result = self.result
-        result.parameters = compare_parameters(self._dense[0], self._routed[0])
-        result.parameters_twin = compare_parameters(self._dense[0], self._twin[0])
+        result.parameters = compare_parameters(arms.dense.model, arms.routed.model)
+        result.parameters_twin = compare_parameters(arms.dense.model, arms.twin.model)
         result.violations += final_violations(result)
 
     def _finish(self, violation: Optional[str] = None) -> None:
         if violation is not None:
             self.result.violations.append(violation)
         self.is_complete = True
-        self._dense = self._routed = self._twin = None
+        self._arms = None
 
 
 @contextlib.contextmanager
@@ -175,18 +216,9 @@ def _own_autocast_cache() -> Iterator[None]:
         torch.clear_autocast_cache()
 
 
-def _change_last_bit(model: nn.Module) -> None:
-    generator = torch.Generator().manual_seed(_TWIN_SEED)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            signs = torch.randint(0, 2, parameter.shape, generator=generator) * 2 - 1
-            eps = torch.finfo(parameter.dtype).eps
-            parameter.mul_(1 + eps * signs.to(parameter.device, parameter.dtype))
-
-
-def _step(model: nn.Module, optimizer: Any, scale: float) -> None:
-    for parameter in model.parameters():
+def _step(arm: _Arm, scale: float) -> None:
+    for parameter in arm.model.parameters():
         if parameter.grad is not None and scale != 1.0:
             parameter.grad.div_(scale)
-    optimizer.step()
-    model.zero_grad(set_to_none=True)
+    arm.optimizer.step()
+    arm.model.zero_grad(set_to_none=True)

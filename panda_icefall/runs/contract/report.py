@@ -2,10 +2,12 @@
 
 import dataclasses
 import json
+import math
 import os
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Callable
 
 import torch
 from rich.console import Console
@@ -26,6 +28,8 @@ def contract_as_dict(result: ContractResult, device: torch.device) -> dict[str, 
     content = {
         "has_passed": result.has_passed,
         "updates": result.updates,
+        "update_steps": result.update_steps,
+        "steps": result.steps,
         "precision": result.precision,
         "tolerances": dataclasses.asdict(result.tolerances),
         "batches": [
@@ -57,7 +61,7 @@ def write_contract(result: ContractResult, folder: Path, rank: int, device: torc
 
 
 def print_contract(result: ContractResult, path: Path, console: Console) -> None:
-    """Print losses and memory by update, then the worst distances of each parameter group."""
+    """Print losses and memory by update, then the worst distances of log-probs and groups."""
     title = f"PANDA contract: dense against routed, {result.precision}"
     losses = Table("update", "dense loss", "routed loss", "relative", "dense MiB", "routed MiB")
     losses.title = title
@@ -71,18 +75,21 @@ def print_contract(result: ContractResult, path: Path, console: Console) -> None
             f"{b.peak_bytes_routed / _MIB:.1f}",
         )
     console.print(losses)
+    _print_log_probs(result, console)
     columns = ("gradient max-abs", "gradient rel-L2", "cosine", "parameters rel-L2", "dense twin")
     groups = Table(Column("group", overflow="fold"), *columns)
     groups.title = "worst over the updates; dense twin: parameters moved by a last bit at the start"
     final = {d.group: f"{d.rel_l2:.2e}" for d in result.parameters}
     twin = {d.group: f"{d.rel_l2:.2e}" for d in result.parameters_twin}
-    for group, distances in _by_group(result).items():
+    for group, distances in _by_group(b.gradients for b in result.batches).items():
         judged = [d for d in distances if not d.is_negligible]
         groups.add_row(
             group,
-            f"{max(d.max_abs for d in distances):.2e}",
-            f"{max(d.rel_l2 for d in judged):.2e}" if judged else "dense ~0, judged absolutely",
-            f"{min(d.cosine for d in judged):.9f}" if judged else "-",
+            f"{_worst(max, (d.max_abs for d in distances)):.2e}",
+            f"{_worst(max, (d.rel_l2 for d in judged)):.2e}"
+            if judged
+            else "dense ~0, judged absolutely",
+            f"{_worst(min, (d.cosine for d in judged)):.9f}" if judged else "-",
             final.get(group, "-"),
             twin.get(group, "-"),
         )
@@ -90,12 +97,41 @@ def print_contract(result: ContractResult, path: Path, console: Console) -> None
     for violation in result.violations:
         console.print(f"violated: {violation}", style="red", markup=False)
     verdict = "holds" if result.has_passed else "is VIOLATED"
-    console.print(f"The contract {verdict} over {len(result.batches)} update(s); details: {path}")
+    console.print(
+        f"The contract {verdict} over {result.steps} update(s), {len(result.batches)} batch(es) "
+        f"compared; details: {path}"
+    )
 
 
-def _by_group(result: ContractResult) -> dict[str, list[Distance]]:
+def _print_log_probs(result: ContractResult, console: Console) -> None:
+    quantities = {
+        "selected log-probs": _by_group(b.log_probs for b in result.batches),
+        "log_z": _by_group(b.log_z for b in result.batches),
+    }
+    table = Table("loss", "quantity", "max-abs", "rel-L2", "cosine")
+    table.title = "log-probs at the sites inside the boundary, worst over the batches"
+    for name, groups in quantities.items():
+        for group, distances in groups.items():
+            table.add_row(
+                group,
+                name,
+                f"{_worst(max, (d.max_abs for d in distances)):.2e}",
+                f"{_worst(max, (d.rel_l2 for d in distances)):.2e}",
+                f"{_worst(min, (d.cosine for d in distances)):.9f}",
+            )
+    if table.row_count:
+        console.print(table)
+
+
+def _worst(choose: Callable[[list[float]], float], values: Iterable[float]) -> float:
+    """The largest or smallest value, NaN before any."""
+    found = list(values)
+    return math.nan if any(math.isnan(v) for v in found) else choose(found)
+
+
+def _by_group(batches: Iterable[list[Distance]]) -> dict[str, list[Distance]]:
     groups: dict[str, list[Distance]] = {}
-    for batch in result.batches:
-        for distance in batch.gradients:
+    for distances in batches:
+        for distance in distances:
             groups.setdefault(distance.group, []).append(distance)
     return groups

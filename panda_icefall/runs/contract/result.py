@@ -22,6 +22,9 @@ class UpdateResult:
       update: Number of the batch, from 1.
       loss_dense: Loss of the dense arm.
       loss_routed: Loss of the routed arm at the same parameters.
+      log_probs: Distances of the selected log-probs, by pruned loss.
+      log_z: Distances of the normalisers, by pruned loss.
+      log_prob_problems: Why log-probs could not be compared, in words.
       gradients: Distances by parameter group.
       peak_bytes_dense: Peak memory of forward and backward, dense.
       peak_bytes_routed: The same, routed.
@@ -30,6 +33,9 @@ class UpdateResult:
     update: int
     loss_dense: float
     loss_routed: float
+    log_probs: list[Distance]
+    log_z: list[Distance]
+    log_prob_problems: list[str]
     gradients: list[Distance]
     peak_bytes_dense: int
     peak_bytes_routed: int
@@ -47,9 +53,24 @@ class UpdateResult:
 
 @dataclass
 class ContractResult:
-    """All that a contract check found; it passed if ``violations`` is empty."""
+    """All that a contract check found; it passed if it is complete and ``violations`` is empty.
+
+    Attributes:
+      updates: Batches to compare.
+      update_steps: Optimizer steps to take before the parameters are compared.
+      steps: Optimizer steps taken.
+      precision: The dtype that the recipe trains in.
+      tolerances: The bounds.
+      batches: What each compared batch showed.
+      parameters: Distances of the routed parameters after ``update_steps``, by group.
+      parameters_twin: The same of the dense twin.
+      violations: What was violated, in words.
+      not_routed: Why no loss was routed, if none was.
+    """
 
     updates: int
+    update_steps: int
+    steps: int = 0
     precision: str = "float32"
     tolerances: Tolerances = field(default_factory=lambda: tolerances_for(torch.float32))
     batches: list[UpdateResult] = field(default_factory=list)
@@ -60,8 +81,9 @@ class ContractResult:
 
     @property
     def has_passed(self) -> bool:
-        """Whether every update was compared and nothing was violated."""
-        return len(self.batches) == self.updates and not self.violations
+        """Whether every batch was compared, every step taken, and nothing violated."""
+        is_complete = len(self.batches) == self.updates and self.steps == self.update_steps
+        return is_complete and not self.violations
 
 
 def update_violations(update: UpdateResult, bounds: Tolerances) -> list[str]:
@@ -77,6 +99,16 @@ def update_violations(update: UpdateResult, bounds: Tolerances) -> list[str]:
             f"{where}: loss relative difference {update.loss_rel:.3g}, "
             f"expected at most {bounds.loss_rel:g}"
         )
+    found += [f"{where}: {problem}" for problem in update.log_prob_problems]
+    for name, distances, bound in (
+        ("selected log-probs", update.log_probs, bounds.log_prob_rel_l2),
+        ("log_z", update.log_z, bounds.log_z_rel_l2),
+    ):
+        found += [
+            f"{where}: {name} of {d.group}: rel-L2 {d.rel_l2:.3g}, expected at most {bound:g}"
+            for d in distances
+            if not d.rel_l2 <= bound
+        ]
     total = math.sqrt(sum(g.dense_norm**2 for g in update.gradients))
     for g in update.gradients:
         if g.is_negligible:
@@ -102,7 +134,7 @@ def final_violations(result: ContractResult) -> list[str]:
         bound = max(result.tolerances.parameter_rel_l2, TWIN_FACTOR * twin.rel_l2)
         if not routed.rel_l2 <= bound:
             found.append(
-                f"parameters of {routed.group} after {result.updates} update(s): "
+                f"parameters of {routed.group} after {result.update_steps} update(s): "
                 f"rel-L2 {routed.rel_l2:.3g}, expected at most {bound:.3g}"
             )
     return found

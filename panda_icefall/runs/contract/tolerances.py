@@ -1,10 +1,12 @@
 """How far routed training may be from dense training before the contract is violated."""
 
+import dataclasses
+import math
 from dataclasses import dataclass
 
 import torch
 
-__all__ = ["Tolerances", "tolerances_for"]
+__all__ = ["Tolerances", "parse_tolerances", "tolerances_for"]
 
 
 @dataclass(frozen=True)
@@ -19,6 +21,9 @@ class Tolerances:
         rounding alone is seen to do may be more (see :mod:`panda_icefall.runs.contract.check`).
       negligible_gradient: Groups whose dense gradient norm is below this share of the norm over
         all groups are rounding noise; their difference is compared with that same share.
+      log_prob_rel_l2: Of the selected log-probs of one pruned loss, over its sites inside the
+        boundary, relative to the norm of the dense ones.
+      log_z_rel_l2: The same of the normalisers.
     """
 
     loss_rel: float
@@ -26,11 +31,21 @@ class Tolerances:
     gradient_cosine: float
     parameter_rel_l2: float
     negligible_gradient: float
+    log_prob_rel_l2: float
+    log_z_rel_l2: float
 
 
-# fp32: both arms differ by the order of fp32 sums only, some 1e-7; two digits are left for long
-# sums and deep models.
-_SINGLE = Tolerances(1e-5, 1e-5, 0.99999, 1e-5, negligible_gradient=1e-6)
+# fp32: both arms differ by the order of fp32 sums only, some 1e-7 in one number; a digit is left
+# for that, and two for gradients, which sum over long utterances and deep models.
+_SINGLE = Tolerances(
+    loss_rel=1e-6,
+    gradient_rel_l2=1e-5,
+    gradient_cosine=0.999999,
+    parameter_rel_l2=1e-5,
+    negligible_gradient=1e-6,
+    log_prob_rel_l2=1e-6,
+    log_z_rel_l2=1e-6,
+)
 
 
 def tolerances_for(dtype: torch.dtype) -> Tolerances:
@@ -38,7 +53,9 @@ def tolerances_for(dtype: torch.dtype) -> Tolerances:
 
     Under half-precision autocast the dense arm itself rounds its activations to ``dtype`` in
     every layer, at other places than the routed arm does. Its own error is then a few eps of
-    ``dtype``: the loss gets 2 eps, and gradients, whose sums cancel, get 16 eps.
+    ``dtype``: the loss gets 2 eps, and gradients, whose sums cancel, get 16 eps. At one site only
+    the rounding of the logits is between both arms, half an eps of each logit; a log-prob is a
+    difference of two such numbers and may be smaller than them: 4 eps.
     """
     if dtype not in (torch.float16, torch.bfloat16):
         return _SINGLE
@@ -51,4 +68,41 @@ def tolerances_for(dtype: torch.dtype) -> Tolerances:
         gradient_cosine=1 - gradient**2 / 2,
         parameter_rel_l2=gradient,
         negligible_gradient=eps,
+        log_prob_rel_l2=4 * eps,
+        log_z_rel_l2=4 * eps,
     )
+
+
+def parse_tolerances(text: str) -> dict[str, float]:
+    """Single bounds from the words ``NAME=VALUE,NAME=VALUE``.
+
+    Args:
+      text: Names of the fields of :class:`Tolerances`; values above 0, a cosine at most 1.
+
+    Returns:
+      The bounds by name, for :func:`dataclasses.replace`.
+
+    Raises:
+      ValueError: A part that is no ``NAME=VALUE``, an unknown or repeated name, a value that is
+        no number or out of range.
+    """
+    known = [field.name for field in dataclasses.fields(Tolerances)]
+    bounds: dict[str, float] = {}
+    for part in text.split(","):
+        name, equals, number = (word.strip() for word in part.partition("="))
+        if not equals or not name or not number:
+            raise ValueError(f"got {part!r}, expected NAME=VALUE,NAME=VALUE")
+        if name not in known:
+            raise ValueError(f"got the name {name!r}, expected one of {', '.join(known)}")
+        if name in bounds:
+            raise ValueError(f"got {name} twice, expected it once")
+        try:
+            value = float(number)
+        except ValueError:
+            value = math.nan
+        most = 1.0 if name == "gradient_cosine" else math.inf
+        if not (0 < value <= most and math.isfinite(value)):
+            limit = "" if most == math.inf else f", at most {most:g}"
+            raise ValueError(f"got {name}={number}, expected a number above 0{limit}")
+        bounds[name] = value
+    return bounds

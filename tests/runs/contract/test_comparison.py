@@ -1,4 +1,4 @@
-"""Distances between gradients against figures worked out by hand."""
+"""Distances of gradients, parameters and log-probs against figures worked out by hand."""
 
 import copy
 import math
@@ -7,7 +7,13 @@ import pytest
 import torch
 from torch import nn
 
-from panda_icefall.runs.contract.comparison import compare_gradients, compare_parameters, group_of
+from panda_icefall.losses.sites import SiteLogProbs
+from panda_icefall.runs.contract.comparison import (
+    compare_gradients,
+    compare_log_probs,
+    compare_parameters,
+    group_of,
+)
 from panda_icefall.runs.contract.tolerances import tolerances_for
 
 BOUNDS = tolerances_for(torch.float32)
@@ -24,9 +30,9 @@ def set_gradients(model, encoder, joiner):
     model["joiner"].weight.grad = None if joiner is None else torch.tensor([joiner])
 
 
-def test_only_the_joiners_parameters_are_groups_of_their_own():
+def test_the_group_of_a_parameter_is_its_top_level_module():
     assert group_of("encoder.layers.0.weight") == "encoder"
-    assert group_of("joiner.output_linear.bias") == "joiner.output_linear.bias"
+    assert group_of("joiner.output_linear.bias") == "joiner"
     assert group_of("scale") == "scale"
 
 
@@ -35,7 +41,7 @@ def test_distances_are_taken_over_a_whole_group_with_the_scale_divided_out(model
     set_gradients(dense, [6.0, 8.0], [2.0, 0.0])
     set_gradients(routed, [6.0, 6.0], [0.0, 2.0])
     encoder, joiner = compare_gradients(dense, routed, 2.0, BOUNDS)
-    assert (encoder.group, joiner.group) == ("encoder", "joiner.weight")
+    assert (encoder.group, joiner.group) == ("encoder", "joiner")
     assert (encoder.dense_norm, encoder.difference_norm, encoder.max_abs) == (5.0, 1.0, 1.0)
     assert encoder.rel_l2 == pytest.approx(0.2)
     assert encoder.cosine == pytest.approx((3 * 3 + 4 * 3) / (5 * math.sqrt(18)))
@@ -85,5 +91,59 @@ def test_parameters_are_compared_by_group(models):
     with torch.no_grad():
         routed["joiner"].bias.add_(1.0)
     distances = {d.group: d for d in compare_parameters(dense, routed)}
-    assert distances["joiner.bias"].max_abs == pytest.approx(1.0)
-    assert distances["encoder"].rel_l2 == distances["joiner.weight"].rel_l2 == 0.0
+    assert distances["joiner"].max_abs == pytest.approx(1.0)
+    norm = sum(p.square().sum() for p in dense["joiner"].parameters()).sqrt().item()
+    assert distances["joiner"].rel_l2 == pytest.approx(1.0 / norm)
+    assert distances["encoder"].rel_l2 == 0.0
+
+
+def site_log_probs(target, blank, log_z, live=(True, True, False)):
+    tensors = [torch.tensor([[list(map(float, v))]]) for v in (target, blank, log_z)]
+    return SiteLogProbs(*tensors, torch.tensor([[list(live)]]))
+
+
+def test_log_probs_are_compared_at_live_sites_only_and_loss_by_loss():
+    dense = site_log_probs([-3, 0, 7], [-4, 0, 7], [5, 0, 7])
+    routed = site_log_probs([-3, 0, math.nan], [-3, 0, -9], [5, 1, 0])
+    found = compare_log_probs([dense, dense], [routed, dense])
+    assert found.problems == []
+    first, second = found.log_probs
+    assert (first.group, second.group) == ("pruned loss 1", "pruned loss 2")
+    assert (first.max_abs, first.dense_norm, first.difference_norm) == (1.0, 5.0, 1.0)
+    assert first.rel_l2 == pytest.approx(0.2)
+    assert first.cosine == pytest.approx((9 + 12) / (5 * math.sqrt(18)))
+    assert second.rel_l2 == 0.0
+    assert found.log_z[0].rel_l2 == pytest.approx(0.2)
+
+
+def test_what_is_not_finite_is_fine_only_where_both_arms_agree():
+    dense = site_log_probs([-math.inf, -2, 0], [math.nan, -1, 0], [1, 1, 0])
+    found = compare_log_probs([dense], [dense])
+    assert found.problems == []
+    assert found.log_probs[0].rel_l2 == 0.0
+    assert found.log_probs[0].dense_norm == pytest.approx(math.sqrt(5))
+    routed = site_log_probs([math.inf, -2, 0], [-1, -1, 0], [math.nan, 1, 0])
+    found = compare_log_probs([dense], [routed])
+    (problem,) = found.problems
+    assert problem == (
+        "pruned loss 1: 3 log-prob(s) or log_z not finite and not equal in both arms"
+    )
+    assert not found.log_probs[0].rel_l2 <= 1
+    assert not found.log_z[0].rel_l2 <= 1
+
+
+def test_losses_that_do_not_pair_are_a_problem_in_words():
+    dense = site_log_probs([-1, -2, 0], [-1, -1, 0], [1, 1, 0])
+    other = site_log_probs([-1, -2, 0], [-1, -1, 0], [1, 1, 0], live=(True, False, False))
+    found = compare_log_probs([dense, dense], [other])
+    assert found.problems == [
+        "the dense arm computed 2 pruned loss(es), the routed arm 1",
+        "pruned loss 1: the arms retained different sites",
+    ]
+    assert found.log_probs == found.log_z == []
+
+
+def test_a_batch_of_which_no_site_is_live_has_no_distance():
+    dead = site_log_probs([1, 2, 3], [1, 2, 3], [1, 2, 3], live=(False, False, False))
+    found = compare_log_probs([dead], [dead])
+    assert (found.log_probs[0].rel_l2, found.log_probs[0].cosine) == (0.0, 1.0)

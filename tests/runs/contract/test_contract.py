@@ -23,7 +23,7 @@ def test_a_right_loss_passes_with_every_group_compared(recipe, capsys):
     assert found["violations"] == []
     assert found["precision"] == "float32"
     assert [b["update"] for b in found["batches"]] == [1, 2, 3]
-    groups = ["encoder", "decoder", "joiner.output_linear.weight", "joiner.output_linear.bias"]
+    groups = ["encoder", "decoder", "joiner"]
     groups += ["simple_am", "simple_lm"]
     for batch in found["batches"]:
         assert batch["loss_rel"] <= 1e-6
@@ -32,10 +32,18 @@ def test_a_right_loss_passes_with_every_group_compared(recipe, capsys):
         # Two different computations: equal to the last bit everywhere would mean one arm ran twice.
         assert any(g["max_abs"] > 0 for g in batch["gradients"])
         assert batch["peak_bytes_dense"] >= 0
+        assert batch["log_prob_problems"] == []
+        for quantity in ("log_probs", "log_z"):
+            (distance,) = batch[quantity]
+            assert distance["group"] == "pruned loss 1"
+            assert distance["dense_norm"] > 0
+            assert distance["rel_l2"] <= 1e-6
     for arm in ("parameters", "parameters_twin"):
         assert [p["group"] for p in found[arm]] == groups
     assert all(p["rel_l2"] > 0 for p in found["parameters_twin"])
-    assert "The contract holds over 3 update(s)" in capsys.readouterr().err
+    printed = capsys.readouterr().err
+    assert "The contract holds over 3 update(s), 3 batch(es) compared" in printed
+    assert "selected log-probs" in printed
 
 
 @pytest.mark.parametrize("use_panda", [False, True])
@@ -64,7 +72,7 @@ def test_a_wrong_routed_loss_is_a_violation_and_training_still_ends(recipe, caps
     assert found["has_passed"] is False
     text = "\n".join(found["violations"])
     assert "update 1: loss relative difference" in text
-    assert "gradient of joiner.output_linear.weight: rel-L2" in text
+    assert "gradient of joiner: rel-L2" in text
     assert "gradient of simple_am" not in text
     assert (recipe.folder / "exp/done-0").exists()
     assert "contract violated (rank 0)" in capsys.readouterr().err
@@ -81,6 +89,81 @@ def test_a_wrong_gradient_behind_a_right_loss_is_a_violation(recipe):
     assert "update 1: loss relative" not in text
     assert "update 1: gradient of encoder" in text
     assert report(recipe)["batches"][0]["loss_abs"] == 0
+
+
+def test_a_routed_joiner_that_says_something_else_is_a_violation_of_its_log_probs(recipe):
+    model = recipe.folder / "toy_model.py"
+    model.write_text(
+        model.read_text().replace(
+            "return self.output_linear(torch.tanh(am + lm))",
+            "shift = 1e-4 * (type(am).__name__ != 'Tensor')\n"
+            "        return self.output_linear(torch.tanh(am + lm + shift))",
+        )
+    )
+    loose = "loss_rel=1,gradient_rel_l2=1,gradient_cosine=1e-9,parameter_rel_l2=1"
+    options = PandaOptions(check_batches=1, check_tolerances=loose)
+    assert run_recipe(recipe.train_py, [], options) == 1
+    found = report(recipe)
+    assert found["tolerances"]["loss_rel"] == 1
+    assert found["tolerances"]["log_prob_rel_l2"] == 1e-6
+    first, second = found["violations"]
+    assert first.startswith("update 1: selected log-probs of pruned loss 1: rel-L2")
+    assert second.startswith("update 1: log_z of pruned loss 1: rel-L2")
+    looser = PandaOptions(
+        check_batches=1, check_tolerances=f"{loose},log_prob_rel_l2=1,log_z_rel_l2=1"
+    )
+    assert run_recipe(recipe.train_py, [], looser) == 0
+
+
+def test_every_pruned_loss_of_a_batch_is_compared(recipe):
+    model = recipe.folder / "toy_model.py"
+    model.write_text(
+        model.read_text().replace(
+            "return model(batch, kind)", "return model(batch, kind) + model(batch, kind)"
+        )
+    )
+    assert run_recipe(recipe.train_py, [], PandaOptions(check_batches=2)) == 0
+    for batch in report(recipe)["batches"]:
+        groups = [distance["group"] for distance in batch["log_probs"]]
+        assert groups == ["pruned loss 1", "pruned loss 2"]
+        # Dropout draws anew: two losses, not one reported twice.
+        assert batch["log_probs"][0]["dense_norm"] != batch["log_probs"][1]["dense_norm"]
+
+
+def test_a_routed_arm_with_fewer_pruned_losses_is_a_violation(recipe):
+    model = recipe.folder / "toy_model.py"
+    text = model.read_text()
+    again = (
+        "        if type(am_pruned).__name__ == 'Tensor':\n"
+        "            k2.rnnt_loss_pruned(logits.float(), symbols, ranges, 0, boundary)\n"
+        '        if kind == "nan":\n'
+    )
+    model.write_text(text.replace('        if kind == "nan":\n', again))
+    assert run_recipe(recipe.train_py, [], PandaOptions(check_batches=1)) == 1
+    assert report(recipe)["violations"] == [
+        "update 1: the dense arm computed 2 pruned loss(es), the routed arm 1"
+    ]
+
+
+@pytest.mark.parametrize(("batches", "steps"), [(1, 3), (3, 1)])
+def test_steps_and_compared_batches_may_differ(recipe, capsys, batches, steps):
+    options = PandaOptions(
+        check_batches=batches, check_update_steps=steps, stop_after_check=True, use_panda=True
+    )
+    assert run_recipe(recipe.train_py, ["--num-batches", "9"], options) == 0
+    found = report(recipe)
+    assert (found["updates"], found["update_steps"], found["steps"]) == (batches, steps, steps)
+    assert len(found["batches"]) == batches
+    assert all(p["rel_l2"] > 0 for p in found["parameters_twin"])
+    assert len(recipe.lines("exp/losses-0.txt")) == 3  # training ends with the longer of both
+    printed = capsys.readouterr().err
+    assert f"holds over {steps} update(s), {batches} batch(es) compared" in printed
+
+
+def test_a_run_that_ends_before_the_last_step_does_not_pass(recipe, capsys):
+    options = PandaOptions(check_batches=2, check_update_steps=9)
+    assert run_recipe(recipe.train_py, [], options) == 1
+    assert "saw 4 of 9 training batches" in capsys.readouterr().err
 
 
 def test_only_rounding_excuses_parameters_that_part(recipe):
@@ -187,7 +270,10 @@ def test_under_autocast_the_check_runs_in_the_recipes_precision(recipe):
 
 def test_tolerances_grow_with_the_eps_of_the_precision():
     single, half = tolerances_for(torch.float32), tolerances_for(torch.float16)
-    assert (single.loss_rel, single.gradient_rel_l2) == (1e-5, 1e-5)
+    assert (single.loss_rel, single.gradient_rel_l2) == (1e-6, 1e-5)
+    assert (single.gradient_cosine, single.parameter_rel_l2) == (0.999999, 1e-5)
+    assert single.log_prob_rel_l2 == single.log_z_rel_l2 == 1e-6
+    assert half.log_prob_rel_l2 == half.log_z_rel_l2 == 4 * 2**-10
     assert half.loss_rel == 2 * 2**-10
     assert math.isclose(1 - half.gradient_cosine, (16 * 2**-10) ** 2 / 2, rel_tol=1e-6)
 
