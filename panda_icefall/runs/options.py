@@ -1,6 +1,7 @@
 """The ``--use-panda`` and ``--panda-...`` options, taken out before a recipe sees its arguments."""
 
 import argparse
+import dataclasses
 import difflib
 import math
 from dataclasses import dataclass
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any, Callable, NoReturn, Optional, Union
 
 from panda_icefall.normalizer import DEFAULT_WORKSPACE_BYTES
+from panda_icefall.runs.contract.tolerances import Tolerances, parse_tolerances
 from panda_icefall.runs.errors import UsageError
 
 __all__ = ["PandaOptions", "add_panda_arguments", "split_panda_arguments"]
@@ -30,6 +32,13 @@ class PandaOptions:
       check_batches: Training batches on which the contract check runs; 0 for no check.
       memory_log: JSONL file of the memory log; ``None`` for no log.
       stop_after_check: End the run when the contract check is complete.
+      batch_seed: Seeds the random generators before each training batch, with the recipe's count
+        of batches; ``None`` leaves them alone.
+      last_bit_twin: Change every parameter in its last bit before training starts.
+      check_update_steps: Optimizer steps inside the contract check after which parameters are
+        compared; ``None`` for one per compared batch.
+      check_tolerances: ``NAME=VALUE,NAME=VALUE``: bounds of the check, fields of
+        :class:`~panda_icefall.runs.contract.tolerances.Tolerances`, in place of its defaults.
     """
 
     use_panda: bool = False
@@ -39,6 +48,15 @@ class PandaOptions:
     check_batches: int = 0
     memory_log: Optional[Path] = None
     stop_after_check: bool = False
+    batch_seed: Optional[int] = None
+    last_bit_twin: bool = False
+    check_update_steps: Optional[int] = None
+    check_tolerances: Optional[str] = None
+
+    @property
+    def batches_of_check(self) -> int:
+        """Training batches that the contract check needs: to compare, or to take its steps."""
+        return max(self.check_batches, self.check_update_steps or 0)
 
     @property
     def is_active(self) -> bool:
@@ -48,6 +66,8 @@ class PandaOptions:
             or self.max_batches is not None
             or self.check_batches
             or self.memory_log is not None
+            or self.batch_seed is not None
+            or self.last_bit_twin
         )
 
 
@@ -87,6 +107,14 @@ def _log_path(text: str) -> Path:
     if not text or path.is_dir():
         raise argparse.ArgumentTypeError(f"got {text!r}, expected the path of a file to write")
     return path.absolute()
+
+
+def _tolerances(text: str) -> str:
+    try:
+        parse_tolerances(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return text
 
 
 _ARGUMENTS: tuple[tuple[str, dict[str, Any]], ...] = (
@@ -137,6 +165,25 @@ _ARGUMENTS: tuple[tuple[str, dict[str, Any]], ...] = (
         },
     ),
     (
+        "--panda-check-update-steps",
+        {
+            "type": _number(int, "an integer of at least 1", lambda v: v >= 1),
+            "default": None,
+            "help": "Optimizer steps inside the contract check after which the updated parameters "
+            "are compared, if not one per compared batch. Further batches are only trained on.",
+        },
+    ),
+    (
+        "--panda-check-tolerances",
+        {
+            "type": _tolerances,
+            "default": None,
+            "metavar": "NAME=VALUE,NAME=VALUE",
+            "help": "Bounds of the contract check in place of its defaults: "
+            f"{', '.join(field.name for field in dataclasses.fields(Tolerances))}.",
+        },
+    ),
+    (
         "--panda-memory-log",
         {
             "type": _log_path,
@@ -146,15 +193,36 @@ _ARGUMENTS: tuple[tuple[str, dict[str, Any]], ...] = (
             "step and phase.",
         },
     ),
+    (
+        "--panda-batch-seed",
+        {
+            "type": _number(int, "an integer of at least 0", lambda v: v >= 0),
+            "default": None,
+            "help": "Seed the random generators before each training batch from this number and "
+            "the recipe's count of batches, so that a run resumed within an epoch draws what the "
+            "uninterrupted one drew.",
+        },
+    ),
+    (
+        "--panda-last-bit-twin",
+        {
+            "type": _str2bool,
+            "default": False,
+            "help": "1 to change every parameter in its last bit before training starts: what such "
+            "a run ends with shows what rounding alone does to the recipe.",
+        },
+    ),
 )
 
 
 def add_panda_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the ``PANDA`` group to ``parser``, leaving out what the parser already defines."""
+    missing = [(n, s) for n, s in _ARGUMENTS if n not in parser._option_string_actions]
+    if not missing:  # an empty group would still print its title
+        return
     group = parser.add_argument_group("PANDA", "Taken by panda-icefall; the recipe sees none.")
-    for name, settings in _ARGUMENTS:
-        if name not in parser._option_string_actions:
-            group.add_argument(name, **settings)
+    for name, settings in missing:
+        group.add_argument(name, **settings)
 
 
 def split_panda_arguments(
@@ -177,7 +245,8 @@ def split_panda_arguments(
     add_panda_arguments(parser)
     known = [name for name, _ in _ARGUMENTS]
     if is_check:
-        parser.add_argument("--updates", dest="panda_check_batches", type=_ARGUMENTS[4][1]["type"])
+        kind = dict(_ARGUMENTS)["--panda-check-batches"]["type"]
+        parser.add_argument("--updates", dest="panda_check_batches", type=kind)
         parser.set_defaults(panda_check_batches=DEFAULT_CHECK_UPDATES)
         known.append("--updates")
 
@@ -197,10 +266,16 @@ def split_panda_arguments(
     parsed = parser.parse_args(ours)
     if is_check and parsed.panda_check_batches == 0:
         raise UsageError("--updates: got 0, expected an integer of at least 1")
+    if not parsed.panda_check_batches:
+        for name in ("--panda-check-update-steps", "--panda-check-tolerances"):
+            value = getattr(parsed, name[2:].replace("-", "_"))
+            if value is not None:
+                raise UsageError(f"{name}: got {value} without a check; give --panda-check-batches")
     bound = parsed.panda_max_batches
-    if bound is not None and bound < parsed.panda_check_batches:
+    needed = max(parsed.panda_check_batches, parsed.panda_check_update_steps or 0)
+    if bound is not None and bound < needed:
         raise UsageError(
-            f"--panda-max-batches: got {bound}, expected at least the {parsed.panda_check_batches} "
+            f"--panda-max-batches: got {bound}, expected at least the {needed} "
             "batches that the contract check was asked for"
         )
     return (
@@ -212,6 +287,10 @@ def split_panda_arguments(
             check_batches=parsed.panda_check_batches,
             memory_log=parsed.panda_memory_log,
             stop_after_check=is_check,
+            batch_seed=parsed.panda_batch_seed,
+            last_bit_twin=parsed.panda_last_bit_twin,
+            check_update_steps=parsed.panda_check_update_steps,
+            check_tolerances=parsed.panda_check_tolerances,
         ),
         theirs,
     )

@@ -40,6 +40,14 @@ class Epoch:
         return value if isinstance(value, int) else None
 
     @property
+    def saved_batches(self) -> Optional[int]:
+        """``batch_idx_train`` where the recipe saves ``checkpoint-N.pt`` after this batch."""
+        every = getattr(self.arguments.get("params"), "save_every_n", None)
+        done = self.batch_idx_train
+        is_saved = isinstance(every, int) and every > 0 and done and done % every == 0
+        return done if is_saved else None
+
+    @property
     def loss_scale(self) -> float:
         """The scale of the recipe's ``GradScaler``, 1 without an enabled one."""
         scaler = self.arguments.get("scaler")

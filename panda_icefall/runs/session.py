@@ -17,12 +17,15 @@ from panda_icefall.runs.batches import BatchFeed, FirstBatchOnly
 from panda_icefall.runs.call_watch import LossCallWatch, explain_not_routed
 from panda_icefall.runs.contract.check import Contract
 from panda_icefall.runs.contract.report import print_contract, write_contract
+from panda_icefall.runs.contract.training_copy import unwrap_model
 from panda_icefall.runs.counters import CounterLedger
 from panda_icefall.runs.errors import BoundReached, NotRoutedError
+from panda_icefall.runs.last_bit import change_last_bit
 from panda_icefall.runs.memory.log import MemoryLog
 from panda_icefall.runs.memory.phases import PhaseRecorder
 from panda_icefall.runs.options import PandaOptions
 from panda_icefall.runs.recipe_calls import Epoch, loss_of_model, wrap_function
+from panda_icefall.runs.repeatable import RepeatableBatches
 from panda_icefall.runs.run_report import RunOutcome, open_console
 
 __all__ = ["TrainingSession"]
@@ -57,6 +60,8 @@ class TrainingSession:
         self._is_routing_verified = False
         self._first_calls: Counter[str] = Counter()
         self._is_bounded = False
+        self._is_twin = False
+        self._repeatable: Optional[RepeatableBatches] = None
         self._error: Optional[tuple[str, str]] = None
 
     def install(self, namespace: dict[str, Any], where: str) -> None:
@@ -131,10 +136,10 @@ class TrainingSession:
         if not self.options.check_batches:
             return ()
         if self._contract is None or not self._contract.is_complete:
-            done = 0 if self._contract is None else len(self._contract.result.batches)
+            done = 0 if self._contract is None else self._contract.batches_seen
+            needed = self.options.batches_of_check
             return (
-                f"the contract check saw {done} of {self.options.check_batches} training batches "
-                "before the run ended",
+                f"the contract check saw {done} of {needed} training batches before the run ended",
             )
         return tuple(self._contract.result.violations)
 
@@ -145,6 +150,13 @@ class TrainingSession:
         rank = given.get("rank")
         self.rank = rank if isinstance(rank, int) else self.rank
         self._epoch = self._open_epoch(dict(given))
+        if self.options.last_bit_twin and not self._is_twin:
+            change_last_bit(given["model"])
+            self._is_twin = True
+        if self.options.batch_seed is not None:
+            if self._repeatable is None:
+                self._repeatable = RepeatableBatches(self.options.batch_seed, self.rank)
+            self._repeatable.begin_epoch(self._epoch)
         given["train_dl"] = BatchFeed(given["train_dl"], self._before_batch)
         if self.options.stop_after_check and "valid_dl" in given:
             given["valid_dl"] = FirstBatchOnly(given["valid_dl"])
@@ -170,7 +182,15 @@ class TrainingSession:
             if self._log is None:
                 self._log = MemoryLog(self.options.memory_log, self.rank, self.options, device)
             writer = arguments.get("tb_writer")
-            recorder = PhaseRecorder(self._log, self._counters, device, writer)
+            recorder = PhaseRecorder(
+                self._log,
+                self._counters,
+                device,
+                writer,
+                model=unwrap_model(arguments["model"]),
+                optimizer=arguments.get("optimizer"),
+                scaler=arguments.get("scaler"),
+            )
         return Epoch(arguments, device, recorder)
 
     def _before_batch(self) -> bool:
@@ -179,6 +199,8 @@ class TrainingSession:
         if is_complete and self.options.stop_after_check:
             raise BoundReached
         self._is_bounded = self._is_bound_reached()
+        if self._repeatable is not None and self._epoch is not None:
+            self._repeatable.before_batch(self._epoch, self._steps)
         return not self._is_bounded
 
     def _is_bound_reached(self) -> bool:
@@ -196,6 +218,8 @@ class TrainingSession:
         if self._contract is not None and self._contract.result.not_routed is not None:
             raise NotRoutedError(self._contract.result.not_routed)
         self._verify_routing()
+        if self._repeatable is not None:
+            self._repeatable.after_batch(self._epoch)
         self._leave_outcome()
 
     def _verify_routing(self) -> None:
@@ -226,7 +250,8 @@ class TrainingSession:
         except BaseException as error:
             epoch.recorder.end(error)
             raise
-        epoch.recorder.note_loss(result[1] if isinstance(result, tuple) else None)
+        loss, info = (*result, None)[:2] if isinstance(result, tuple) else (result, None)
+        epoch.recorder.note_loss(loss, info)
         epoch.recorder.begin("backward_update", self._steps, epoch.batch_idx_train)
         return result
 

@@ -271,6 +271,10 @@ class Recipe:
         """The rows of a memory log that are a phase of a step."""
         return [row for row in self.rows(name) if row["row"] == "phase"]
 
+    def parts(self, name):
+        """The rows of a memory log that are a part of a phase."""
+        return [row for row in self.rows(name) if row["row"] == "part"]
+
 
 @pytest.fixture
 def recipe(tmp_path, monkeypatch):

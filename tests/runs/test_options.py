@@ -69,12 +69,60 @@ def test_updates_belongs_to_the_recipe_outside_of_a_check():
         (["--panda-max-batches", "0"], "got '0', expected an integer of at least 1"),
         (["--panda-max-batches", "1.5"], "got '1.5', expected an integer"),
         (["--panda-check-batches=-1"], "got '-1', expected an integer of at least 0"),
+        (["--panda-check-update-steps", "0"], "got '0', expected an integer of at least 1"),
         (["--panda-memory-log", "."], "got '.', expected the path of a file"),
     ],
 )
 def test_bad_options_are_named_with_what_was_got(words, message):
     with pytest.raises(UsageError, match=message):
         split_panda_arguments(words)
+
+
+def test_steps_and_bounds_of_the_check_reach_their_fields():
+    words = "--panda-check-batches 2 --panda-check-update-steps 5 --panda-check-tolerances"
+    options, _ = split_panda_arguments([*words.split(), "loss_rel=1e-3, log_z_rel_l2=0.5"])
+    assert (options.check_update_steps, options.batches_of_check) == (5, 5)
+    assert options.check_tolerances == "loss_rel=1e-3, log_z_rel_l2=0.5"
+    assert PandaOptions(check_batches=3, check_update_steps=1).batches_of_check == 3
+    assert PandaOptions(check_batches=3).batches_of_check == 3
+    assert PandaOptions().batches_of_check == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("loss=1", "got the name 'loss', expected one of loss_rel, gradient_rel_l2, gradient_cos"),
+        ("loss_rel", "got 'loss_rel', expected NAME=VALUE,NAME=VALUE"),
+        ("", "got '', expected NAME=VALUE,NAME=VALUE"),
+        ("loss_rel=1,", "got '', expected NAME=VALUE,NAME=VALUE"),
+        ("loss_rel=", "got 'loss_rel=', expected NAME=VALUE"),
+        ("loss_rel=1,loss_rel=2", "got loss_rel twice, expected it once"),
+        ("loss_rel=x", "got loss_rel=x, expected a number above 0"),
+        ("loss_rel=nan", "got loss_rel=nan, expected a number above 0"),
+        ("loss_rel=inf", "got loss_rel=inf, expected a number above 0"),
+        ("loss_rel=0", "got loss_rel=0, expected a number above 0"),
+        ("gradient_cosine=1.5", "got gradient_cosine=1.5, expected a number above 0, at most 1"),
+    ],
+)
+def test_bad_tolerances_are_named_with_what_was_got(text, message):
+    words = ["--panda-check-batches", "1", "--panda-check-tolerances", text]
+    with pytest.raises(UsageError, match=f"--panda-check-tolerances: {re.escape(message)}"):
+        split_panda_arguments(words)
+
+
+@pytest.mark.parametrize(
+    "words", [["--panda-check-update-steps", "2"], ["--panda-check-tolerances", "loss_rel=1"]]
+)
+def test_settings_of_a_check_that_is_not_asked_for_are_refused(words):
+    with pytest.raises(UsageError, match=f"{words[0]}: got {words[1]} without a check; give --pan"):
+        split_panda_arguments(words)
+    assert split_panda_arguments(words, is_check=True)[0].check_batches == 3
+
+
+def test_a_bound_below_the_steps_of_the_check_is_refused():
+    words = "--panda-check-batches 1 --panda-check-update-steps 4 --panda-max-batches 3"
+    with pytest.raises(UsageError, match="--panda-max-batches: got 3, expected at least the 4"):
+        split_panda_arguments(words.split())
 
 
 def test_a_check_without_updates_is_refused():

@@ -1,4 +1,9 @@
-"""The memory log: a JSONL row per training step and phase, and the same in TensorBoard."""
+"""The memory log: JSONL rows per training step, phase and part, and the same in TensorBoard.
+
+A ``header`` row, then for each phase of each step the rows of its parts (``part``: encoder, losses,
+backward, optimizer, other, and the phase they lie ``within``) and one of the whole (``phase``), and
+an ``end`` row. Sizes are in bytes, times in seconds.
+"""
 
 import contextlib
 import dataclasses
@@ -104,12 +109,12 @@ class MemoryLog:
     def write_phase(self, values: dict[str, Any], tb_writer: Any, step: int) -> None:
         """Write one phase of one step, and its numbers to ``tb_writer`` unless that is ``None``."""
         self._write({"row": "phase", "rank": self.rank, **values})
-        if tb_writer is None:
-            return
-        for name, value in values.items():
-            is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-            if is_number and name not in _RECIPES_OWN:
-                tb_writer.add_scalar(f"panda/{values['phase']}/{name}", value, step)
+        _write_scalars(values, f"panda/{values['phase']}", tb_writer, step)
+
+    def write_part(self, values: dict[str, Any], tb_writer: Any, step: int) -> None:
+        """As :meth:`write_phase`, for one part (``phase``) of the phase it lies ``within``."""
+        self._write({"row": "part", "rank": self.rank, **values})
+        _write_scalars(values, f"panda/{values['within']}/{values['phase']}", tb_writer, step)
 
     def close(self, reason: str) -> None:
         """Write how the run ended and close the file; a second call does nothing."""
@@ -129,3 +134,12 @@ class MemoryLog:
             with contextlib.suppress(OSError):
                 self._file.close()
             self._file = None
+
+
+def _write_scalars(values: dict[str, Any], tag: str, tb_writer: Any, step: int) -> None:
+    if tb_writer is None:
+        return
+    for name, value in values.items():
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if is_number and name not in _RECIPES_OWN:
+            tb_writer.add_scalar(f"{tag}/{name}", value, step)

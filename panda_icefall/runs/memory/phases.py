@@ -1,71 +1,101 @@
 """The two phases of a training step, measured and logged: ``compute_loss``, ``backward_update``."""
 
 import dataclasses
-import time
 from collections.abc import Mapping
 from typing import Any, Optional
 
 import torch
+from torch import nn
 
 from panda_icefall.runs.counters import CounterLedger
 from panda_icefall.runs.memory.log import MemoryLog
+from panda_icefall.runs.memory.part_watch import PartWatch
+from panda_icefall.runs.memory.parts import PartMeter
 from panda_icefall.runs.memory.probe import MemoryProbe
 
 __all__ = ["PhaseRecorder"]
 
 
 class PhaseRecorder:
-    """Measures one phase at a time and writes it to the memory log when it ends.
+    """Measures one phase at a time and writes it, and its parts, to the memory log when it ends.
 
     Args:
       log: Where the rows go.
       ledger: Books what routing counted in each phase.
-      device: The training device.
+      device: The training device. On CUDA it is synchronised at every boundary between two parts.
       tb_writer: The recipe's TensorBoard writer, or ``None``.
+      model: The recipe's model, without a DDP wrapper; ``None``: its encoder is no part.
+      optimizer: The recipe's optimizer; ``None``: its step is no part.
+      scaler: The recipe's ``GradScaler``, or ``None``.
     """
 
     def __init__(
-        self, log: MemoryLog, ledger: CounterLedger, device: torch.device, tb_writer: Any
+        self,
+        log: MemoryLog,
+        ledger: CounterLedger,
+        device: torch.device,
+        tb_writer: Any,
+        *,
+        model: Optional[nn.Module] = None,
+        optimizer: Any = None,
+        scaler: Any = None,
     ) -> None:
         self._log = log
         self._ledger = ledger
-        self._probe = MemoryProbe(device)
+        self._meter = PartMeter(MemoryProbe(device))
+        self._watch = PartWatch(self._meter, model, optimizer)
         self._tb_writer = tb_writer
+        self._scaler = scaler
         self._phase: Optional[str] = None
         self._values: dict[str, Any] = {}
-        self._started = 0.0
+        self._noted: dict[str, Any] = {}
 
     def begin(self, phase: str, step: int, batch_idx_train: Optional[int]) -> None:
         """End the phase that is open, if any, and begin ``phase`` of training step ``step``."""
         self.end()
         self._ledger.advance()
         self._phase = phase
-        self._values = {"step": step, "phase": phase}
+        self._values = {"step": step}
         if batch_idx_train is not None:
             self._values["batch_idx_train"] = batch_idx_train
-        self._probe.start()
-        self._started = time.perf_counter()
+        self._noted = {}
+        self._watch.install(has_forward=phase == "compute_loss")
+        self._meter.start()
 
-    def note_loss(self, info: Any) -> None:
-        """Add the recipe's own loss and frame count to the open phase's row, if it gives them."""
+    def note_loss(self, loss: Any, info: Any) -> None:
+        """Add what ``compute_loss`` returned to the open phase's row.
+
+        Args:
+          loss: The recipe's loss; a tensor with a NaN or infinity in it is counted. Synchronises.
+          info: The recipe's own loss and frame count, if it gives them.
+        """
         if isinstance(info, Mapping):
             for name in ("loss", "frames"):
                 if isinstance(info.get(name), (int, float)):
-                    self._values[name] = info[name]
+                    self._noted[name] = info[name]
+        if isinstance(loss, torch.Tensor):
+            self._noted["losses_nonfinite"] = int(not loss.detach().isfinite().all())
 
     def end(self, error: Optional[BaseException] = None) -> None:
-        """Write the row of the open phase; does nothing where none is open."""
+        """Write the rows of the open phase; does nothing where none is open."""
         if self._phase is None:
             return
-        self._phase = None
-        reading = self._probe.read()
+        phase, self._phase = self._phase, None
+        self._watch.remove()
+        whole, parts = self._meter.finish()
+        step = self._values.get("batch_idx_train", self._values["step"])
+        for name, part in parts.items():
+            values = {**self._values, "phase": name, "within": phase, **part.as_row()}
+            self._log.write_part(values, self._tb_writer, step)
         values = {
             **self._values,
-            "seconds": time.perf_counter() - self._started,
-            **reading.as_row(),
+            "phase": phase,
+            **self._noted,
+            **whole.as_row(),
             **dataclasses.asdict(self._ledger.advance()),
         }
+        if phase == "backward_update" and self._scaler is not None and self._scaler.is_enabled():
+            values["grad_scale"] = float(self._scaler.get_scale())
         if error is not None:
             values["error"] = f"{type(error).__name__}: {error}"
-        step = self._values.get("batch_idx_train", self._values["step"])
         self._log.write_phase(values, self._tb_writer, step)

@@ -1,6 +1,8 @@
 """The memory log has a row per step and phase, whatever becomes of the run."""
 
+import builtins
 import contextlib
+import dataclasses
 import json
 from pathlib import Path
 
@@ -129,8 +131,6 @@ def test_the_recipes_tensorboard_gets_the_same_scalars(recipe):
     text = text.replace(given, given + writer)
     text = text.replace("json.dumps(params)", "''")
     recipe.train_py.write_text(text)
-    import builtins
-
     builtins.toy_writer = Writer()
     try:
         assert run_recipe(recipe.train_py, [], options_for(recipe, use_panda=True)) == 0
@@ -143,6 +143,9 @@ def test_the_recipes_tensorboard_gets_the_same_scalars(recipe):
         (r["peak_rss_bytes"], r["step"]) for r in rows[::2]
     ]
     assert {name.split("/")[0] for name, _, _ in scalars} == {"panda"}
+    names = {name for name, _, _ in scalars}
+    assert "panda/compute_loss/encoder/seconds" in names
+    assert "panda/backward_update/other/peak_rss_bytes" in names
 
 
 def test_a_log_that_cannot_be_written_is_refused(tmp_path):
@@ -189,6 +192,57 @@ def test_a_log_that_cannot_be_written_stops_the_run_before_the_recipe_starts(rec
 GUARDED = "if __name__ == '__main__':\n    pass\n"
 
 
+def test_losses_that_are_not_finite_are_counted(recipe):
+    assert run_recipe(recipe.train_py, ["--kind", "nan"], options_for(recipe)) == 0
+    rows = recipe.phases("log/m.jsonl")
+    assert [r.get("losses_nonfinite") for r in rows] == [1, None] * 4
+    other = options_for(recipe)
+    assert run_recipe(recipe.train_py, [], dataclasses.replace(other, max_batches=1)) == 0
+    assert recipe.phases("log/m.jsonl")[-2]["losses_nonfinite"] == 0
+
+
+class Scaler:
+    """A GradScaler whose scale grows by one with each step."""
+
+    def __init__(self, is_enabled):
+        self.scale = 7.0
+        self.enabled = is_enabled
+
+    def is_enabled(self):
+        return self.enabled
+
+    def get_scale(self):
+        return self.scale
+
+    def step(self, optimizer):
+        optimizer.step()
+        self.scale += 1
+
+
+SCALED = [
+    ("valid_dl, tb_writer=None", "valid_dl, scaler, tb_writer=None"),
+    ("            optimizer.step()\n", "            scaler.step(optimizer)\n"),
+    ("valid_dl=Loader(2),", "valid_dl=Loader(2), scaler=__import__('builtins').toy_scaler,"),
+]
+
+
+@pytest.mark.parametrize(
+    ("is_enabled", "scales"), [(True, [8.0, 9.0, 10.0, 11.0]), (False, [None] * 4)]
+)
+def test_the_grad_scale_after_each_step_is_logged(recipe, monkeypatch, is_enabled, scales):
+    text = recipe.train_py.read_text()
+    for old, new in SCALED:
+        assert text.count(old) == 1
+        text = text.replace(old, new)
+    recipe.train_py.write_text(text)
+    monkeypatch.setattr(builtins, "toy_scaler", Scaler(is_enabled), raising=False)
+    assert run_recipe(recipe.train_py, [], options_for(recipe)) == 0
+    rows = recipe.phases("log/m.jsonl")
+    assert [r.get("grad_scale") for r in rows[1::2]] == scales
+    assert not any("grad_scale" in r for r in rows[::2])
+    assert sum(p["phase"] == "optimizer" for p in recipe.parts("log/m.jsonl")) == 4
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's always full device")
 def test_a_full_disk_ends_the_log_and_not_the_training(recipe, caplog):
     options = PandaOptions(use_panda=True, memory_log=Path("/dev/full"))
@@ -200,7 +254,7 @@ def test_a_full_disk_ends_the_log_and_not_the_training(recipe, caplog):
 def test_a_second_run_appends_below_the_first(recipe):
     for _ in range(2):
         assert run_recipe(recipe.train_py, [], options_for(recipe, max_batches=1)) == 0
-    rows = [row["row"] for row in recipe.rows("log/m.jsonl")]
+    rows = [row["row"] for row in recipe.rows("log/m.jsonl") if row["row"] != "part"]
     assert rows == ["header", "phase", "phase", "end"] * 2
 
 
