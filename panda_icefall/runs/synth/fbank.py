@@ -1,19 +1,32 @@
-"""Speech-like log-mel features with transcripts, written as the AISHELL recipe's cut manifests.
+"""Speech-like log-mel features with transcripts, written as lhotse cut manifests.
 
-Every character owns a spectral pattern that moves through three formant shapes; an utterance is
-the patterns of its characters, one after the other, over background noise and a speaker's tilt.
-A transducer can therefore learn it, and nothing is downloaded. Drawn on the CPU from named seeds:
-the same arguments give the same features in every process.
+Every unit of the transcripts, a character or a syllable, owns a spectral pattern that moves
+through three formant shapes; an utterance is the patterns of its units, one after the other, over
+background noise and a speaker's tilt. A transducer can therefore learn it, and nothing is
+downloaded. Drawn on the CPU from named seeds: the same arguments give the same features in every
+process.
 """
 
 import random
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["NUM_MEL_BINS", "character_patterns", "draw_utterance", "write_cuts", "write_noise_cuts"]
+from panda_icefall.runs.corpora.catalog import MUSAN
+
+__all__ = [
+    "NUM_MEL_BINS",
+    "draw_units",
+    "draw_utterance",
+    "named_generator",
+    "transcript",
+    "unit_patterns",
+    "write_cuts",
+    "write_noise_cuts",
+]
 
 NUM_MEL_BINS = 80
 FRAMES_PER_SECOND = 100
@@ -21,14 +34,15 @@ SAMPLING_RATE = 16000
 # lhotse picks the mixing rule of MUSAN noise by this name, so `--enable-musan 1` works too.
 FEATURE_TYPE = "kaldi-fbank"
 
-SHAPES_PER_CHARACTER = 3
+SHAPES_PER_UNIT = 3
 FORMANTS_PER_SHAPE = 3
 BACKGROUND_LOG_ENERGY = -12.0
 
-CHARACTERS_PER_UTTERANCE = (5, 18)
-# 18 characters of 45 frames and two pauses of 60 make 9.3 s; 5 of 18 and two of 25 make 1.4 s:
-# inside the 1..12 s that the recipe keeps, and always more subsampled frames than characters.
-FRAMES_PER_CHARACTER = (18, 45)
+UNITS_PER_UTTERANCE = (5, 18)
+# 18 units of 45 frames and two pauses of 60 make 9.3 s; 5 of 18 and two of 25 make 1.4 s: inside
+# the 1 to 10 s that the strictest recipe keeps. A unit's 18 frames are 4 subsampled ones, for a
+# character or a syllable of 4 letters at most: never more tokens than frames.
+FRAMES_PER_UNIT = (18, 45)
 FRAMES_PER_PAUSE = (25, 60)
 FRAMES_PER_NOISE = 1000
 
@@ -42,49 +56,64 @@ def named_generator(seed: int, name: str) -> torch.Generator:
     return torch.Generator().manual_seed(random.Random(f"{seed}/{name}").getrandbits(62))
 
 
-def character_patterns(num_characters: int, seed: int) -> Tensor:
-    """Log-energy above the background for each character, as a sequence of formant shapes.
+def unit_patterns(num_units: int, seed: int) -> Tensor:
+    """Log-energy above the background for each unit, as a sequence of formant shapes.
 
     Args:
-      num_characters: how many characters, >= 1.
+      num_units: how many units, >= 1.
       seed: the data's seed.
 
     Returns:
-      float32 [num_characters, 3, 80], in log-energy (nats), >= 0.
+      float32 [num_units, 3, 80], in log-energy (nats), >= 0.
     """
     generator = named_generator(seed, "patterns")
     bins = torch.arange(NUM_MEL_BINS, dtype=torch.float32)
-    patterns = torch.zeros(num_characters, SHAPES_PER_CHARACTER, NUM_MEL_BINS)
+    patterns = torch.zeros(num_units, SHAPES_PER_UNIT, NUM_MEL_BINS)
     for _ in range(FORMANTS_PER_SHAPE):
-        centre, width, height = torch.rand(
-            3, num_characters, SHAPES_PER_CHARACTER, 1, generator=generator
-        )
+        centre, width, height = torch.rand(3, num_units, SHAPES_PER_UNIT, 1, generator=generator)
         distance = (bins - centre * (NUM_MEL_BINS - 1)) / (2.0 + 4.0 * width)
         patterns += (4.0 + 5.0 * height) * torch.exp(-0.5 * distance**2)
     return patterns
 
 
-def draw_utterance(patterns: Tensor, generator: torch.Generator) -> "tuple[Tensor, Tensor]":
-    """Draw a transcript and the features of somebody saying it.
+def draw_units(num_units: int, generator: torch.Generator) -> Tensor:
+    """Draw what an utterance says.
 
-    Characters follow a Zipf-like law by their index, as in text: a small model meets the frequent
-    ones often enough to learn them, whatever the size of the vocabulary.
+    Units follow a Zipf-like law by their index, as in text: a small model meets the frequent ones
+    often enough to learn them, whatever the size of the vocabulary.
 
     Args:
-      patterns: float32 [num_characters, 3, 80] from `character_patterns`.
+      num_units: how many units there are to draw from, >= 1.
       generator: CPU generator; advanced by the draw.
 
     Returns:
-      Character indices, int64 [5..18] in [0, num_characters), and log-mel features, float32
-      [T, 80] at 100 frames a second, 140 <= T <= 930.
+      Unit indices, int64 [5..18] in [0, num_units).
     """
-    frequencies = 1.0 / (10.0 + torch.arange(patterns.size(0), dtype=torch.float32))
-    num_characters = _draw_int(CHARACTERS_PER_UTTERANCE, generator)
-    indices = torch.multinomial(frequencies, num_characters, replacement=True, generator=generator)
+    frequencies = 1.0 / (10.0 + torch.arange(num_units, dtype=torch.float32))
+    length = _draw_int(UNITS_PER_UTTERANCE, generator)
+    return torch.multinomial(frequencies, length, replacement=True, generator=generator)
 
+
+def transcript(units: Sequence[str], indices: Tensor) -> str:
+    """The text of drawn units: joined, a unit that ends a word having the space in itself."""
+    return "".join(units[index] for index in indices.tolist()).strip()
+
+
+def draw_utterance(patterns: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Draw units and the features of somebody saying them.
+
+    Args:
+      patterns: float32 [num_units, 3, 80] from `unit_patterns`.
+      generator: CPU generator; advanced by the draw.
+
+    Returns:
+      Unit indices, int64 [5..18] in [0, num_units), and log-mel features, float32 [T, 80] at 100
+      frames a second, 140 <= T <= 930.
+    """
+    indices = draw_units(patterns.size(0), generator)
     pieces = [_pause(generator)]
     for index in indices.tolist():
-        frames = _draw_int(FRAMES_PER_CHARACTER, generator)
+        frames = _draw_int(FRAMES_PER_UNIT, generator)
         shapes = patterns[index].t().unsqueeze(0)  # [1, 80, 3]
         moving = torch.nn.functional.interpolate(
             shapes, size=frames, mode="linear", align_corners=True
@@ -100,40 +129,44 @@ def draw_utterance(patterns: Tensor, generator: torch.Generator) -> "tuple[Tenso
 
 
 def write_cuts(
-    split: str,
+    manifests: Sequence[str],
     utterances: int,
     patterns: Tensor,
-    characters: str,
+    units: Sequence[str],
+    language: str,
     seed: int,
     folder: Path,
     final_folder: Path,
     advance: Callable[[], None],
-) -> "list[str]":
-    """Write `aishell_cuts_<split>.jsonl.gz` and its features, one `.npy` an utterance.
+) -> list[str]:
+    """Write a set of cuts and its features, one ``.npy`` an utterance.
 
     Args:
-      split: "train", "dev" or "test".
+      manifests: file names of the set, each ``*.jsonl.gz``; all of them list the same cuts. The
+        first one names the cuts and seeds them.
       utterances: how many cuts, >= 1.
-      patterns: float32 [len(characters), 3, 80].
-      characters: the character of each pattern.
+      patterns: float32 [len(units), 3, 80].
+      units: the text of each pattern.
+      language: of the supervisions.
       seed: the data's seed.
       folder: where the files are written now.
       final_folder: where they will lie; manifests name features by this path.
       advance: called after every utterance.
 
     Returns:
-      The transcripts, characters joined without spaces.
+      The transcripts.
     """
     from lhotse import CutSet, NumpyFilesWriter, SupervisionSegment
 
-    generator = named_generator(seed, split)
-    storage = f"aishell_feats_{split}"
+    name = manifests[0].split(".")[0].replace("_cuts_", "-").replace("cuts_", "")
+    generator = named_generator(seed, name)
+    storage = f"feats_{name}"
     writer = NumpyFilesWriter(folder / storage)
     cuts, transcripts = [], []
     for number in range(utterances):
         indices, features = draw_utterance(patterns, generator)
-        text = "".join(characters[index] for index in indices.tolist())
-        cut = _store(f"{split}-{number:06d}", features, writer, final_folder / storage)
+        text = transcript(units, indices)
+        cut = _store(f"{name}-{number:06d}", features, writer, final_folder / storage)
         cut.supervisions = [
             SupervisionSegment(
                 id=cut.id,
@@ -142,19 +175,20 @@ def write_cuts(
                 duration=cut.duration,
                 channel=0,
                 text=text,
-                language="Chinese",
+                language=language,
                 speaker=f"synthetic-{number % 8}",
             )
         ]
         cuts.append(cut)
         transcripts.append(text)
         advance()
-    CutSet.from_cuts(cuts).to_file(folder / f"aishell_cuts_{split}.jsonl.gz")
+    for manifest in manifests:
+        CutSet.from_cuts(cuts).to_file(folder / manifest)
     return transcripts
 
 
 def write_noise_cuts(cuts: int, seed: int, folder: Path, final_folder: Path) -> None:
-    """Write `musan_cuts.jsonl.gz`: 10 s noise cuts, which the recipe opens even when unused.
+    """Write `musan_cuts.jsonl.gz`: 10 s noise cuts, which recipes open even when unused.
 
     Args:
       cuts: how many, >= 1: lhotse cannot tell what an empty manifest holds.
@@ -165,17 +199,17 @@ def write_noise_cuts(cuts: int, seed: int, folder: Path, final_folder: Path) -> 
     from lhotse import CutSet, NumpyFilesWriter
 
     generator = named_generator(seed, "musan")
-    writer = NumpyFilesWriter(folder / "musan_feats")
+    writer = NumpyFilesWriter(folder / "feats_musan")
     stored = []
     for number in range(cuts):
         colour = 3.0 * torch.randn(NUM_MEL_BINS, generator=generator)
         noise = torch.randn(FRAMES_PER_NOISE, NUM_MEL_BINS, generator=generator)
         features = BACKGROUND_LOG_ENERGY + colour + noise
-        stored.append(_store(f"noise-{number:06d}", features, writer, final_folder / "musan_feats"))
-    CutSet.from_cuts(stored).to_file(folder / "musan_cuts.jsonl.gz")
+        stored.append(_store(f"noise-{number:06d}", features, writer, final_folder / "feats_musan"))
+    CutSet.from_cuts(stored).to_file(folder / MUSAN)
 
 
-def _draw_int(bounds: "tuple[int, int]", generator: torch.Generator) -> int:
+def _draw_int(bounds: tuple[int, int], generator: torch.Generator) -> int:
     low, high = bounds
     return int(torch.randint(low, high + 1, (), generator=generator))
 

@@ -1,0 +1,238 @@
+"""What the recipes' data folders hold, as data: manifests, vocabularies, and their options.
+
+Read from the recipes' own ``asr_datamodule.py``, ``train.py`` and ``prepare.sh`` (icefall at
+36e0420). A data folder stands for a corpus folder's ``data``::
+
+    DATA/fbank/<cut manifests>, DATA/fbank/musan_cuts.jsonl.gz
+    DATA/<lang folder>/<what the recipe loads its vocabulary from>
+"""
+
+import argparse
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Optional
+
+from panda_icefall.runs.errors import UsageError
+
+__all__ = ["CORPORA", "FBANK", "MUSAN", "Corpus", "Lang", "data_arguments", "find_corpus"]
+
+FBANK = "fbank"
+MUSAN = "musan_cuts.jsonl.gz"
+
+
+# A switch of icefall may be written in any of these ways (its str2bool).
+_BOOLEANS = {
+    **dict.fromkeys(("yes", "true", "t", "y"), "1"),
+    **dict.fromkeys(("no", "false", "f", "n"), "0"),
+}
+
+
+@dataclass(frozen=True)
+class Lang:
+    """A kind of vocabulary that recipes of a corpus train with.
+
+    Attributes:
+      folder: its folder in the data folder; ``{C}`` stands for the number of classes.
+      counted: the file that the recipe reads the number of classes from.
+      opened: every file that training opens.
+      option: the recipe's option; it names the folder, or the model where `counted` is one.
+      published_classes: C of the published recipes.
+      prepare: the command that makes it, in the corpus folder.
+    """
+
+    folder: str
+    counted: str
+    opened: tuple[str, ...]
+    option: str
+    published_classes: int
+    prepare: str
+
+    def folder_in(self, data: Path, vocab_size: Optional[int] = None) -> Path:
+        """Its folder for C classes, by default the published ones, in a data folder."""
+        return data / self.folder.format(C=vocab_size or self.published_classes)
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A corpus folder of icefall and the data that its pruned-transducer recipes read.
+
+    Attributes:
+      title: the corpus, as its owners write it.
+      language: of its speakers.
+      folder: where the recipes and ``prepare.sh`` lie, in an icefall checkout.
+      train: the training manifest for each value of `subset_option`; the first is the recipe's
+        default.
+      dev, test: the manifests that validation and decoding open.
+      langs: its vocabularies by kind; the first one is the usual one.
+      prepare_fbank, prepare_musan: the commands that make the manifests, in the corpus folder.
+      subset_option: the recipe's option that chooses the training manifest, "" where it has none.
+      opens_unused_noise: whether the noise manifest is opened with ``--enable-musan 0`` too.
+    """
+
+    title: str
+    language: str
+    folder: str
+    train: Mapping[str, str]
+    dev: tuple[str, ...]
+    test: tuple[str, ...]
+    langs: Mapping[str, Lang]
+    prepare_fbank: str
+    prepare_musan: str
+    subset_option: str = ""
+    opens_unused_noise: bool = True
+
+    def lang(self, kind: str) -> Lang:
+        """The vocabulary of a kind. Raises UsageError where no recipe of the corpus has it."""
+        if kind not in self.langs:
+            raise UsageError(
+                f"lang: got {kind!r}, expected {' or '.join(self.langs)} for {self.title}; "
+                "choose what the recipe trains with"
+            )
+        return self.langs[kind]
+
+    def train_manifest(self, train_arguments: Sequence[str]) -> str:
+        """The training manifest that a recipe opens when started with these arguments.
+
+        Raises:
+          UsageError: `subset_option` names a subset that the recipes do not know.
+        """
+        default = next(iter(self.train))
+        if not self.subset_option:
+            return self.train[default]
+        subset = _value_of(self.subset_option, train_arguments, default)
+        name = _BOOLEANS.get(subset.lower(), subset)
+        if name not in self.train:
+            raise UsageError(
+                f"{self.subset_option}: got {subset!r}, expected {' or '.join(self.train)}; "
+                f"choose a training subset of {self.title}"
+            )
+        return self.train[name]
+
+    def opens_noise(self, train_arguments: Sequence[str]) -> bool:
+        """Whether a recipe started with these arguments opens the noise manifest."""
+        value = _value_of("--enable-musan", train_arguments, "1").lower()
+        return self.opens_unused_noise or _BOOLEANS.get(value, value) == "1"
+
+
+def _value_of(option: str, arguments: Sequence[str], default: str) -> str:
+    """The value that argparse would give an option: the last one, after a space or a `=`."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument(option, dest="value", nargs="?", const="", default=default)
+    return str(parser.parse_known_args(list(arguments))[0].value)
+
+
+_CHAR_FILES = ("tokens.txt", "words.txt", "L.pt")
+
+CORPORA: Mapping[str, Corpus] = {
+    "aishell": Corpus(
+        title="AISHELL",
+        language="Chinese",
+        folder="egs/aishell/ASR",
+        train={"": "aishell_cuts_train.jsonl.gz"},
+        dev=("aishell_cuts_dev.jsonl.gz",),
+        test=("aishell_cuts_test.jsonl.gz",),
+        langs={
+            "char": Lang(
+                folder="lang_char",
+                counted="tokens.txt",
+                opened=_CHAR_FILES,
+                option="--lang-dir",
+                published_classes=4336,
+                prepare="./prepare.sh --stage 5 --stop-stage 6",
+            ),
+            "bbpe": Lang(
+                folder="lang_bbpe_{C}",
+                counted="bbpe.model",
+                opened=("bbpe.model",),
+                option="--bpe-model",
+                published_classes=500,
+                prepare="./prepare.sh --stage 5 --stop-stage 7",
+            ),
+        },
+        prepare_fbank="./prepare.sh --stage 0 --stop-stage 3",
+        prepare_musan="./prepare.sh --stage 0 --stop-stage 4",
+    ),
+    "wenetspeech": Corpus(
+        title="WenetSpeech",
+        language="Chinese",
+        folder="egs/wenetspeech/ASR",
+        train={subset: f"cuts_{subset}_fixed.jsonl.gz" for subset in ("L", "M", "S")},
+        dev=("cuts_DEV_fixed.jsonl.gz",),
+        test=("cuts_TEST_NET.jsonl.gz", "cuts_TEST_MEETING.jsonl.gz"),
+        langs={
+            "char": Lang(
+                folder="lang_char",
+                counted="tokens.txt",
+                opened=_CHAR_FILES,
+                option="--lang-dir",
+                published_classes=5537,
+                prepare="./prepare.sh --stage 15 --stop-stage 16",
+            ),
+        },
+        # Stage 23 corrects the transcripts of DEV and L: the recipes open the `_fixed` manifests.
+        prepare_fbank=(
+            "./prepare.sh --stage 0 --stop-stage 13 && ./prepare.sh --stage 23 --stop-stage 23"
+        ),
+        prepare_musan=(
+            "./prepare.sh --stage 2 --stop-stage 2 && ./prepare.sh --stage 14 --stop-stage 14"
+        ),
+        subset_option="--training-subset",
+    ),
+    "librispeech": Corpus(
+        title="LibriSpeech",
+        language="English",
+        folder="egs/librispeech/ASR",
+        train={
+            "1": "librispeech_cuts_train-all-shuf.jsonl.gz",
+            "0": "librispeech_cuts_train-clean-100.jsonl.gz",
+        },
+        dev=("librispeech_cuts_dev-clean.jsonl.gz", "librispeech_cuts_dev-other.jsonl.gz"),
+        test=("librispeech_cuts_test-clean.jsonl.gz", "librispeech_cuts_test-other.jsonl.gz"),
+        langs={
+            "bpe": Lang(
+                folder="lang_bpe_{C}",
+                counted="bpe.model",
+                opened=("bpe.model",),
+                option="--bpe-model",
+                published_classes=500,
+                prepare="./prepare.sh --stage 5 --stop-stage 5",
+            ),
+        },
+        prepare_fbank="./prepare.sh --stage 0 --stop-stage 3",
+        prepare_musan="./prepare.sh --stage 0 --stop-stage 4",
+        subset_option="--full-libri",
+        opens_unused_noise=False,
+    ),
+}
+
+
+def find_corpus(name: str) -> Corpus:
+    """The corpus of a name. Raises UsageError, with the names there are, for another."""
+    if name not in CORPORA:
+        raise UsageError(
+            f"corpus: got {name!r}, expected {', '.join(CORPORA)}; choose one of these"
+        )
+    return CORPORA[name]
+
+
+def data_arguments(
+    corpus: str, lang: str, data: Path, vocab_size: Optional[int] = None
+) -> list[str]:
+    """The recipe's options that point it at a data folder.
+
+    Args:
+      corpus: a name in `CORPORA`.
+      lang: kind of the vocabulary, as `Corpus.langs` has them.
+      data: the data folder; made absolute, since recipes run in their own folder.
+      vocab_size: classes C; by default the published ones.
+
+    Raises:
+      UsageError: no such corpus, or no such vocabulary in it.
+    """
+    vocabulary = find_corpus(corpus).lang(lang)
+    data = data.expanduser().resolve()
+    named = vocabulary.folder_in(data, vocab_size)
+    if vocabulary.counted.endswith(".model"):
+        named = named / vocabulary.counted
+    return ["--manifest-dir", str(data / FBANK), vocabulary.option, str(named)]

@@ -1,0 +1,135 @@
+"""Lang folders over synthetic transcripts, their tokens made by the recipes' own scripts.
+
+lang_char/         text, words.txt   local/prepare_char.py: tokens.txt, lexicon.txt, L.pt
+lang_bbpe_<C>/     text, words.txt   local/train_bbpe_model.py: bbpe.model
+                                     local/prepare_lang_bbpe.py: tokens.txt, lexicon.txt, L.pt
+lang_bpe_<C>/  transcript_words.txt  local/train_bpe_model.py: bpe.model, tokens.txt
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from panda_icefall.runs.corpora import Corpus, count_classes
+from panda_icefall.runs.synth import fbank, units
+from panda_icefall.runs.synth.recipe_script import run_recipe_script
+
+__all__ = ["PACKAGES", "check_vocab_size", "spoken_units", "write_lang"]
+
+# <blk>, <sos/eos> and <unk>: the scripts put them before the first character or piece.
+SPECIAL_TOKENS = 3
+# What AISHELL's 4336 classes are made of; pieces of bytes are learnt over as many characters.
+BBPE_CHARACTERS = 4333
+# A longer line is left out by sentencepiece, which counts bytes.
+CHARACTERS_PER_LINE = 100
+# Enough words that the pieces asked for occur more than once.
+SENTENCES_PER_PIECE = 8
+
+# What the scripts import, beside lhotse, which writes the cuts.
+PACKAGES = {
+    "char": ("k2", "lhotse"),
+    "bbpe": ("k2", "lhotse", "sentencepiece"),
+    "bpe": ("lhotse", "sentencepiece"),
+}
+
+
+def check_vocab_size(lang: str, vocab_size: int) -> None:
+    """Raise ValueError for a number of classes that a kind of vocabulary cannot have."""
+    largest = SPECIAL_TOKENS + units.MAX_CHARACTERS
+    if not SPECIAL_TOKENS < vocab_size <= largest:
+        raise ValueError(
+            f"vocab_size: got {vocab_size}, expected {SPECIAL_TOKENS + 1} to {largest} (the "
+            f"recipe's own <blk>, <sos/eos> and <unk>, and 1 to {units.MAX_CHARACTERS} "
+            f"{'characters' if lang == 'char' else 'pieces'}); choose one in between"
+        )
+
+
+def spoken_units(lang: str, vocab_size: int, seed: int) -> list[str]:
+    """What the utterances of a kind of vocabulary are made of."""
+    if lang == "bpe":
+        return units.syllables(seed)
+    return units.characters(vocab_size - SPECIAL_TOKENS if lang == "char" else BBPE_CHARACTERS)
+
+
+def write_lang(
+    corpus: Corpus,
+    lang: str,
+    vocab_size: int,
+    data: Path,
+    spoken: Sequence[str],
+    transcripts: Sequence[str],
+    seed: int,
+    icefall_root: Path,
+) -> None:
+    """Write a lang folder of exactly C classes, as the recipe itself counts them.
+
+    Args:
+      corpus: whose scripts make it.
+      lang: "char", "bpe" or "bbpe".
+      vocab_size: classes C.
+      data: the data folder.
+      spoken: the units of the utterances.
+      transcripts: of all utterances.
+      seed: the data's seed.
+      icefall_root: a checkout of icefall.
+
+    Raises:
+      RuntimeError: a script failed, or made another number of classes.
+    """
+    vocabulary = corpus.lang(lang)
+    folder = vocabulary.folder_in(data, vocab_size)
+    folder.mkdir()
+    local = Path(corpus.folder) / "local"
+
+    def run(script: str, *arguments: str) -> None:
+        where = ("--lang-dir", str(folder))
+        run_recipe_script(icefall_root, local / script, *where, *arguments)
+
+    def train(script: str, text: Path) -> None:
+        run(script, "--vocab-size", str(vocab_size), "--transcript", str(text))
+
+    if lang != "char":
+        transcripts = [*transcripts, *_more_text(spoken, vocab_size, seed)]
+    if lang == "bpe":
+        text = folder / "transcript_words.txt"
+        _write_lines(text, transcripts)
+        train("train_bpe_model.py", text)
+    else:
+        _write_characters(folder, spoken, transcripts)
+        if lang == "bbpe":
+            train("train_bbpe_model.py", folder / "text")
+            run("prepare_lang_bbpe.py")
+        else:
+            run("prepare_char.py")
+    found = count_classes(folder / vocabulary.counted)
+    if found != vocab_size:
+        raise RuntimeError(
+            f"vocab_size: got {found} classes from the scripts in {local}, expected {vocab_size}; "
+            "this icefall numbers tokens in a way not known here, take the commit that the README "
+            "names"
+        )
+
+
+def _write_characters(folder: Path, spoken: Sequence[str], transcripts: Sequence[str]) -> None:
+    """Write `text` and `words.txt`.
+
+    The inventory comes first in `text`: a small corpus does not use every character, and
+    `prepare_char.py` numbers tokens in order of appearance, so token id = 3 + character index.
+    """
+    starts = range(0, len(spoken), CHARACTERS_PER_LINE)
+    inventory = [" ".join(spoken[start : start + CHARACTERS_PER_LINE]) for start in starts]
+    _write_lines(folder / "text", [*inventory, *(" ".join(text) for text in transcripts)])
+    words = ["<eps>", "!SIL", "<SPOKEN_NOISE>", "<UNK>", *spoken, "#0", "<s>", "</s>"]
+    _write_lines(folder / "words.txt", [f"{word} {number}" for number, word in enumerate(words)])
+
+
+def _more_text(spoken: Sequence[str], vocab_size: int, seed: int) -> list[str]:
+    """Sentences that nobody says, for a vocabulary larger than a few utterances would give."""
+    generator = fbank.named_generator(seed, "text")
+    return [
+        fbank.transcript(spoken, fbank.draw_units(len(spoken), generator))
+        for _ in range(SENTENCES_PER_PIECE * vocab_size)
+    ]
+
+
+def _write_lines(path: Path, lines: Sequence[str]) -> None:
+    path.write_text("".join(f"{line}\n" for line in lines), "utf-8")
