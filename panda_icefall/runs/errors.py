@@ -1,8 +1,14 @@
 """The named ways in which a launched recipe ends other than by its own doing."""
 
+import sys
+from typing import NoReturn
+
 from panda_icefall.routing import PandaError
 
-__all__ = ["BoundReached", "NotRoutedError", "UsageError"]
+__all__ = ["BoundReached", "NotRoutedError", "UsageError", "exit_with"]
+
+EXIT_NOT_ROUTED = 1
+EXIT_USAGE = 2
 
 
 class UsageError(PandaError):
@@ -19,3 +25,9 @@ class BoundReached(Exception):  # noqa: N818 - the clean end of a bounded run, n
     Raised only from places that lie outside a recipe's ``try`` around ``compute_loss``, because
     recipes answer any exception there by saving a "bad model".
     """
+
+
+def exit_with(error: PandaError) -> NoReturn:
+    """End the process with one line on stderr: status 1 where nothing was routed, else 2."""
+    print(f"panda-icefall: {error}", file=sys.stderr)
+    sys.exit(EXIT_NOT_ROUTED if isinstance(error, NotRoutedError) else EXIT_USAGE)

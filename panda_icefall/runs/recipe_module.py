@@ -8,14 +8,14 @@ import contextlib
 import functools
 import sys
 import types
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Union
 
 from panda_icefall.runs.errors import UsageError
 from panda_icefall.runs.options import add_panda_arguments
 
-__all__ = ["RecipeFile", "panda_group_in_help"]
+__all__ = ["RecipeFile", "panda_group_in_help", "wants_help"]
 
 _FUTURE_FLAGS = functools.reduce(
     lambda flags, name: flags | getattr(__future__, name).compiler_flag,
@@ -109,6 +109,11 @@ def _is_main_guard(statement: ast.stmt) -> bool:
         and any(isinstance(side, ast.Name) and side.id == "__name__" for side in sides)
         and any(isinstance(side, ast.Constant) and side.value == "__main__" for side in sides)
     )
+
+
+def wants_help(arguments: Sequence[str]) -> bool:
+    """Whether a recipe's words ask its parser for help."""
+    return "-h" in arguments or "--help" in arguments
 
 
 @contextlib.contextmanager

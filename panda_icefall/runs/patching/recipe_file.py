@@ -1,0 +1,176 @@
+"""The patch in files: put into a recipe's train.py, taken out again, looked at."""
+
+import contextlib
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from panda_icefall.runs.errors import UsageError
+from panda_icefall.runs.patching.manifest import MANIFEST_PATH, Manifest, describe_content
+from panda_icefall.runs.patching.placement import insert, place
+from panda_icefall.runs.patching.state import PatchKind, PatchState, read_state
+
+__all__ = ["PatchResult", "apply_patch", "check_patch", "describe_check", "revert_patch"]
+
+
+@dataclass(frozen=True)
+class PatchResult:
+    """What was found in one file, or done to it.
+
+    Attributes:
+      path: The file, without links in its path.
+      kind: What the file holds of the patch, afterwards where it was changed.
+      is_changed: Whether the file was written.
+      lines: Numbers of PANDA's lines, from 1: those that are there, or would be put there.
+      unpatched: The file's bytes without PANDA's lines.
+      refusal: Why the patch cannot be applied to the file; else empty.
+    """
+
+    path: Path
+    kind: PatchKind
+    is_changed: bool
+    lines: tuple[int, ...]
+    unpatched: bytes
+    refusal: str = ""
+
+
+def apply_patch(recipe: Path) -> PatchResult:
+    """Put PANDA's lines into a recipe; one that has them all is left alone.
+
+    Args:
+      recipe: The recipe's folder, or a training script in it other than ``train.py``.
+
+    Returns:
+      The result; everything else in the file, and its mode, are as before.
+
+    Raises:
+      UsageError: The file is missing, is a link, has not the shape of a training script, holds
+        the patch in part, or cannot be written.
+    """
+    path = _find(recipe)
+    source = _read(path)
+    state = read_state(source)
+    if state.kind is PatchKind.PARTIAL:
+        raise UsageError(_named(path, _partial_message(state, recipe)))
+    if state.kind is PatchKind.APPLIED:
+        return PatchResult(path, state.kind, False, state.lines, state.unpatched)
+    try:
+        patched = insert(source, place(source))
+    except UsageError as error:
+        raise UsageError(_named(path, str(error))) from error
+    _write(path, patched)
+    return PatchResult(path, PatchKind.APPLIED, True, read_state(patched).lines, source)
+
+
+def revert_patch(recipe: Path) -> PatchResult:
+    """Take PANDA's lines out of a recipe, those of a patch applied in part too.
+
+    Args:
+      recipe: As for :func:`apply_patch`.
+
+    Returns:
+      The result; everything else in the file, and its mode, are as before.
+
+    Raises:
+      UsageError: The file is missing, is a link, has a line of the patch that was edited, or
+        cannot be written.
+    """
+    path = _find(recipe)
+    state = read_state(_read(path))
+    if state.edited:
+        raise UsageError(_named(path, _partial_message(state, recipe)))
+    if state.kind is not PatchKind.UNPATCHED:
+        _write(path, state.unpatched)
+    is_changed = state.kind is not PatchKind.UNPATCHED
+    return PatchResult(path, PatchKind.UNPATCHED, is_changed, state.lines, state.unpatched)
+
+
+def check_patch(recipe: Path) -> PatchResult:
+    """Say what a recipe holds of the patch, and whether it could be applied; writes nothing.
+
+    Raises:
+      UsageError: The file is missing or is a link.
+    """
+    path = _find(recipe)
+    source = _read(path)
+    state = read_state(source)
+    if state.kind is PatchKind.PARTIAL:
+        refusal = _partial_message(state, recipe)
+        return PatchResult(path, state.kind, False, state.lines, state.unpatched, refusal)
+    if state.kind is PatchKind.APPLIED:
+        return PatchResult(path, state.kind, False, state.lines, state.unpatched)
+    try:
+        lines = read_state(insert(source, place(source))).lines
+    except UsageError as error:
+        return PatchResult(path, state.kind, False, (), source, str(error))
+    return PatchResult(path, state.kind, False, lines, source)
+
+
+def describe_check(result: PatchResult) -> str:
+    """The lines that ``panda-icefall patch check`` prints of a result of :func:`check_patch`."""
+    state = result.kind.value
+    if result.kind is PatchKind.UNPATCHED:
+        state += ", not applicable" if result.refusal else ", applicable"
+    where = f"lines {' and '.join(map(str, result.lines))}"
+    return "\n".join(
+        [
+            str(result.path),
+            f"  {state}: {result.refusal or where}",
+            f"  {describe_content(result.path, result.unpatched, Manifest.read(MANIFEST_PATH))}",
+        ]
+    )
+
+
+def _find(recipe: Path) -> Path:
+    path = recipe / "train.py" if recipe.is_dir() else recipe
+    if path.is_symlink():
+        raise UsageError(
+            f"RECIPE_DIR: {path} is a link to {path.resolve()}, which other recipes may share; "
+            "name that file if you mean it"
+        )
+    if not path.is_file():
+        raise UsageError(
+            f"RECIPE_DIR: {path} does not exist, expected a recipe's folder with a train.py, or "
+            "the training script itself"
+        )
+    return path.resolve()
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UsageError(f"RECIPE_DIR: cannot read {path}: {error}") from error
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Replace the file at once, so that no reader and no crash sees half of it."""
+    partial = None
+    try:
+        handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        shutil.copymode(path, partial)
+        os.replace(partial, path)
+    except OSError as error:
+        if partial is not None:
+            with contextlib.suppress(OSError):
+                os.unlink(partial)
+        raise UsageError(f"RECIPE_DIR: cannot write {path}: {error}") from error
+
+
+def _partial_message(state: PatchState, recipe: Path) -> str:
+    if state.edited:
+        return f"{state.reason}; take that line out by hand"
+    return (
+        f"the patch is there in part: {state.reason}; take it out with "
+        f"`panda-icefall patch revert {recipe}` first"
+    )
+
+
+def _named(path: Path, message: str) -> str:
+    return f"RECIPE_DIR: {path}: {message}"

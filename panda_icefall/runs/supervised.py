@@ -1,0 +1,145 @@
+"""What is put around a recipe's training, whether the launcher starts it or the recipe itself."""
+
+import contextlib
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from torch.multiprocessing import ProcessRaisedException
+
+from panda_icefall.routing import PandaError
+from panda_icefall.runs.errors import NotRoutedError, UsageError
+from panda_icefall.runs.memory.log import check_writable
+from panda_icefall.runs.options import PandaOptions
+from panda_icefall.runs.run_report import RunOutcome, print_summary, read_outcomes
+from panda_icefall.runs.session import TrainingSession
+from panda_icefall.runs.spawn import panda_in_children
+
+__all__ = ["ExitStatus", "SupervisedRun", "supervised"]
+
+EXIT_VIOLATED = 1
+_NAMED_ERRORS = {"NotRoutedError": NotRoutedError, "UsageError": UsageError}
+
+
+class SupervisedRun:
+    """One run of a recipe inside :func:`supervised`.
+
+    Attributes:
+      exit_status: After the block: the recipe's exit status, or 1 where it ended well but the
+        contract was violated.
+      is_installed: Whether the recipe's functions are wrapped.
+    """
+
+    def __init__(self, session: TrainingSession, train_py: Path) -> None:
+        self.exit_status = 0
+        self.is_installed = False
+        self._session = session
+        self._train_py = train_py
+
+    def install(self, namespace: dict[str, Any]) -> None:
+        """Wrap ``compute_loss`` and ``train_one_epoch`` in ``namespace``, the recipe's globals.
+
+        Raises:
+          UsageError: A function or one of its parameters is missing.
+        """
+        self._session.install(namespace, str(self._train_py))
+        self.is_installed = True
+
+
+@contextlib.contextmanager
+def supervised(options: PandaOptions, train_py: Path) -> Iterator[SupervisedRun]:
+    """Do what ``options`` ask for while the block runs a recipe, children of ``mp.spawn`` included.
+
+    A ``sys.exit`` of the block ends it and becomes the exit status. Where training has begun, a
+    summary is printed however it ends.
+
+    Args:
+      options: What the user asked for.
+      train_py: The recipe's path, for errors.
+
+    Raises:
+      UsageError: The memory log cannot be written.
+      NotRoutedError: PANDA was asked for, and the first batch, or the run, ended without it.
+      Exception: Whatever the block raises.
+    """
+    if options.memory_log is not None:
+        check_writable(options.memory_log)
+    session = TrainingSession(options)
+    run = SupervisedRun(session, train_py)
+    status = ExitStatus()
+    ranks: list[RunOutcome] = []
+    with tempfile.TemporaryDirectory(prefix="panda-icefall-") as folder:
+        outcomes = Path(folder)
+        spawned: list[int] = []
+        try:
+            with (
+                _named_error_of_child(outcomes),
+                session.running(),
+                panda_in_children(options, train_py, outcomes) as spawned,
+                status,
+            ):
+                yield run
+        finally:
+            if run.is_installed:
+                ranks = _report(session, spawned, outcomes)
+    run.exit_status = status.code
+    if status.code != 0:
+        return
+    if options.use_panda and not any(rank.counters.losses_routed for rank in ranks):
+        raise NotRoutedError(
+            f"PANDA was asked for, but {train_py} ended after "
+            f"{sum(rank.batches for rank in ranks)} training batches without a routed loss; "
+            "expected its train_one_epoch() to call compute_loss() at least once"
+        )
+    run.exit_status = _contract_status(ranks, session.console)
+
+
+class ExitStatus(contextlib.AbstractContextManager):
+    """Turns ``sys.exit`` of the block into a status, as the interpreter would."""
+
+    def __init__(self) -> None:
+        self.code = 0
+
+    def __exit__(self, kind: object, error: object, traceback: object) -> bool:
+        if not isinstance(error, SystemExit):
+            return False
+        if error.code is None or isinstance(error.code, int):
+            self.code = error.code or 0
+        else:
+            print(error.code, file=sys.stderr)
+            self.code = 1
+        return True
+
+
+def _report(session: TrainingSession, spawned: list[int], outcome_folder: Path) -> list[RunOutcome]:
+    """Print the summary of a run that has begun, however it ended; returns every rank's outcome."""
+    # Where children trained, this process did nothing worth a row of its own.
+    ranks = read_outcomes(outcome_folder) if spawned else [session.outcome()]
+    print_summary(ranks, session.console, has_routing=session.options.use_panda)
+    silent = sorted(set(spawned) - {outcome.rank for outcome in ranks})
+    if silent:
+        session.console.print(f"No outcome was left by rank(s) {', '.join(map(str, silent))}.")
+    return ranks
+
+
+@contextlib.contextmanager
+def _named_error_of_child(outcome_folder: Path) -> Iterator[None]:
+    """Raise here what a spawned child would bury in the traceback of its process."""
+    try:
+        yield
+    except ProcessRaisedException as error:
+        for kind, message in (o.error for o in read_outcomes(outcome_folder) if o.error):
+            raise _NAMED_ERRORS.get(kind, PandaError)(message) from error
+        raise
+
+
+def _contract_status(outcomes: list[RunOutcome], console: Console) -> int:
+    violated = [outcome for outcome in outcomes if outcome.violations]
+    for outcome in violated:
+        for violation in outcome.violations:
+            line = f"contract violated (rank {outcome.rank}): {violation}"
+            console.print(line, style="red", markup=False, soft_wrap=True)
+    return EXIT_VIOLATED if violated else 0

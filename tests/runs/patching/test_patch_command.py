@@ -1,0 +1,62 @@
+"""The `panda-icefall patch` commands: what they print and their exit statuses."""
+
+import sys
+
+import pytest
+
+from panda_icefall import cli
+from panda_icefall.runs.patching.placement import DECORATOR
+
+SOURCE = (
+    "import os\nfrom other import compute_loss, train_one_epoch\n"
+    "def main(): ...\nif __name__ == '__main__':\n    main()\n"
+)
+
+
+@pytest.fixture
+def patch(monkeypatch, capsys):
+    """Runs `panda-icefall patch words` in this process; gives exit status, stdout and stderr."""
+
+    def run(*words):
+        monkeypatch.setattr(sys, "argv", ["panda-icefall", "patch", *map(str, words)])
+        with pytest.raises(SystemExit) as caught:
+            cli.main()
+        return (caught.value.code, *capsys.readouterr())
+
+    return run
+
+
+def test_a_recipe_goes_through_all_states(patch, tmp_path):
+    train_py = tmp_path / "train.py"
+    train_py.write_text(SOURCE)
+    name = train_py.resolve()
+    status, text, _ = patch("check", tmp_path)
+    assert status == 0
+    assert text.splitlines()[:2] == [str(name), "  unpatched, applicable: lines 3 and 4"]
+    assert text.splitlines()[2].startswith("  not compared with a known commit")
+    assert patch("revert", tmp_path) == (0, f"not there, nothing to take out of {name}\n", "")
+    assert patch("apply", tmp_path) == (0, f"applied to {name}: lines 3 and 4\n", "")
+    assert patch("apply", tmp_path) == (0, f"already applied to {name}: lines 3 and 4\n", "")
+    assert patch("check", train_py)[:2][1].splitlines()[1] == "  applied: lines 3 and 4"
+    assert patch("revert", train_py) == (0, f"taken out of {name}\n", "")
+    assert train_py.read_text() == SOURCE
+
+
+def test_check_ends_with_status_one_where_the_patch_cannot_be_applied(patch, tmp_path):
+    assert patch("check", tmp_path)[0] == 1
+    (tmp_path / "train.py").write_text("import os\n")
+    status, text, _ = patch("check", tmp_path)
+    assert status == 1
+    assert "unpatched, not applicable: looked for one `def main():`" in text
+    (tmp_path / "train.py").write_text(SOURCE.replace("def", f"{DECORATOR.decode()}\ndef"))
+    status, text, _ = patch("check", tmp_path)
+    assert status == 1
+    assert "partly applied: the patch is there in part" in text
+
+
+@pytest.mark.parametrize("verb", ["apply", "revert"])
+def test_what_cannot_be_done_is_one_line_and_status_two(patch, tmp_path, verb):
+    status, text, error = patch(verb, tmp_path)
+    assert (status, text) == (2, "")
+    assert error.startswith("panda-icefall: RECIPE_DIR: ")
+    assert error.count("\n") == 1
