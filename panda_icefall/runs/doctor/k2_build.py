@@ -1,0 +1,158 @@
+"""The installed k2: what it was built for, whether that is the installed torch, what is patched."""
+
+import ast
+import importlib.metadata
+import importlib.util
+import re
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Optional
+
+from panda_icefall.runs.doctor.findings import Finding, ok, problem, warning
+from panda_icefall.runs.doctor.probes import Answer
+from panda_icefall.runs.doctor.torch_build import TorchBuild
+
+__all__ = ["K2Install", "examine_k2", "examine_routing", "find_k2", "wheel_suffix"]
+
+
+@dataclass(frozen=True)
+class K2Install:
+    """A k2 on ``sys.path``, read from its files.
+
+    Attributes:
+      folder: Its package folder.
+      version: From its package metadata; ``None`` without.
+      torch: The torch it was built for, with build tag where known; ``None`` if it does not say.
+      cuda: The CUDA it was built for; empty for a CPU build; ``None`` if it does not say.
+    """
+
+    folder: Path
+    version: Optional[str]
+    torch: Optional[str]
+    cuda: Optional[str]
+
+    @property
+    def target(self) -> str:
+        """What it was built for, in words."""
+        if self.torch is None:
+            return "an unknown torch"
+        on = {None: "", "": " + CPU"}.get(self.cuda, f" + CUDA {self.cuda}")
+        return f"torch {self.torch.split('+')[0]}{on}"
+
+
+def find_k2() -> Optional[K2Install]:
+    """The k2 that ``import k2`` would take, without importing it; ``None`` without one."""
+    spec = importlib.util.find_spec("k2")
+    if spec is None or spec.origin is None:  # a mere folder called k2 has no origin
+        return None
+    folder = Path(spec.origin).parent
+    try:
+        version: Optional[str] = importlib.metadata.version("k2")
+    except importlib.metadata.PackageNotFoundError:
+        version = None
+    torch, cuda = _built_for(folder / "torch_version.py")
+    named = re.search(r"\+(?:cuda(?P<cuda>[\d.]+?)|cpu)\.torch(?P<torch>[\d.]+)$", version or "")
+    if torch is None and named is not None:
+        torch, cuda = named["torch"], named["cuda"] or ""
+    return K2Install(folder, version, torch, cuda)
+
+
+def _built_for(torch_version_py: Path) -> tuple[Optional[str], Optional[str]]:
+    """The two constants of k2's generated ``torch_version.py``, without running it."""
+    values: dict[str, str] = {}
+    if torch_version_py.is_file():
+        for statement in ast.parse(torch_version_py.read_text(encoding="utf-8")).body:
+            if isinstance(statement, ast.Assign) and isinstance(statement.value, ast.Constant):
+                values[ast.unparse(statement.targets[0])] = str(statement.value.value)
+    return values.get("k2_torch_version"), values.get("k2_torch_cuda_version")
+
+
+def wheel_suffix(torch: TorchBuild) -> str:
+    """How the version of a k2 wheel built for ``torch`` ends, as ``+cuda12.4.torch2.4.1``."""
+    if torch.hip is not None:
+        built_for = "rocm" + ".".join(torch.hip.split(".")[:2])
+    else:
+        built_for = "cpu" if torch.cuda is None else f"cuda{torch.cuda}"
+    return f"+{built_for}.torch{torch.release}"
+
+
+def examine_k2(k2: Optional[K2Install], torch: TorchBuild, imported: Answer) -> list[Finding]:
+    """Whether k2 is there, imports, and was built for the installed torch.
+
+    Args:
+      k2: What :func:`find_k2` found.
+      torch: The installed torch.
+      imported: What importing k2 in a child process gave.
+    """
+    if k2 is None:
+        return [
+            warning(
+                "k2",
+                "not installed; stand-in functions of panda-icefall serve recipes written for "
+                "them, icefall's own recipes need k2 itself",
+                _which_wheel(torch),
+            )
+        ]
+    findings = []
+    if imported.error is not None:
+        version = k2.version or "of unknown version"
+        text = f"{version} at {k2.folder} cannot be imported: {imported.error}"
+        findings.append(problem("k2", text, _which_wheel(torch)))
+    else:
+        findings.append(_describe(k2, imported))
+    findings.append(_examine_abi(k2, torch))
+    is_cpu_only = imported.facts.get("with_cuda") == "False"
+    if torch.gpus and is_cpu_only:
+        text = f"is built without CUDA, torch {torch.version} finds {torch.gpus[0].name}"
+        findings.append(
+            warning("k2 on GPU", f"k2 {text}: its functions run on CPU only", _which_wheel(torch))
+        )
+    return findings
+
+
+def _describe(k2: K2Install, imported: Answer) -> Finding:
+    facts = imported.facts
+    version = k2.version or facts["__version__"]
+    build = f"{facts['build_type']} build of git {facts['git_sha1'][:8]}"
+    cuda = f"CUDA {facts['cuda_version']}" if facts["with_cuda"] == "True" else "CPU"
+    text = f"{version}, {build}, for torch {facts['torch_version']} + {cuda}, at {k2.folder}"
+    return ok("k2", text)
+
+
+def _examine_abi(k2: K2Install, torch: TorchBuild) -> Finding:
+    found = f"found torch {torch.release} + {torch.target}"
+    if k2.torch is None:
+        text = f"k2 at {k2.folder} does not say which torch it was built for; {found}"
+        return warning("k2 and torch", text, _which_wheel(torch))
+    is_other_release = k2.torch.split("+")[0] != torch.release
+    is_other_cuda = bool(k2.cuda) and torch.hip is None and k2.cuda != torch.cuda
+    if is_other_release or is_other_cuda:
+        text = f"k2 {k2.version or ''} was built for {k2.target}, {found}".replace("  ", " ")
+        return problem("k2 and torch", text, _which_wheel(torch))
+    return ok("k2 and torch", f"k2 was built for {k2.target}; {found}")
+
+
+def _which_wheel(torch: TorchBuild) -> str:
+    suffix = wheel_suffix(torch)
+    python = f"cp{sys.version_info[0]}{sys.version_info[1]}"
+    kind = {"cp": "CPU", "ro": "ROCm"}.get(suffix[1:3], "CUDA")
+    return (
+        f"look for the wheel named k2-<version>{suffix}-{python}-... on the page of pre-compiled "
+        f"{kind} wheels in k2's installation guide, or install a torch that a k2 wheel is built for"
+    )
+
+
+def examine_routing(applied: Answer) -> Finding:
+    """Which functions ``panda_icefall.apply()`` replaces here.
+
+    Args:
+      applied: What applying it in a child process gave.
+    """
+    if applied.error is None:
+        return ok("patched by --use-panda 1", ", ".join(applied.facts["replaced"]))
+    return problem(
+        "patched by --use-panda 1",
+        f"nothing can be: {applied.error}",
+        "mend the import of k2, or take a k2 whose functions have the parameters named here",
+    )

@@ -1,0 +1,115 @@
+"""Which loss a recipe calls, and what the patch would not reach."""
+
+import pytest
+
+from panda_icefall.runs.doctor.recipe_losses import examine_losses
+from panda_icefall.runs.doctor.recipe_sources import RecipeSources
+
+
+@pytest.fixture
+def findings(tmp_path):
+    """The findings on a ``model.py`` that ``train.py`` imports."""
+
+    def examine(model):
+        (tmp_path / "train.py").write_text("import model\n")
+        (tmp_path / "model.py").write_text(model)
+        (tmp_path / "unused.py").write_text("import k2\nk2.rnnt_loss_pruned()\n")
+        return examine_losses(RecipeSources(tmp_path / "train.py"))
+
+    return examine
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        "import k2\nk2.rnnt_loss_pruned(1)",
+        "import k2 as engine\nengine.rnnt_loss_pruned(1)",
+        "try:\n  import k2; k2.rnnt_loss_pruned(1)\nexcept ImportError:\n  pass",
+        "from panda_icefall.losses import k2_functions as k2\nk2.rnnt_loss_pruned(1)",
+        "import panda_icefall.losses.k2_functions as k2\nk2.rnnt_loss_pruned(1)",
+    ],
+)
+def test_the_call_of_the_pruned_loss_is_found(findings, call):
+    (finding,) = findings(call)
+    assert finding.level == "ok"
+    assert "rnnt_loss_pruned (model.py:" in finding.text
+
+
+@pytest.mark.parametrize(
+    ("model", "name"),
+    [
+        ("import torchaudio\ntorchaudio.functional.rnnt_loss(1)", "torchaudio.functional."),
+        ("import torchaudio.functional as F\nF.rnnt_loss(1)", "torchaudio.functional.rnnt_loss"),
+        (
+            "import optimized_transducer\noptimized_transducer.transducer_loss(1)",
+            "optimized_transducer.transducer_loss (model.py:2)",
+        ),
+        ("import k2\nk2.ctc_loss(1)", "k2.ctc_loss (model.py:2)"),
+        ("from icefall.mmi import LFMMILoss\nLFMMILoss(1)", "icefall.mmi.LFMMILoss"),
+        ("import fast_rnnt\nfast_rnnt.rnnt_loss_pruned(1)", "fast_rnnt.rnnt_loss_pruned"),
+        ("import other as k2\nk2.rnnt_loss_pruned(1)", "other.rnnt_loss_pruned"),
+    ],
+)
+def test_a_recipe_without_the_pruned_loss_is_a_problem_naming_its_own(findings, model, name):
+    (finding,) = findings(model)
+    assert finding.level == "problem"
+    assert "k2.rnnt_loss_pruned is called in none of the recipe's files; it calls" in finding.text
+    assert name in finding.text
+    assert "without --use-panda" in finding.advice
+
+
+def test_a_recipe_without_any_known_loss_says_so(findings):
+    (finding,) = findings("x = [f()() for f in ()]\nx[0].rnnt_loss_pruned()\n")
+    assert "no loss that is known is called either" in finding.text
+
+
+@pytest.mark.parametrize("module", ["k2", "panda_icefall.losses.k2_functions"])
+def test_names_imported_from_the_patched_module_are_a_warning(findings, module):
+    model = f"from {module} import do_rnnt_pruning, rnnt_loss_pruned as loss, ragged\nloss(1)\n"
+    call, named = findings(model)
+    assert call.level == "ok"
+    assert (named.subject, named.level) == ("import by name", "warning")
+    assert f"`from {module} import do_rnnt_pruning, rnnt_loss_pruned`" in named.text
+    assert "--world-size above 1" in named.text
+    assert "k2.do_rnnt_pruning(), k2.rnnt_loss_pruned()" in named.advice
+
+
+def test_names_imported_past_the_patched_module_are_a_problem(findings):
+    call, named = findings("from k2.rnnt_loss import rnnt_loss_pruned\nrnnt_loss_pruned(1)\n")
+    assert call.level == "problem"
+    assert "it calls k2.rnnt_loss.rnnt_loss_pruned (model.py:2)" in call.text
+    assert named.level == "problem"
+    assert "does not reach k2.rnnt_loss" in named.text
+
+
+def test_other_names_of_k2_and_of_others_are_no_matter(findings):
+    model = (
+        "import k2\nfrom k2 import SymbolTable\nfrom fast_rnnt import rnnt_loss_pruned\n"
+        "from . import x\nk2.rnnt_loss_pruned(1)\n"
+    )
+    assert [finding.level for finding in findings(model)] == ["ok"]
+
+
+@pytest.mark.parametrize(
+    "scripted",
+    [
+        "import torch\nj = torch.jit.script(self.joiner)",
+        "import torch\nj = torch.jit.script(Joiner(1, 2))",
+        "from torch import jit\nj = jit.script(Joiner)",
+        "import torch\nclass Joiner(torch.jit.ScriptModule): pass",
+        "from torch.jit import script\n@script\nclass Joiner: pass",
+    ],
+)
+def test_a_scripted_joiner_is_a_problem(findings, scripted):
+    call, joiner = findings(f"import k2\nk2.rnnt_loss_pruned(1)\n{scripted}\n")
+    assert call.level == "ok"
+    assert (joiner.subject, joiner.level) == ("scripted joiner", "problem")
+    assert "refuses a recorded joiner" in joiner.text
+
+
+def test_other_scripted_parts_are_no_matter(findings):
+    model = (
+        "import k2, torch\nk2.rnnt_loss_pruned(1)\ntorch.jit.script(encoder)\n"
+        "class Joiner(torch.nn.Module): pass\n"
+    )
+    assert [finding.level for finding in findings(model)] == ["ok"]
