@@ -1,0 +1,172 @@
+"""The recipe matrix without icefall: what counts as which outcome, and how folders stay apart."""
+
+import argparse
+import importlib
+import math
+import re
+import sys
+from contextlib import contextmanager
+from types import ModuleType
+
+import pytest
+import torch
+from recipe_matrix import measure as measuring
+from recipe_matrix.arms import Pass
+from recipe_matrix.building import make_params
+from recipe_matrix.isolation import mended, on_path, recipe_folder_first, stand_in_modules
+from recipe_matrix.measure import MATERIALISED, OWN_FAILURE, REFUSED, ROUTED, measure
+from recipe_matrix.row import ABSENT, Row
+
+from panda_icefall.routing import PandaError
+
+ROW = Row("corpus/ASR/recipe", {}, own_failure="no such file")
+
+
+def a_pass(loss=2.0, gradient=1.0, losses=1, is_training=True, **changes):
+    gradients = {"joiner.weight": torch.tensor([gradient, 3.0])} if is_training else {}
+    return Pass([torch.tensor(loss)], gradients, "model.py", losses, **changes)
+
+
+@pytest.fixture
+def run(monkeypatch):
+    """Measure the row with given arms: functions of `is_training`, or exceptions."""
+
+    def run(dense, routed):
+        def arm(result):
+            def pass_(*, is_training):
+                if isinstance(result, Exception):
+                    raise result
+                return result(is_training)
+
+            return pass_
+
+        @contextmanager
+        def passes(row):
+            yield arm(dense), arm(routed)
+
+        monkeypatch.setattr(measuring, "recipe_passes", passes)
+        return measure(ROW)
+
+    return run
+
+
+def dense_pass(is_training):
+    return a_pass(is_training=is_training)
+
+
+def routed_pass(**changes):
+    made = {"joiners": ("add, linear",), "materialised": {}, **changes}
+    return lambda is_training: a_pass(is_training=is_training, **made)
+
+
+def test_equal_arms_are_routed_without_violations(run):
+    outcome = run(dense_pass, routed_pass())
+    assert (outcome.kind, outcome.violations) == (ROUTED, [])
+    assert (outcome.joiner, outcome.losses) == ("add, linear", 1)
+
+
+def test_a_recipe_fails_by_itself_only_with_the_error_the_row_names(run):
+    outcome = run(OSError("no such file x"), routed_pass())
+    assert (outcome.kind, outcome.reason) == (OWN_FAILURE, "OSError: no such file x")
+    with pytest.raises(ValueError, match="something else"):
+        run(ValueError("something else"), routed_pass())
+
+
+def test_an_error_of_the_routed_arm_is_never_the_recipes(run):
+    outcome = run(dense_pass, PandaError("cannot"))
+    assert (outcome.kind, outcome.violations) == (REFUSED, ["cannot"])
+    with pytest.raises(OSError, match="no such file"):
+        run(dense_pass, OSError("no such file x"))
+
+
+@pytest.mark.parametrize(
+    ("routed", "message"),
+    [
+        ({"loss": 2.0 * (1 + 3e-6)}, "losses differ by"),
+        ({"loss": math.nan}, "losses differ by inf"),
+        ({"gradient": 1.001}, "gradient of joiner differs by"),
+        ({"gradient": math.nan}, "gradient of joiner differs by inf"),
+        ({"losses": 0, "losses_dense": 1}, "got \\(0, 1, {}\\), expected \\(1, 0, {}\\)"),
+    ],
+)
+def test_what_the_contract_forbids_is_named(run, routed, message):
+    outcome = run(dense_pass, routed_pass(**routed))
+    assert any(re.search(message, v) for v in outcome.violations)
+
+
+def test_materialised_operations_are_the_outcome(run):
+    outcome = run(dense_pass, routed_pass(losses=0, losses_dense=1, materialised={"softmax": 2}))
+    assert (outcome.kind, outcome.reason) == (MATERIALISED, "softmax")
+    assert outcome.violations
+
+
+@pytest.mark.parametrize("dense", [{"losses": 0}, {"loss": math.inf}])
+def test_a_dense_arm_that_shows_nothing_is_a_violation(run, dense):
+    same = {**dense, "joiners": (), "materialised": {}}
+    outcome = run(lambda t: a_pass(is_training=t, **dense), lambda t: a_pass(is_training=t, **same))
+    assert any("the dense arm" in violation for violation in outcome.violations)
+
+
+@pytest.fixture
+def folders(tmp_path, monkeypatch):
+    """Two recipe folders of a checkout, each with its own `model`."""
+    monkeypatch.setenv("ICEFALL_ROOT", str(tmp_path))
+    made = []
+    for name in "one", "two":
+        folder = tmp_path / "egs" / name
+        (folder / "local").mkdir(parents=True)
+        (folder / "local" / "text.py").touch()
+        (folder / "model.py").write_text(f"import local.text\nNAME = {name!r}\n")
+        made.append(folder)
+    return made
+
+
+def test_recipes_get_their_own_modules_and_leave_none(folders, monkeypatch):
+    monkeypatch.setitem(sys.modules, "model", ModuleType("model"))
+    before, path = dict(sys.modules), list(sys.path)
+    for folder in folders:
+        with recipe_folder_first(folder):
+            name = importlib.import_module("model").NAME
+            assert name == folder.name
+            sys.path.append("somewhere")
+    assert sys.modules == before
+    assert sys.path == path
+    assert not list(folders[0].rglob("__pycache__"))
+
+
+def test_a_mended_file_is_imported_from_the_folder_as_if_it_were_right(folders):
+    (folders[0] / "train.py").write_text("IS_SHORT = 1 =< 2\n")
+    with mended("train", "one/train.py", "=<", "<="), recipe_folder_first(folders[0]):
+        assert importlib.import_module("train").IS_SHORT
+    with recipe_folder_first(folders[0]), pytest.raises(SyntaxError):
+        importlib.import_module("train")
+
+
+def test_a_folder_on_the_path_supplies_only_what_the_recipe_lacks(folders):
+    (folders[1] / "scaling.py").touch()
+    with on_path("two"), recipe_folder_first(folders[0]):
+        assert importlib.import_module("scaling").__file__ == str(folders[1] / "scaling.py")
+        assert importlib.import_module("model").NAME == "one"
+
+
+def test_stand_ins_give_way_to_installed_packages():
+    made = ModuleType("not_installed")
+    with stand_in_modules({"not_installed": made, "torch": ModuleType("torch")}):
+        assert importlib.import_module("not_installed") is made
+        assert importlib.import_module("torch") is torch
+    assert "not_installed" not in sys.modules
+
+
+def test_sizes_go_to_the_parser_or_the_params_that_know_them():
+    train = ModuleType("train")
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--encoder-dim", type=int)
+    parser.add_argument("--pretrained-dir")
+    train.get_parser = lambda: parser
+    train.get_params = lambda: {"nhead": 8}
+    sizes = {"encoder-dim": 32, "nhead": 2, "joiner-dim": 64}
+    row = Row("a", sizes, options={"encoder-dim": 16}, params={"pretrained_dir": ABSENT})
+    params = make_params(row, train)
+    assert (params["encoder_dim"], params["nhead"], params["vocab_size"]) == (16, 2, 500)
+    assert "joiner_dim" not in params
+    assert "pretrained_dir" not in params

@@ -1,0 +1,135 @@
+"""A row's outcome: both arms run, training and validation, and what came of it."""
+
+from __future__ import annotations
+
+import re
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+
+import torch
+
+from panda_icefall.routing import PandaError
+from recipe_matrix.arms import Pass, recipe_passes
+from recipe_matrix.comparison import (
+    TOLERANCES,
+    bad_parameters,
+    group_differences,
+    largest_relative_difference,
+)
+from recipe_matrix.row import Row
+
+ROUTED = "routed"
+MATERIALISED = "materialised"
+REFUSED = "refused"
+OWN_FAILURE = "recipe fails by itself"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One line of the table.
+
+    Attributes:
+      name, notes: the row's.
+      kind: ROUTED, MATERIALISED, REFUSED or OWN_FAILURE.
+      reason: the operation, the refusal, or the recipe's error; empty for ROUTED.
+      joiner: what the joiners did to a site.
+      losses: pruned losses per batch.
+      model_file: below `egs`; empty if the recipe failed before it had a model.
+      loss_difference: largest relative difference of any element of any output.
+      gradient_difference: largest relative L2 difference of any top-level module's gradients.
+      violations: what the contract forbids, in words; empty when it holds.
+    """
+
+    name: str
+    notes: str
+    kind: str
+    reason: str = ""
+    joiner: str = ""
+    losses: int = 0
+    model_file: str = ""
+    loss_difference: float = 0.0
+    gradient_difference: float = 0.0
+    violations: list[str] = field(default_factory=list)
+
+
+def measure(row: Row) -> Outcome:
+    """Run a row.
+
+    Returns:
+      Its outcome; OWN_FAILURE only if the recipe, without PANDA, raised the error the row names.
+
+    Raises:
+      Exception: any other that the dense arm raised.
+    """
+    with ExitStack() as stack:
+        try:
+            dense, routed = stack.enter_context(recipe_passes(row))
+            expected = [dense(is_training=is_training) for is_training in (True, False)]
+        except Exception as error:
+            reason = f"{type(error).__name__}: {error}"
+            if not row.own_failure or not re.search(row.own_failure, reason):
+                raise
+            return Outcome(row.name, row.notes, OWN_FAILURE, reason)
+        try:
+            found = [routed(is_training=is_training) for is_training in (True, False)]
+        except PandaError as error:
+            return Outcome(row.name, row.notes, REFUSED, str(error), violations=[str(error)])
+    return _compared(row, expected, found)
+
+
+def _compared(row: Row, expected: list[Pass], found: list[Pass]) -> Outcome:
+    tolerance = TOLERANCES[row.precision]
+    violations = []
+    losses, groups = [], {}
+    for dense, routed in zip(expected, found):
+        violations += _dense_faults(dense)
+        violations += _miscounts(dense, routed)
+        losses.append(largest_relative_difference(routed.outputs, dense.outputs))
+        if routed.gradients.keys() != dense.gradients.keys():
+            violations.append("other parameters got gradients")
+            continue
+        if dense.gradients:
+            groups = group_differences(routed.gradients, dense.gradients)
+        # Rounding the logits moves gradients that nearly cancel by more than any useful bound.
+        if row.precision == torch.float32:
+            bad = bad_parameters(routed.gradients, dense.gradients)
+            violations += [f"gradient of {name} off by {error}" for name, error in bad.items()]
+    if max(losses) > tolerance.loss:
+        violations.append(f"losses differ by {max(losses)}, expected {tolerance.loss} at most")
+    violations += [
+        f"gradient of {group} differs by {difference}, expected {tolerance.group} at most"
+        for group, difference in groups.items()
+        if difference > tolerance.group
+    ]
+    operations = sorted({operation for p in found for operation in p.materialised or {}})
+    return Outcome(
+        row.name,
+        row.notes,
+        MATERIALISED if operations else ROUTED,
+        ", ".join(operations),
+        joiner="; ".join(sorted({joiner for p in found for joiner in p.joiners})),
+        losses=expected[0].pruned_losses,
+        model_file=expected[0].model_file,
+        loss_difference=max(losses),
+        gradient_difference=max(groups.values(), default=0.0),
+        violations=violations,
+    )
+
+
+def _dense_faults(dense: Pass) -> list[str]:
+    """A batch that shows nothing is no evidence."""
+    faults = []
+    if dense.pruned_losses == 0:
+        faults.append("the dense arm computed no pruned loss")
+    if not all(torch.isfinite(output).all() for output in dense.outputs):
+        faults.append("the dense arm gave an output that is not finite")
+    return faults
+
+
+def _miscounts(dense: Pass, routed: Pass) -> list[str]:
+    found = (routed.pruned_losses, routed.losses_dense, routed.materialised)
+    if found == (dense.pruned_losses, 0, {}):
+        return []
+    return [
+        f"(routed, dense, materialised): got {found}, expected ({dense.pruned_losses}, 0, {{}})"
+    ]

@@ -1,0 +1,68 @@
+"""The matrix as a markdown table in `egs/README.md`."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections import Counter
+from pathlib import Path
+
+from recipe_matrix.measure import MATERIALISED, OWN_FAILURE, REFUSED, ROUTED, Outcome
+
+README = Path(__file__).parents[3] / "egs" / "README.md"
+BEGIN = "<!-- recipe matrix: written by the test run named below -->"
+END = "<!-- recipe matrix: end -->"
+COMMAND = "ICEFALL_ROOT=<icefall> pytest tests/icefall/test_recipe_matrix.py --write-matrix"
+
+
+def render(outcomes: list[Outcome], versions: str) -> str:
+    """Counts, versions, and one line per outcome."""
+    kinds = Counter(outcome.kind for outcome in outcomes)
+    counts = ", ".join(f"{kinds[k]} {k}" for k in (ROUTED, MATERIALISED, REFUSED))
+    folders = {outcome.name.split(":")[0].split(" ")[0] for outcome in outcomes}
+    models = {outcome.model_file for outcome in outcomes if outcome.model_file}
+    lines = [
+        f"{len(outcomes)} rows, {len(folders)} recipe folders, {len(models)} model files: "
+        f"{counts}, {kinds[OWN_FAILURE]} fail by themselves.",
+        "",
+        f"`{COMMAND}`, {versions}",
+        "",
+        "| recipe: variant | joiner | losses | outcome | loss | gradients | with |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    return "\n".join(lines + [_line(outcome) for outcome in outcomes])
+
+
+def _line(outcome: Outcome) -> str:
+    kind = f"{outcome.kind}: {outcome.reason}" if outcome.reason else outcome.kind
+    if outcome.kind in (OWN_FAILURE, REFUSED):
+        measured = ["", "", kind, "", ""]
+    else:
+        differences = [f"{d:.1e}" for d in (outcome.loss_difference, outcome.gradient_difference)]
+        measured = [outcome.joiner, str(outcome.losses), kind, *differences]
+    return "| " + " | ".join([outcome.name, *measured, outcome.notes]) + " |"
+
+
+def write(outcomes: list[Outcome], versions: str, readme: Path = README) -> None:
+    """Put the table between the markers of the file."""
+    before, _, rest = readme.read_text().partition(BEGIN)
+    _, _, after = rest.partition(END)
+    readme.write_text(f"{before}{BEGIN}\n\n{render(outcomes, versions)}\n\n{END}{after}")
+
+
+def names(readme: Path = README) -> list[str]:
+    """The rows that the file's table lists, in order."""
+    table = readme.read_text().partition(BEGIN)[2].partition(END)[0]
+    rows = [line for line in table.splitlines() if line.startswith("| ")]
+    return [line.split(" | ")[0][2:] for line in rows[1:]]  # the head is no row
+
+
+def versions() -> str:
+    """icefall commit, k2 and torch of this run."""
+    import k2
+    import torch
+
+    git = ["git", "-C", os.environ["ICEFALL_ROOT"], "rev-parse", "--short", "HEAD"]
+    commit = subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
+    release = getattr(k2, "__dev_version__", None) or getattr(k2, "__version__", "unknown")
+    return f"icefall {commit}, k2 {release}, torch {torch.__version__}"
