@@ -9,11 +9,12 @@ import click
 
 import panda_icefall
 from panda_icefall.routing import PandaError
-from panda_icefall.runs import NotRoutedError, UsageError, run_recipe, split_panda_arguments
+from panda_icefall.runs import UsageError, run_recipe, split_panda_arguments
+from panda_icefall.runs.corpora import CORPORA
+from panda_icefall.runs.errors import exit_with
 
 __all__ = ["main"]
 
-EXIT_USAGE = 2
 _RECIPE_COMMAND: dict[str, Any] = {
     "ignore_unknown_options": True,
     "allow_interspersed_args": False,
@@ -52,32 +53,142 @@ def check(updates: Optional[str], train_py: str, arguments: tuple[str, ...]) -> 
     return functools.partial(run_recipe, train_py, recipe_args, options)
 
 
-@cli.group()
-def synth() -> None:
-    """Synthetic data in a recipe's own layout."""
-
-
-@synth.command()
+@cli.command()
+@click.argument("corpus", type=click.Choice(sorted(CORPORA)))
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to write.")
 @click.option("--utterances", type=click.IntRange(min=1), default=160, show_default=True)
-@click.option("--vocab", type=click.IntRange(min=1), default=4336, show_default=True)
+@click.option(
+    "--lang",
+    type=click.Choice(sorted({kind for corpus in CORPORA.values() for kind in corpus.langs})),
+    help="Kind of vocabulary; default: the corpus' usual one.",
+)
+@click.option("--vocab", type=click.IntRange(min=1), help="Classes; default: the published ones.")
 @click.option("--seed", type=int, default=42, show_default=True)
 @click.option(
     "--icefall-root",
     type=click.Path(path_type=Path),
     envvar="ICEFALL_ROOT",
     required=True,
-    help="An icefall checkout, whose own script prepares the lang folder.",
+    help="An icefall checkout, whose own scripts prepare the lang folder.",
 )
-def aishell(out: Path, utterances: int, vocab: int, seed: int, icefall_root: Path) -> None:
-    """Write features and a lang folder on which the AISHELL recipes train."""
-    from panda_icefall.runs.synth.aishell import synth_aishell
+def synth(
+    corpus: str,
+    out: Path,
+    utterances: int,
+    lang: Optional[str],
+    vocab: Optional[int],
+    seed: int,
+    icefall_root: Path,
+) -> None:
+    """Write a data folder on which the recipes of CORPUS train, in their own layout."""
+    from panda_icefall.runs.synth.data_folder import synth_data
 
     try:
-        synth_aishell(out, utterances, vocab, seed, icefall_root)
+        synth_data(corpus, out, icefall_root, utterances, lang, vocab, seed)
     except (ImportError, OSError, RuntimeError, ValueError) as error:
         raise UsageError(str(error)) from error
     click.echo(f"wrote {out}")
+
+
+@cli.command()
+@click.argument("config", metavar="CONFIG.yaml", type=click.Path(path_type=Path))
+@click.option(
+    "--icefall-root",
+    type=click.Path(path_type=Path),
+    envvar="ICEFALL_ROOT",
+    required=True,
+    help="An icefall checkout; only read.",
+)
+@click.option("--data", type=click.Path(path_type=Path), help="The recipe's data folder.")
+@click.option("--synthetic", is_flag=True, help="Make data in its layout instead.")
+@click.option(
+    "--device",
+    type=click.Choice(["cuda", "cpu"]),
+    help="Default: cuda where torch sees a GPU.",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="New folder for logs and report; default: panda-bounded/RECIPE-FORM.",
+)
+def bounded(config: Path, icefall_root: Path, **options: Any) -> Callable[[], int]:
+    """Train a recipe dense and routed for a few batches, compare, and write a report.
+
+    Configurations lie under egs/. Exit status 1 where something does not hold.
+    """
+    from panda_icefall.runs.bounded.run import run_bounded
+
+    return functools.partial(run_bounded, config, icefall_root, **options)
+
+
+@cli.command()
+@click.argument("recipe", metavar="[RECIPE_DIR]", required=False, type=click.Path(path_type=Path))
+@click.option(
+    "--icefall-root",
+    type=click.Path(path_type=Path),
+    envvar="ICEFALL_ROOT",
+    help="An icefall checkout; default: the one around RECIPE_DIR, or the importable one.",
+)
+@click.option("--json", "is_json", is_flag=True, help="Print the findings as one JSON document.")
+def doctor(recipe: Optional[Path], icefall_root: Optional[Path], is_json: bool) -> int:
+    """Say what is installed, whether it fits together, and whether RECIPE_DIR can be routed.
+
+    Exit status 1 where something will fail.
+    """
+    from panda_icefall.runs.doctor import examine, print_diagnosis
+
+    diagnosis = examine(recipe, icefall_root)
+    if is_json:
+        click.echo(diagnosis.as_json())
+    else:
+        print_diagnosis(diagnosis)
+    return diagnosis.exit_status
+
+
+@cli.group()
+def patch() -> None:
+    """PANDA's options in a recipe's own train.py: two lines, put in or taken out again.
+
+    RECIPE_DIR is a recipe's folder, or a training script other than its train.py.
+    """
+
+
+@patch.command("apply")
+@click.argument("recipe", metavar="RECIPE_DIR", type=click.Path(path_type=Path))
+def patch_apply(recipe: Path) -> None:
+    """Put the lines in; ./train.py --use-panda 1 then needs no launcher."""
+    from panda_icefall.runs.patching.recipe_file import apply_patch
+
+    result = apply_patch(recipe)
+    lines = " and ".join(map(str, result.lines))
+    verb = "applied to" if result.is_changed else "already applied to"
+    click.echo(f"{verb} {result.path}: lines {lines}")
+
+
+@patch.command("revert")
+@click.argument("recipe", metavar="RECIPE_DIR", type=click.Path(path_type=Path))
+def patch_revert(recipe: Path) -> None:
+    """Take the lines out; the file is then what it was, byte for byte."""
+    from panda_icefall.runs.patching.recipe_file import revert_patch
+
+    result = revert_patch(recipe)
+    verb = "taken out of" if result.is_changed else "not there, nothing to take out of"
+    click.echo(f"{verb} {result.path}")
+
+
+@patch.command("check")
+@click.argument("recipe", metavar="RECIPE_DIR", type=click.Path(path_type=Path))
+def patch_check(recipe: Path) -> int:
+    """Say whether the lines are there, or could be put in; exit status 1 where they cannot."""
+    from panda_icefall.runs.patching.recipe_file import check_patch, describe_check
+
+    try:
+        result = check_patch(recipe)
+    except UsageError as error:
+        click.echo(f"not applicable: {error}")
+        return 1
+    click.echo(describe_check(result))
+    return 1 if result.refusal else 0
 
 
 def main() -> None:
@@ -89,9 +200,5 @@ def main() -> None:
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
-    except NotRoutedError as error:
-        click.echo(f"panda-icefall: {error}", err=True)
-        sys.exit(1)
     except PandaError as error:
-        click.echo(f"panda-icefall: {error}", err=True)
-        sys.exit(EXIT_USAGE)
+        exit_with(error)

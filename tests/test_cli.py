@@ -112,13 +112,20 @@ def test_updates_may_stand_before_the_recipe_or_after_it(command, train_py, monk
 
 def test_synth_hands_its_options_to_the_generator(command, monkeypatch, tmp_path):
     seen = []
-    fake = types.ModuleType("panda_icefall.runs.synth.aishell")
-    fake.synth_aishell = lambda *given: seen.append(given)
-    monkeypatch.setitem(sys.modules, "panda_icefall.runs.synth.aishell", fake)
-    words = f"--out {tmp_path} --utterances 7 --vocab 50 --seed 3 --icefall-root {tmp_path}"
+    fake = types.ModuleType("panda_icefall.runs.synth.data_folder")
+    fake.synth_data = lambda *given: seen.append(given)
+    monkeypatch.setitem(sys.modules, "panda_icefall.runs.synth.data_folder", fake)
+    where = f"--out {tmp_path} --icefall-root {tmp_path}"
+    words = f"{where} --utterances 7 --lang bbpe --vocab 50 --seed 3"
     status, text, _ = command("synth", "aishell", *words.split())
     assert (status, text) == (0, f"wrote {tmp_path}\n")
-    assert seen == [(tmp_path, 7, 50, 3, tmp_path)]
+    for corpus in ("wenetspeech", "librispeech"):
+        assert command("synth", corpus, *where.split())[0] == 0
+    assert seen == [
+        ("aishell", tmp_path, tmp_path, 7, "bbpe", 50, 3),
+        ("wenetspeech", tmp_path, tmp_path, 160, None, None, 42),
+        ("librispeech", tmp_path, tmp_path, 160, None, None, 42),
+    ]
 
 
 def test_what_the_generator_refuses_is_one_line(command, tmp_path):

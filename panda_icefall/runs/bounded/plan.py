@@ -1,0 +1,124 @@
+"""The child processes of a bounded run: what each is called, trains and leaves where."""
+
+import os
+import shlex
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import panda_icefall
+from panda_icefall.runs.bounded.config import BoundedConfig
+
+__all__ = ["Stage", "child_environment", "plan_stages"]
+
+_EPOCH = ["--num-epochs", "1", "--start-epoch", "1"]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One child process.
+
+    Attributes:
+      name: Its name in the report, and its folder in the run's.
+      purpose: What it is for, in a few words.
+      command: Program and arguments.
+      log: File for its output.
+      memory_log: Its memory log.
+      exp_dir: The recipe's ``--exp-dir``.
+    """
+
+    name: str
+    purpose: str
+    command: tuple[str, ...]
+    log: Path
+    memory_log: Path
+    exp_dir: Path
+
+    @property
+    def shown_command(self) -> str:
+        """The command as one would type it."""
+        return shlex.join(self.command)
+
+
+def plan_stages(
+    config: BoundedConfig, train_py: Path, data_arguments: list[str], out: Path
+) -> list[Stage]:
+    """The stages in their order: contract, dense, routed, twin, stopped, resumed.
+
+    Every continuation draws each batch from ``data.synthetic.seed`` and the batch's number, so
+    that arms see the same random numbers and a resumed run those of the uninterrupted one.
+
+    Args:
+      config: The configuration.
+      train_py: The recipe.
+      data_arguments: The recipe's options that name its data.
+      out: Folder of the whole run.
+    """
+    bounds, contract = config.bounds, config.contract
+    common = [*data_arguments, *config.recipe_arguments(), *_EPOCH]
+    workspace = ["--panda-workspace-mib", f"{config.memory.workspace_mib:g}"]
+    # A recipe saves a checkpoint every N batches, and wants N to be no less than the period.
+    every = ["--save-every-n", str(bounds.stop_after), "--average-period", str(bounds.stop_after)]
+
+    def stage(name: str, purpose: str, words: list[str], exp_of: str = "") -> Stage:
+        folder = out / name
+        exp_dir = out / (exp_of or name) / "exp"
+        verb = "check" if name == "contract" else "run"
+        command = [sys.executable, "-m", "panda_icefall", verb, str(train_py)]
+        command += ["--exp-dir", str(exp_dir), *common, *workspace, *words]
+        return Stage(
+            name, purpose, tuple(command), folder / "output.log", folder / "memory.jsonl", exp_dir
+        )
+
+    def training(
+        name: str, purpose: str, batches: int, words: list[str], exp_of: str = ""
+    ) -> Stage:
+        log = ["--panda-memory-log", str(out / name / "memory.jsonl")]
+        seed = ["--panda-batch-seed", str(config.data.synthetic.seed)]
+        bound = ["--panda-max-batches", str(batches)]
+        return stage(name, purpose, [*every, *bound, *seed, *log, *words], exp_of)
+
+    check = ["--panda-check-batches", str(contract.batches)]
+    if contract.update_steps is not None:
+        check += ["--panda-check-update-steps", str(contract.update_steps)]
+    if contract.tolerances:
+        pairs = ",".join(f"{name}={value!r}" for name, value in contract.tolerances.items())
+        check += ["--panda-check-tolerances", pairs]
+    steps, stop_after = bounds.max_batches, bounds.stop_after
+    return [
+        stage("contract", "dense against routed on the first batches", check),
+        training("dense", "the recipe as it is", steps, ["--use-panda", "0"]),
+        training("routed", "the same steps with PANDA", steps, ["--use-panda", "1"]),
+        training(
+            "twin",
+            "dense, its start moved by a last bit",
+            steps,
+            ["--use-panda", "0", "--panda-last-bit-twin", "1"],
+        ),
+        training(
+            "stopped", f"with PANDA, stopped after {stop_after}", stop_after, ["--use-panda", "1"]
+        ),
+        training(
+            "resumed",
+            "resumed from the recipe's checkpoint",
+            steps - stop_after,
+            ["--use-panda", "1", "--start-batch", str(stop_after)],
+            exp_of="stopped",
+        ),
+    ]
+
+
+def child_environment(icefall_root: Path, device: str) -> Mapping[str, str]:
+    """The environment in which the recipe runs: imports resolve, the checkout stays clean."""
+    project = Path(panda_icefall.__file__).parents[1]
+    inherited = os.environ.get("PYTHONPATH")
+    paths = [str(project), str(icefall_root), *([inherited] if inherited else [])]
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(paths),
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
+    if device == "cpu":  # recipes take the GPU wherever they see one
+        environment["CUDA_VISIBLE_DEVICES"] = ""
+    return environment

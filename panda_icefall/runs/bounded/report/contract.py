@@ -1,0 +1,85 @@
+"""The contract's distances as rows over updates, each row with the bound it is judged by."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Optional
+
+from panda_icefall.runs.bounded.report.reading import finite, items, mapping, number
+
+__all__ = ["Cell", "ContractRow", "contract_rows"]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One distance of one update.
+
+    Attributes:
+      value: The distance; may be NaN or infinite; ``None`` where it was not compared.
+      is_negligible: The dense norm is rounding noise, so the relative distance means nothing.
+    """
+
+    value: Optional[float] = None
+    is_negligible: bool = False
+
+
+@dataclass(frozen=True)
+class ContractRow:
+    """One compared quantity.
+
+    Attributes:
+      name: What is compared.
+      is_gradient: It is a parameter group's gradient.
+      bound: The largest distance that is no violation, where one is known.
+      cells: One for each update.
+    """
+
+    name: str
+    is_gradient: bool
+    bound: Optional[float]
+    cells: tuple[Cell, ...]
+
+
+def contract_rows(contract: Any) -> tuple[tuple[str, ...], tuple[ContractRow, ...]]:
+    """Names of the updates, and the rows: loss, selected log-probs, ``log_z``, gradients.
+
+    Args:
+      contract: What ``panda-check.json`` holds, or nothing.
+    """
+    content = mapping(contract)
+    batches = items(content.get("batches"))
+    bounds = mapping(content.get("tolerances"))
+    updates = tuple(str(b.get("update", index)) for index, b in enumerate(batches, start=1))
+    rows = []
+    losses = tuple(Cell(number(batch.get("loss_rel"))) for batch in batches)
+    if any(cell.value is not None for cell in losses):
+        rows.append(ContractRow("loss", False, finite(bounds.get("loss_rel")), losses))
+    for key, name, bound in (
+        ("log_probs", "selected log-probs", "log_prob_rel_l2"),
+        ("log_z", "log_z", "log_z_rel_l2"),
+        ("gradients", "", "gradient_rel_l2"),
+    ):
+        rows += _rows_of(batches, key, name, finite(bounds.get(bound)))
+    return updates, tuple(rows)
+
+
+def _rows_of(
+    batches: list[dict[str, Any]], key: str, name: str, bound: Optional[float]
+) -> list[ContractRow]:
+    by_update = [{str(d.get("group", key)): d for d in items(batch.get(key))} for batch in batches]
+    groups = list(dict.fromkeys(group for distances in by_update for group in distances))
+    is_alone = len(groups) == 1
+    return [
+        ContractRow(
+            name=group if not name else (name if is_alone else f"{name}: {group}"),
+            is_gradient=not name,
+            bound=bound,
+            cells=tuple(_cell(distances.get(group)) for distances in by_update),
+        )
+        for group in groups
+    ]
+
+
+def _cell(distance: Optional[Mapping[str, Any]]) -> Cell:
+    if distance is None:
+        return Cell()
+    return Cell(number(distance.get("rel_l2")), distance.get("is_negligible") is True)

@@ -1,0 +1,258 @@
+"""One command from a configuration to a report: check, train dense and routed, judge, write."""
+
+import datetime
+import json
+import shlex
+import sys
+import time
+from pathlib import Path
+from typing import Any, Optional
+
+import torch
+from rich.console import Console
+
+from panda_icefall.runs.bounded import judgement
+from panda_icefall.runs.bounded.arms import final_parameters, read_arm
+from panda_icefall.runs.bounded.plan import Stage, child_environment, plan_stages
+from panda_icefall.runs.bounded.report import write_report
+from panda_icefall.runs.bounded.request import Request, check_request
+from panda_icefall.runs.bounded.stage import (
+    Deadline,
+    Interrupted,
+    StageFailed,
+    forwarded_signals,
+    run_stage,
+)
+from panda_icefall.runs.contract.report import FILE_NAME as CONTRACT_FILE
+from panda_icefall.runs.corpora import data_arguments
+from panda_icefall.runs.doctor.checkout import examine_checkout
+from panda_icefall.runs.errors import UsageError
+from panda_icefall.runs.memory.log import run_versions
+from panda_icefall.runs.run_report import open_console
+from panda_icefall.runs.synth.data_folder import synth_data
+
+__all__ = ["run_bounded"]
+
+EXIT_NOT_HELD = 1
+
+
+def run_bounded(
+    config_path: Path,
+    icefall_root: Path,
+    *,
+    data: Optional[Path] = None,
+    synthetic: bool = False,
+    device: Optional[str] = None,
+    out: Optional[Path] = None,
+) -> int:
+    """Train a recipe dense and routed within bounds, compare, and report.
+
+    Everything that can be wrong with the request is found before anything starts. The report is
+    written anew after every stage, so that a run that ends early, however it ends, leaves one that
+    says so.
+
+    Args:
+      config_path: The YAML file.
+      icefall_root: An icefall checkout; only read.
+      data: The recipe's data folder.
+      synthetic: Make synthetic data in its layout, inside ``out``, in place of ``data``.
+      device: ``cpu`` or ``cuda``; CUDA where there is one if not given.
+      out: Folder to write; new or empty. ``panda-bounded/<recipe>-<form>`` if not given.
+
+    Returns:
+      0 where every verdict holds, 1 where one does not or a stage failed, 128 + N where signal N
+      ended the run.
+
+    Raises:
+      UsageError: The request cannot be run.
+    """
+    request = check_request(
+        config_path, icefall_root, data=data, synthetic=synthetic, device=device, out=out
+    )
+    return BoundedRun(request).run()
+
+
+class BoundedRun:
+    """One run in progress: its stages, and the report's content as far as it is known."""
+
+    def __init__(self, request: Request) -> None:
+        self._request = request
+        self._config = request.config
+        self._out = request.out
+        self._console: Console = open_console()
+        self._began = time.monotonic()
+        self._deadline = Deadline.after(request.config.bounds.max_minutes)
+        self._final: dict[str, Any] = {}
+        self._doing = "the start"
+        self.content: dict[str, Any] = {
+            "title": request.title,
+            "state": "running",
+            "reason": None,
+            "passed": None,
+            "verdicts": [],
+            "command": shlex.join(["panda-icefall", *sys.argv[1:]]),
+            "config": request.config.model_dump(),
+            "config_path": str(request.config_path),
+            "versions": {
+                **run_versions(torch.device(request.device)),
+                "icefall": examine_checkout(request.root).text,
+            },
+            "started": datetime.datetime.now().isoformat(timespec="seconds"),
+            "stages": [],
+            "arms": {},
+        }
+
+    def run(self) -> int:
+        """Run all stages, judge them and write the report; see :func:`run_bounded`."""
+        status = EXIT_NOT_HELD
+        try:
+            with forwarded_signals():
+                stages = plan_stages(
+                    self._config, self._request.train_py, self._prepare_data(), self._out
+                )
+                for number, stage in enumerate(stages, 1):
+                    self._run_stage(stage, f"{number}/{len(stages)}")
+            self.content["state"] = "complete"
+            self.content["passed"] = all(v["holds"] for v in self.content["verdicts"])
+            status = 0 if self.content["passed"] else EXIT_NOT_HELD
+        except Interrupted as stop:
+            self._end_early(f"{stop} during {self._doing}")
+            status = stop.exit_status
+        except StageFailed as failure:
+            self._end_early(str(failure))
+        except BaseException as error:
+            self._end_early(f"{type(error).__name__} during {self._doing}: {error}")
+            raise
+        finally:
+            self._write(with_figures=True)
+        self._print_verdicts()
+        return status
+
+    def _end_early(self, reason: str) -> None:
+        self.content.update(state="partial", reason=reason, passed=False)
+
+    def _prepare_data(self) -> list[str]:
+        """Make synthetic data where they are asked for; the recipe's options that name its data."""
+        wanted, given = self._config.data, self._request.data
+        folder = self._out / "data" if given is None else given
+        self.content["data"] = {
+            "kind": "synthetic" if given is None else "given",
+            "folder": str(folder),
+            "corpus": wanted.corpus,
+            "lang": wanted.lang,
+            "classes": wanted.vocab_size,
+        }
+        if given is None:
+            self._doing = "the synthetic data"
+            self._console.print(f"synthetic {wanted.corpus} data in {folder}", soft_wrap=True)
+            size = wanted.synthetic
+            try:
+                synth_data(
+                    wanted.corpus,
+                    folder,
+                    self._request.root,
+                    size.utterances,
+                    wanted.lang,
+                    wanted.vocab_size,
+                    size.seed,
+                )
+            except (ImportError, OSError, RuntimeError, ValueError) as error:
+                raise UsageError(str(error)) from error
+        return data_arguments(wanted.corpus, wanted.lang, folder, wanted.vocab_size)
+
+    def _run_stage(self, stage: Stage, place: str) -> None:
+        self._doing = f"the {stage.name} run"
+        row: dict[str, Any] = {
+            "name": stage.name,
+            "state": "running",
+            "command": stage.shown_command,
+            "log": str(stage.log.relative_to(self._out)),
+        }
+        self.content["stages"].append(row)
+        self._write()
+        self._console.print(f"{place} {stage.name}: {stage.purpose}")
+        began = time.monotonic()
+        try:
+            outcome = run_stage(
+                stage.command,
+                self._request.corpus_folder,
+                child_environment(self._request.root, self._request.device),
+                stage.log,
+                self._deadline,
+            )
+        except BaseException:
+            row.update(state="interrupted", seconds=time.monotonic() - began)
+            self._read(stage)
+            raise
+        row.update(state="done", seconds=outcome.seconds, exit_status=outcome.exit_status)
+        self._read(stage)
+        has_contract = stage.name == "contract" and self.content.get("contract") is not None
+        if outcome.exit_status != 0 and not has_contract:
+            row["state"] = "failed"
+            raise StageFailed(
+                f"the {stage.name} run ended with status {outcome.exit_status}; "
+                f"{stage.log} ends with:\n{outcome.tail}"
+            )
+        self._judge(stage)
+
+    def _read(self, stage: Stage) -> None:
+        """Take over what the stage left, complete or not."""
+        if stage.name == "contract":
+            path = stage.exp_dir / CONTRACT_FILE
+            if path.exists():
+                self.content["contract"] = json.loads(path.read_text(encoding="utf-8"))
+        else:
+            self.content["arms"][stage.name] = read_arm(stage.memory_log)
+
+    def _judge(self, stage: Stage) -> None:
+        """Compare what can be compared once ``stage`` is done."""
+        content, bounds = self.content, self._config.bounds
+        arms, verdicts = content["arms"], content["verdicts"]
+        bound_of = content["contract"]["tolerances"]
+        if stage.name == "contract":
+            verdicts.append(judgement.contract_verdict(content["contract"]))
+            return
+        if stage.name != "stopped":
+            self._final[stage.name] = final_parameters(stage.exp_dir)
+        if stage.name == "routed":
+            verdicts.append(judgement.pruned_loss_verdict(arms["routed"]))
+        elif stage.name == "twin":
+            final = self._final
+            found = judgement.compare_trajectories(
+                arms["dense"], arms["routed"], arms["twin"], bound_of["loss_rel"]
+            )
+            parameters = judgement.compare_final_parameters(
+                final["dense"], final["routed"], final["twin"], bound_of["parameter_rel_l2"]
+            )
+            content.update(trajectory=found, final_parameters=parameters)
+            verdicts += [
+                judgement.trajectory_verdict(found, bounds.max_batches),
+                judgement.final_parameters_verdict(parameters),
+                judgement.finite_verdict(found, parameters),
+            ]
+        elif stage.name == "resumed":
+            resumed = judgement.compare_resumed(
+                self._final["routed"],
+                self._final["resumed"],
+                bounds.stop_after,
+                bounds.max_batches,
+            )
+            content["resume"] = resumed
+            twin = content["final_parameters"]["twin_rel_l2"]
+            verdicts.append(judgement.resume_verdict(resumed, twin, bound_of["parameter_rel_l2"]))
+
+    def _write(self, *, with_figures: bool = False) -> None:
+        self.content["seconds"] = time.monotonic() - self._began
+        write_report(self.content, self._out, with_figures=with_figures)
+
+    def _print_verdicts(self) -> None:
+        marks = {True: "holds", False: "DOES NOT HOLD", None: "not judged"}
+        for verdict in self.content["verdicts"]:
+            line = f"{verdict['name']} {marks[verdict['holds']]}: {verdict['text']}"
+            style = None if verdict["holds"] else "red"
+            self._console.print(line, style=style, markup=False, soft_wrap=True)
+        if self.content["state"] != "complete":
+            line = f"PARTIAL: {self.content['reason']}"
+            self._console.print(line, style="red", markup=False, soft_wrap=True)
+        report = self._out / "report.html"
+        self._console.print(f"report: {report}", markup=False, soft_wrap=True)

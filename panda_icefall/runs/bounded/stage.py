@@ -1,0 +1,153 @@
+"""One child process of a bounded run: started, bounded in time, stopped with its whole group."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Callable, Optional
+
+__all__ = [
+    "Deadline",
+    "Interrupted",
+    "StageFailed",
+    "StageOutcome",
+    "forwarded_signals",
+    "run_stage",
+]
+
+_GRACE_SECONDS = 10.0
+_POLL_SECONDS = 0.2
+_TAIL_LINES = 15
+
+
+class Interrupted(Exception):  # noqa: N818 - somebody's wish, not an error
+    """The bounded run was told to stop: by a signal, or by its own bound in minutes.
+
+    Attributes:
+      exit_status: What a shell expects of a process that ends so.
+    """
+
+    def __init__(self, message: str, exit_status: int = 1) -> None:
+        super().__init__(message)
+        self.exit_status = exit_status
+
+
+class StageFailed(Exception):  # noqa: N818 - reported, not raised at the user
+    """A child process ended with an error of its own."""
+
+
+@dataclass(frozen=True)
+class Deadline:
+    """The moment, by ``time.monotonic``, at which a bounded run has to end; in seconds."""
+
+    at: float
+    minutes: float
+
+    @classmethod
+    def after(cls, minutes: float) -> "Deadline":
+        """The deadline that many minutes from now."""
+        return cls(time.monotonic() + 60.0 * minutes, minutes)
+
+    def check(self) -> None:
+        """Raise ``Interrupted`` once the moment has passed."""
+        if time.monotonic() > self.at:
+            raise Interrupted(f"bounds.max_minutes: {self.minutes:g} minutes were over")
+
+
+@dataclass(frozen=True)
+class StageOutcome:
+    """How a child process ended.
+
+    Attributes:
+      exit_status: As its parent sees it; negative where a signal ended it.
+      seconds: Wall time.
+      tail: The last lines it wrote.
+    """
+
+    exit_status: int
+    seconds: float
+    tail: str
+
+
+@contextlib.contextmanager
+def forwarded_signals() -> Iterator[None]:
+    """Turn SIGINT and SIGTERM into ``Interrupted`` for the enclosed block."""
+
+    def stop(number: int, _frame: object) -> None:
+        raise Interrupted(f"interrupted by {signal.Signals(number).name}", 128 + number)
+
+    previous = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def run_stage(
+    command: Sequence[str],
+    folder: Path,
+    environment: Mapping[str, str],
+    log: Path,
+    deadline: Deadline,
+    on_poll: Callable[[], Any] = lambda: None,
+) -> StageOutcome:
+    """Run ``command`` in ``folder`` with both of its outputs in ``log``.
+
+    Args:
+      command: Program and arguments.
+      folder: Its working folder.
+      environment: Its whole environment.
+      log: File for its output.
+      deadline: When to stop it.
+      on_poll: Called several times a second while it runs.
+
+    Raises:
+      Interrupted: A signal or the deadline came first. The child and its own children have been
+        asked to end, and killed where they had not ended within 10 s.
+    """
+    began = time.monotonic()
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("wb") as output:
+        # A session of its own: Ctrl-C reaches this process alone, which then stops the group.
+        child = subprocess.Popen(
+            list(command),
+            cwd=folder,
+            env=dict(environment),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        try:
+            while True:
+                try:
+                    status: Optional[int] = child.wait(timeout=_POLL_SECONDS)
+                    break
+                except subprocess.TimeoutExpired:
+                    deadline.check()
+                    on_poll()
+        except BaseException:
+            _stop_group(child)
+            raise
+    assert status is not None
+    return StageOutcome(status, time.monotonic() - began, _tail(log))
+
+
+def _stop_group(child: "subprocess.Popen[bytes]") -> None:
+    # SIGINT first: Python raises KeyboardInterrupt from it, so the recipe's logs are closed.
+    for number, patience in ((signal.SIGINT, _GRACE_SECONDS), (signal.SIGKILL, None)):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child.pid, number)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            child.wait(timeout=patience)
+            return
+
+
+def _tail(log: Path) -> str:
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    return "\n".join(lines[-_TAIL_LINES:])

@@ -1,0 +1,98 @@
+"""What the first screen of a report says: the state, the verdicts, memory and time."""
+
+import bounded_content as made
+import pytest
+
+from panda_icefall.runs.bounded.report.first_screen import facts, headline, state, verdicts
+
+
+def label_of(content):
+    return state(content, verdicts(content))[0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "label"),
+    [
+        ({"state": "complete", "passed": True}, "HOLDS"),
+        ({"state": "complete", "passed": False}, "VIOLATED"),
+        ({"state": "complete", "passed": None}, "COMPLETE, NOT JUDGED"),
+        ({"state": "partial", "passed": None}, "PARTIAL"),
+        ({"state": "partial", "passed": False}, "PARTIAL"),
+        ({"state": "running", "passed": None}, "RUNNING"),
+    ],
+)
+def test_the_label_follows_state_and_outcome(changes, label):
+    assert label_of({**made.complete(), **changes}) == label
+
+
+def test_one_violated_verdict_outweighs_a_run_marked_as_passed():
+    content = {**made.complete(), "passed": True}
+    content["verdicts"][2]["holds"] = False
+    assert label_of(content) == "VIOLATED"
+
+
+def test_a_partial_run_without_a_reason_says_that_none_was_recorded():
+    content = {"state": "partial"}
+    assert "no reason was recorded." in state(content, verdicts(content))[2]
+
+
+def test_only_an_incomplete_run_lists_verdicts_that_were_not_given():
+    names = [v.name for v in verdicts({"state": "partial"})]
+    assert names == [
+        "contract",
+        "pruned loss",
+        "trajectory",
+        "final parameters",
+        "finite",
+        "resume",
+    ]
+    assert verdicts({"state": "complete", "verdicts": []}) == ()
+
+
+def test_memory_and_time_are_compared_over_the_steps_that_both_runs_have():
+    content = made.complete()
+    content["arms"]["routed"]["steps"] = content["arms"]["routed"]["steps"][:4]
+    late = content["arms"]["dense"]["steps"][20]
+    late["peak_bytes"] = 99_000 * made.MIB
+    late["seconds"] = 1e6
+    table = headline(content)
+    cells = " ".join(" ".join(row) for row in table.rows)
+    assert "99,000" not in cells
+    assert "Over the 4 training steps that both runs have (dense 30, routed 4)" in table.caption
+    assert table.rows[-1][0] == "loss per frame, step 4"
+
+
+def test_the_median_time_leaves_out_the_first_step():
+    content = made.complete(steps=3)
+    for name, seconds in (("dense", (90.0, 2.0, 4.0)), ("routed", (80.0, 1.0, 2.0))):
+        for row, value in zip(content["arms"][name]["steps"], seconds):
+            row["seconds"] = value
+    (row,) = [row for row in headline(content).rows if row[0] == "median time per step"]
+    assert row[1:] == ("3.00 s", "1.50 s", "0.50\u00d7")
+
+
+def test_memory_above_the_start_is_left_out_where_the_start_was_not_measured():
+    content = made.complete()
+    for arm in content["arms"].values():
+        arm["base_bytes"] = None
+    assert [row[0] for row in headline(content).rows] == [
+        "peak memory (process RSS)",
+        "median time per step",
+        "loss per frame, step 30",
+    ]
+
+
+def test_one_arm_alone_has_no_ratio():
+    content = made.complete()
+    del content["arms"]["routed"]
+    assert {row[3] for row in headline(content).rows} == {"\u2013"}
+    assert headline({"arms": {"dense": {"steps": []}}}) is None
+
+
+def test_facts_name_machine_data_and_commit_and_leave_out_what_is_unknown():
+    told = dict(facts(made.complete()))
+    assert told["machine"] == "a processor with two cores, cpu, 2 threads"
+    assert told["icefall"] == "36e0420c7e3e (clean)"
+    assert "icefall 36e" not in told["versions"]
+    assert told["data"] == "synthetic (made by panda-icefall synth), out/aishell/data"
+    assert facts({}) == ()

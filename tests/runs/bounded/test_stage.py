@@ -1,0 +1,119 @@
+"""A child process of a bounded run is timed, logged and stopped together with its children."""
+
+import os
+import signal
+import sys
+import threading
+import time
+
+import pytest
+
+from panda_icefall.runs.bounded.stage import (
+    Deadline,
+    Interrupted,
+    forwarded_signals,
+    run_stage,
+)
+
+# Starts a child of its own, says both process numbers, and sleeps.
+PARENT = """
+import subprocess, sys, os
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+print(os.getpid(), child.pid, flush=True)
+child.wait()
+"""
+
+
+@pytest.fixture
+def run(tmp_path):
+    def run(code, minutes=5.0, on_poll=lambda: None):
+        return run_stage(
+            [sys.executable, "-c", code],
+            tmp_path,
+            {**os.environ, "GREETING": "hello"},
+            tmp_path / "logs" / "out.log",
+            Deadline.after(minutes),
+            on_poll,
+        )
+
+    run.log = tmp_path / "logs" / "out.log"
+    run.folder = tmp_path
+    return run
+
+
+def is_alive(process):
+    try:
+        with open(f"/proc/{process}/stat") as file:
+            return file.read().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def wait_until(condition):
+    for _ in range(200):
+        if condition():
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def test_output_environment_folder_and_status(run):
+    code = (
+        "import os, sys; print(os.environ['GREETING'], os.getcwd()); "
+        "print('oh', file=sys.stderr); sys.exit(3)"
+    )
+    outcome = run(code)
+    assert outcome.exit_status == 3
+    assert run.log.read_text().split() == ["hello", str(run.folder), "oh"]
+    assert outcome.tail.endswith("oh")
+    assert outcome.seconds > 0
+
+
+def test_only_the_last_lines_are_kept(run):
+    assert run("print(*range(100), sep='\\n')").tail.splitlines() == [
+        str(n) for n in range(85, 100)
+    ]
+
+
+def test_a_process_killed_by_a_signal_has_a_negative_status(run):
+    assert run("import os; os.kill(os.getpid(), 9)").exit_status == -9
+
+
+def test_the_deadline_stops_the_whole_group(run):
+    with pytest.raises(Interrupted, match=r"bounds\.max_minutes: 0\.02 minutes were over"):
+        run(PARENT, minutes=0.02)
+    processes = [int(word) for word in run.log.read_text().split()[:2]]
+    assert len(processes) == 2
+    assert wait_until(lambda: not any(map(is_alive, processes)))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_the_whole_group_and_is_named(run, number):
+    def send():
+        if run.log.exists() and len(run.log.read_text().split()) >= 2 and not sent.is_set():
+            sent.set()
+            os.kill(os.getpid(), number)
+
+    sent = threading.Event()
+    before = signal.getsignal(number)
+    with (
+        pytest.raises(Interrupted, match=f"interrupted by {number.name}") as stop,
+        forwarded_signals(),
+    ):
+        run(PARENT, on_poll=send)
+    assert stop.value.exit_status == 128 + number
+    assert signal.getsignal(number) is before
+    processes = [int(word) for word in run.log.read_text().split()[:2]]
+    assert wait_until(lambda: not any(map(is_alive, processes)))
+
+
+def test_a_process_that_ignores_the_request_is_killed(run, monkeypatch):
+    monkeypatch.setattr("panda_icefall.runs.bounded.stage._GRACE_SECONDS", 0.3)
+    code = (
+        "import signal, time, os; signal.signal(signal.SIGINT, signal.SIG_IGN); "
+        "print(os.getpid(), flush=True); time.sleep(60)"
+    )
+    with pytest.raises(Interrupted):
+        run(code, minutes=0.02)
+    process = int(run.log.read_text().split()[0])
+    assert wait_until(lambda: not is_alive(process))
