@@ -1,7 +1,11 @@
-"""Lane rules: k2-marked tests need a real k2, icefall-marked ones ICEFALL_ROOT as well."""
+"""Lane rules, and the command line in this process.
+
+k2-marked tests need a real k2, icefall-marked ones ICEFALL_ROOT as well.
+"""
 
 import importlib.util
 import os
+import sys
 
 import pytest
 
@@ -19,3 +23,17 @@ def pytest_collection_modifyitems(items):
         if item.get_closest_marker("icefall"):
             item.add_marker(needs_k2)
             item.add_marker(needs_icefall)
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    """Runs `panda-icefall words`; gives its exit status, stdout and stderr."""
+    from panda_icefall import cli
+
+    def run(*words):
+        monkeypatch.setattr(sys, "argv", ["panda-icefall", *map(str, words)])
+        with pytest.raises(SystemExit) as caught:
+            cli.main()
+        return (caught.value.code, *capsys.readouterr())
+
+    return run

@@ -31,19 +31,6 @@ def train_py(tmp_path):
     return write
 
 
-@pytest.fixture
-def command(monkeypatch, capsys):
-    """Runs the command in this process; gives its exit status, stdout and stderr."""
-
-    def run(*words):
-        monkeypatch.setattr(sys, "argv", ["panda-icefall", *words])
-        with pytest.raises(SystemExit) as caught:
-            cli.main()
-        return (caught.value.code, *capsys.readouterr())
-
-    return run
-
-
 def test_the_version_is_the_packages(command):
     assert command("--version")[:2] == (0, f"panda-icefall, version {panda_icefall.__version__}\n")
 
@@ -51,7 +38,7 @@ def test_the_version_is_the_packages(command):
 def test_help_names_every_command(command):
     status, text, _ = command("--help")
     assert status == 0
-    for name in ("run", "check", "synth"):
+    for name in ("run", "check", "bounded", "synth", "doctor", "patch"):
         assert name in text
 
 
@@ -134,3 +121,65 @@ def test_what_the_generator_refuses_is_one_line(command, tmp_path):
     assert status == 2
     assert error.startswith("panda-icefall: ")
     assert error.count("\n") == 1
+
+
+CONFIG = """
+recipe: egs/aishell/ASR/zipformer/train.py
+train_args: {world-size: 1}
+data: {corpus: aishell, lang: char, vocab_size: 4336}
+bounds: {max_batches: 4, max_minutes: 5}
+contract: {batches: 2}
+"""
+
+
+@pytest.fixture
+def bounded(command, tmp_path, monkeypatch):
+    """Runs `bounded` on CONFIG with a fake checkout; nothing may be started by it."""
+    monkeypatch.setattr("subprocess.Popen", None)
+    root = tmp_path / "icefall"
+    recipe = root / "egs/aishell/ASR/zipformer/train.py"
+    recipe.parent.mkdir(parents=True)
+    recipe.write_text(TRAIN_PY.format(end="pass"))
+    (root / "icefall").mkdir()
+    (root / "icefall/__init__.py").write_text("")
+    config = tmp_path / "config.yaml"
+
+    def run(*words, text=CONFIG, icefall_root=root):
+        config.write_text(text)
+        where = ("--icefall-root", str(icefall_root), "--device", "cpu")
+        return command("bounded", str(config), *where, "--out", str(tmp_path / "out"), *words)
+
+    run.out = tmp_path / "out"
+    return run
+
+
+def test_a_bounded_run_with_a_typo_in_its_configuration(bounded):
+    text = CONFIG.replace("max_minutes", "max_minuts")
+    status, _, error = bounded("--synthetic", text=text)
+    assert status == 2
+    assert "bounds.max_minuts: unknown key" in error
+    assert "did you mean max_minutes?" in error
+    assert "Traceback" not in error
+    assert not bounded.out.exists()
+
+
+def test_a_bounded_run_on_a_folder_that_is_no_checkout(bounded, tmp_path):
+    status, _, error = bounded("--synthetic", icefall_root=tmp_path)
+    assert status == 2
+    assert "has no icefall/__init__.py, expected an icefall checkout" in error
+    assert not bounded.out.exists()
+
+
+def test_a_bounded_run_on_data_without_cuts(bounded, tmp_path):
+    (tmp_path / "data" / "fbank").mkdir(parents=True)
+    status, _, error = bounded("--data", str(tmp_path / "data"))
+    assert status == 2
+    assert "aishell_cuts_train.jsonl.gz" in error
+    assert "./prepare.sh" in error
+    assert not bounded.out.exists()
+
+
+def test_a_bounded_run_without_data(bounded):
+    status, _, error = bounded()
+    assert status == 2
+    assert "--data, --synthetic: got neither" in error

@@ -12,6 +12,7 @@ from typing import Any, Union
 
 from torch import nn
 
+from panda_icefall.runs.atomic_file import replace_file
 from panda_icefall.runs.errors import UsageError
 
 __all__ = ["ModuleNumbers"]
@@ -46,10 +47,7 @@ class ModuleNumbers:
             differing = {k: v for k, v in numbers.items() if k not in as_built or as_built[k] != v}
             if differing:
                 changed[module] = differing
-        path = self.path(batches)
-        unfinished = path.with_suffix(".tmp")
-        unfinished.write_text(json.dumps(changed), encoding="utf-8")
-        unfinished.replace(path)  # at once: a killed run leaves no half of it
+        replace_file(self.path(batches), json.dumps(changed).encode("utf-8"))
 
     def restore(self, batches: int) -> None:
         """Put back what :meth:`save` wrote; a missing file is logged as a warning.

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Union
 
 from panda_icefall.runs.errors import UsageError
-from panda_icefall.runs.options import add_panda_arguments
+from panda_icefall.runs.panda_arguments import add_panda_arguments
 
 __all__ = ["RecipeFile", "panda_group_in_help", "wants_help"]
 

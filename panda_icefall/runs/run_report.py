@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from panda_icefall.routing import LossTotals
+from panda_icefall.runs.atomic_file import replace_file
 
 __all__ = ["RunOutcome", "open_console", "print_summary", "read_outcomes"]
 
@@ -45,10 +46,8 @@ class RunOutcome:
 
     def write(self, folder: Path) -> None:
         """Leave the outcome for the parent process in ``folder``, in place of an earlier one."""
-        path = folder / f"rank{self.rank}.json"
-        partial = path.with_suffix(".partial")
-        partial.write_text(json.dumps(dataclasses.asdict(self)), encoding="utf-8")
-        partial.replace(path)
+        text = json.dumps(dataclasses.asdict(self))
+        replace_file(folder / f"rank{self.rank}.json", text.encode("utf-8"))
 
 
 def read_outcomes(folder: Path) -> list[RunOutcome]:

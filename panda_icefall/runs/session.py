@@ -1,10 +1,8 @@
 """Wrappers around a recipe's ``compute_loss`` and ``train_one_epoch`` in one process."""
 
 import contextlib
-import functools
 import inspect
 import time
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Callable, Optional
@@ -14,18 +12,15 @@ import torch
 from panda_icefall import routing
 from panda_icefall.routing import PandaError
 from panda_icefall.runs.batches import BatchFeed, FirstBatchOnly
-from panda_icefall.runs.call_watch import LossCallWatch, explain_not_routed
-from panda_icefall.runs.contract.check import Contract
-from panda_icefall.runs.contract.report import print_contract, write_contract
-from panda_icefall.runs.contract.training_copy import unwrap_model
+from panda_icefall.runs.contract.session_check import SessionCheck
 from panda_icefall.runs.counters import CounterLedger
-from panda_icefall.runs.errors import BoundReached, NotRoutedError
+from panda_icefall.runs.errors import BoundReached
 from panda_icefall.runs.last_bit import change_last_bit
-from panda_icefall.runs.memory.log import MemoryLog
-from panda_icefall.runs.memory.phases import PhaseRecorder
+from panda_icefall.runs.memory.session_log import SessionLog
 from panda_icefall.runs.options import PandaOptions
-from panda_icefall.runs.recipe_calls import Epoch, loss_of_model, wrap_function
+from panda_icefall.runs.recipe_calls import Epoch, wrap_function
 from panda_icefall.runs.repeatable import RepeatableBatches
+from panda_icefall.runs.routing_proof import RoutingProof
 from panda_icefall.runs.run_report import RunOutcome, open_console
 
 __all__ = ["TrainingSession"]
@@ -50,15 +45,13 @@ class TrainingSession:
         self.console = open_console()
         self._started = time.perf_counter()
         self._ledger: Optional[CounterLedger] = None
-        self._log: Optional[MemoryLog] = None
-        self._contract: Optional[Contract] = None
-        self._contract_path: Optional[Path] = None
+        self._log = SessionLog(options)
+        self._check = SessionCheck(options, self.console)
+        self._proof = RoutingProof(options.use_panda)
         self._epoch: Optional[Epoch] = None
         self._batches = 0
         self._steps = 0
         self._steps_settled = 0
-        self._is_routing_verified = False
-        self._first_calls: Counter[str] = Counter()
         self._is_bounded = False
         self._is_twin = False
         self._repeatable: Optional[RepeatableBatches] = None
@@ -105,8 +98,7 @@ class TrainingSession:
                 raise
             finally:
                 self._ledger.advance()
-                if self._log is not None:
-                    self._log.close(reason)
+                self._log.close(reason)
                 self._leave_outcome()
 
     def _leave_outcome(self) -> None:
@@ -121,9 +113,9 @@ class TrainingSession:
             seconds=time.perf_counter() - self._started,
             counters=self._counters.total,
             is_bounded=self._is_bounded,
-            memory_log=None if self._log is None else str(self._log.path),
-            contract=None if self._contract_path is None else str(self._contract_path),
-            violations=self._violations(),
+            memory_log=None if self._log.path is None else str(self._log.path),
+            contract=None if self._check.path is None else str(self._check.path),
+            violations=self._check.violations,
             error=self._error,
         )
 
@@ -131,17 +123,6 @@ class TrainingSession:
     def _counters(self) -> CounterLedger:
         assert self._ledger is not None, "the session is not running"
         return self._ledger
-
-    def _violations(self) -> tuple[str, ...]:
-        if not self.options.check_batches:
-            return ()
-        if self._contract is None or not self._contract.is_complete:
-            done = 0 if self._contract is None else self._contract.batches_seen
-            needed = self.options.batches_of_check
-            return (
-                f"the contract check saw {done} of {needed} training batches before the run ended",
-            )
-        return tuple(self._contract.result.violations)
 
     def _train_one_epoch(self, function: Callable[..., Any], bound: inspect.BoundArguments) -> Any:
         if self._is_bound_reached():
@@ -175,28 +156,13 @@ class TrainingSession:
 
     def _open_epoch(self, arguments: dict[str, Any]) -> Epoch:
         device = next((p.device for p in arguments["model"].parameters()), torch.device("cpu"))
-        if self.options.check_batches and self._contract is None:
-            self._contract = Contract(self.options, device)
-        recorder = None
-        if self.options.memory_log is not None:
-            if self._log is None:
-                self._log = MemoryLog(self.options.memory_log, self.rank, self.options, device)
-            writer = arguments.get("tb_writer")
-            recorder = PhaseRecorder(
-                self._log,
-                self._counters,
-                device,
-                writer,
-                model=unwrap_model(arguments["model"]),
-                optimizer=arguments.get("optimizer"),
-                scaler=arguments.get("scaler"),
-            )
+        self._check.prepare(device)
+        recorder = self._log.recorder(arguments, device, self._counters, self.rank)
         return Epoch(arguments, device, recorder)
 
     def _before_batch(self) -> bool:
         self._settle_batch()
-        is_complete = self._contract is not None and self._contract.is_complete
-        if is_complete and self.options.stop_after_check:
+        if self._check.is_complete and self.options.stop_after_check:
             raise BoundReached
         self._is_bounded = self._is_bound_reached()
         if self._repeatable is not None and self._epoch is not None:
@@ -215,20 +181,11 @@ class TrainingSession:
             return
         self._steps_settled = self._steps
         self._batches += 1
-        if self._contract is not None and self._contract.result.not_routed is not None:
-            raise NotRoutedError(self._contract.result.not_routed)
-        self._verify_routing()
+        self._check.verify_routed()
+        self._proof.verify(self._counters)
         if self._repeatable is not None:
             self._repeatable.after_batch(self._epoch)
         self._leave_outcome()
-
-    def _verify_routing(self) -> None:
-        """Stop a run that asked for PANDA and has trained without it."""
-        if self.options.use_panda and not self._is_routing_verified:
-            self._counters.advance()
-            if self._counters.total.losses_routed == 0:
-                raise NotRoutedError(explain_not_routed(self._counters.total, self._first_calls))
-            self._is_routing_verified = True
 
     def _compute_loss(self, function: Callable[..., Any], bound: inspect.BoundArguments) -> Any:
         epoch = self._epoch
@@ -238,49 +195,18 @@ class TrainingSession:
             epoch.recorder.end()
         if not bound.arguments.get("is_training", torch.is_grad_enabled()):
             if self._steps:  # many recipes validate after the first batch: say it before that
-                self._verify_routing()
+                self._proof.verify(self._counters)
             return function(*bound.args, **bound.kwargs)
-        self._check_contract(function, bound, epoch)
+        self._check.observe(function, bound, epoch, self._counters, self.rank)
         self._steps += 1
+
+        def train() -> Any:
+            with self._proof.watching():
+                return function(*bound.args, **bound.kwargs)
+
         if epoch.recorder is None:
-            return self._watched(function, bound)
-        epoch.recorder.begin("compute_loss", self._steps, epoch.batch_idx_train)
-        try:
-            result = self._watched(function, bound)
-        except BaseException as error:
-            epoch.recorder.end(error)
-            raise
-        loss, info = (*result, None)[:2] if isinstance(result, tuple) else (result, None)
-        epoch.recorder.note_loss(loss, info)
-        epoch.recorder.begin("backward_update", self._steps, epoch.batch_idx_train)
-        return result
-
-    def _watched(self, function: Callable[..., Any], bound: inspect.BoundArguments) -> Any:
-        if not self.options.use_panda or self._is_routing_verified:
-            return function(*bound.args, **bound.kwargs)
-        with LossCallWatch() as watch:
-            result = function(*bound.args, **bound.kwargs)
-        self._first_calls += watch.calls
-        return result
-
-    def _check_contract(
-        self, function: Callable[..., Any], bound: inspect.BoundArguments, epoch: Epoch
-    ) -> None:
-        contract = self._contract
-        if contract is None or contract.is_complete:
-            return
-        self._counters.advance()
-        loss_of = functools.partial(loss_of_model, function, bound)
-        contract.observe(
-            loss_of, bound.arguments["model"], epoch.arguments["optimizer"], epoch.loss_scale
-        )
-        self._counters.exclude()
-        if contract.is_complete:
-            self._contract_path = write_contract(
-                contract.result, epoch.folder, self.rank, epoch.device
-            )
-            if self.rank == 0:
-                print_contract(contract.result, self._contract_path, self.console)
+            return train()
+        return epoch.recorder.around_loss(train, self._steps, epoch.batch_idx_train)
 
 
 def _leave_process_group() -> None:

@@ -246,6 +246,15 @@ class Recipe:
         self.train_py.write_text(TRAIN_PY)
         (folder / "toy_model.py").write_text(MODEL_PY)
 
+    def edit(self, *changes, name="train.py"):
+        """Put new text in the place of old in one file of the recipe, for each (old, new)."""
+        path = self.folder / name
+        text = path.read_text()
+        for old, new in changes:
+            assert old in text, old
+            text = text.replace(old, new)
+        path.write_text(text)
+
     def subprocess(self, *words, module="panda_icefall"):
         """`python -m panda_icefall words`, from the recipe's folder."""
         start = [sys.executable, "-m", module] if module else [sys.executable]

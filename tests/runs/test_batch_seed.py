@@ -55,17 +55,9 @@ def test_seed_batch_and_rank_all_matter(other):
     assert all(a != b for a, b in zip(first, draws()))
 
 
-def make_resumable(recipe):
-    text = recipe.train_py.read_text()
-    for old, new in RESUMABLE:
-        assert text.count(old) == 1
-        text = text.replace(old, new)
-    recipe.train_py.write_text(text)
-
-
 @pytest.mark.parametrize("use_panda", [False, True])
 def test_a_run_resumed_within_an_epoch_repeats_the_uninterrupted_one(recipe, use_panda):
-    make_resumable(recipe)
+    recipe.edit(*RESUMABLE)
     seeded = PandaOptions(use_panda=use_panda, batch_seed=5)
     assert run_recipe(recipe.train_py, ["--exp-dir", "whole"], seeded) == 0
     bounded = PandaOptions(use_panda=use_panda, batch_seed=5, max_batches=2)
@@ -79,7 +71,7 @@ def test_a_run_resumed_within_an_epoch_repeats_the_uninterrupted_one(recipe, use
 
 
 def test_without_the_seed_a_resumed_run_draws_other_batches(recipe):
-    make_resumable(recipe)
+    recipe.edit(*RESUMABLE)
     options = PandaOptions(max_batches=4)
     assert run_recipe(recipe.train_py, ["--exp-dir", "whole"], options) == 0
     resumed = ["--exp-dir", "whole", "--start-batch", "2"]
@@ -89,10 +81,7 @@ def test_without_the_seed_a_resumed_run_draws_other_batches(recipe):
 
 
 def test_a_recipe_that_counts_no_batches_is_seeded_by_ours(recipe):
-    text = recipe.train_py.read_text()
-    recipe.train_py.write_text(
-        text.replace(", batch_idx_train=0", "").replace("params.batch_idx_train += 1", "pass")
-    )
+    recipe.edit((", batch_idx_train=0", ""), ("params.batch_idx_train += 1", "pass"))
     for folder in ("a", "b"):
         words = ["--exp-dir", folder]
         assert run_recipe(recipe.train_py, words, PandaOptions(batch_seed=5)) == 0

@@ -25,19 +25,17 @@ def test_without_options_the_recipe_runs_as_if_started_directly(recipe):
 
 
 def test_without_options_nothing_is_wrapped(recipe):
-    recipe.train_py.write_text(
-        recipe.train_py.read_text().replace(
-            "def main():",
-            "def main():\n"
-            "    import argparse, torch.multiprocessing as mp\n"
-            "    assert not hasattr(compute_loss, '__wrapped__')\n"
-            "    assert not hasattr(train_one_epoch, '__wrapped__')\n"
-            "    assert not hasattr(mp.spawn, '__wrapped__')\n"
-            "    assert not hasattr(argparse.ArgumentParser.parse_known_args, '__wrapped__')\n"
-            "    import panda_icefall\n"
-            "    assert panda_icefall.status().replaced == ()\n",
-        )
+    looking = (
+        "def main():\n"
+        "    import argparse, torch.multiprocessing as mp\n"
+        "    assert not hasattr(compute_loss, '__wrapped__')\n"
+        "    assert not hasattr(train_one_epoch, '__wrapped__')\n"
+        "    assert not hasattr(mp.spawn, '__wrapped__')\n"
+        "    assert not hasattr(argparse.ArgumentParser.parse_known_args, '__wrapped__')\n"
+        "    import panda_icefall\n"
+        "    assert panda_icefall.status().replaced == ()\n"
     )
+    recipe.edit(("def main():", looking))
     assert run_recipe(recipe.train_py, [], PandaOptions()) == 0
 
 
@@ -131,21 +129,20 @@ def test_the_recipes_exit_status_is_the_runs(recipe, capsys, options, code, stat
 
 @pytest.mark.parametrize("name", ["compute_loss", "train_one_epoch"])
 def test_a_file_without_the_functions_of_a_recipe_is_refused(recipe, name, capsys):
-    recipe.train_py.write_text(recipe.train_py.read_text().replace(name, "something"))
+    recipe.edit((name, "something"))
     with pytest.raises(UsageError, match=rf"defines no {name}\(\)"):
         run_recipe(recipe.train_py, [], PANDA)
     assert "summary" not in capsys.readouterr().err
 
 
 def test_a_train_one_epoch_without_a_known_data_loader_is_refused(recipe):
-    recipe.train_py.write_text(recipe.train_py.read_text().replace("train_dl", "feeder"))
+    recipe.edit(("train_dl", "feeder"))
     with pytest.raises(UsageError, match=r"train_one_epoch\(\).*expected one named train_dl"):
         run_recipe(recipe.train_py, [], PANDA)
 
 
 def test_a_file_without_guard_runs_only_without_options(recipe):
-    text = recipe.train_py.read_text().replace('if __name__ == "__main__":', "if True:")
-    recipe.train_py.write_text(text)
+    recipe.edit(('if __name__ == "__main__":', "if True:"))
     assert run_recipe(recipe.train_py, [], PandaOptions()) == 0
     with pytest.raises(UsageError, match="no top-level"):
         run_recipe(recipe.train_py, [], PANDA)
@@ -173,11 +170,8 @@ def test_a_run_without_any_training_batch_is_not_taken_for_a_routed_one(recipe):
 
 
 def test_batches_that_a_resumed_epoch_skips_are_not_counted(recipe):
-    text = recipe.train_py.read_text().replace(
-        "        params.batch_idx_train += 1\n",
-        "        if batch_idx < 2:\n            continue\n        params.batch_idx_train += 1\n",
-    )
-    recipe.train_py.write_text(text)
+    counted = "        params.batch_idx_train += 1\n"
+    recipe.edit((counted, "        if batch_idx < 2:\n            continue\n" + counted))
     options = PandaOptions(use_panda=True, max_batches=1)
     assert run_recipe(recipe.train_py, ["--exp-dir", "exp"], options) == 0
     assert len(recipe.lines("exp/losses-0.txt")) == 1

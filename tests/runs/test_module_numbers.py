@@ -73,22 +73,19 @@ def test_numbers_of_another_model_are_refused(tmp_path):
 
 @pytest.mark.parametrize("seed", [None, 3])
 def test_a_run_with_a_batch_seed_saves_and_resumes_them(recipe, seed):
-    text = recipe.train_py.read_text()
-    text = text.replace(
-        '    parser.add_argument("--kind"',
+    arguments = (
         '    parser.add_argument("--start-batch", type=int, default=0, help="Checkpoint.")\n'
         '    parser.add_argument("--save-every-n", type=int, default=2, help="Batches.")\n'
-        '    parser.add_argument("--kind"',
     )
     built = "    model = Transducer(C=11)\n"
-    text = text.replace(built, built + "    model.joiner.seen = 0\n")
-    text = text.replace(
-        "            optimizer.zero_grad()\n",
-        "            optimizer.zero_grad()\n            model.joiner.seen += 1\n",
-    )
+    stepped = "            optimizer.zero_grad()\n"
     seen = 'Path(params.exp_dir, "seen.txt").write_text(str(model.joiner.seen))'
-    text = text.replace("    model.eval()\n", f"    {seen}\n    model.eval()\n")
-    recipe.train_py.write_text(text)
+    recipe.edit(
+        ('    parser.add_argument("--kind"', arguments + '    parser.add_argument("--kind"'),
+        (built, built + "    model.joiner.seen = 0\n"),
+        (stepped, stepped + "            model.joiner.seen += 1\n"),
+        ("    model.eval()\n", f"    {seen}\n    model.eval()\n"),
+    )
     options = PandaOptions(batch_seed=seed, max_batches=4)
     assert run_recipe(recipe.train_py, [], options) == 0
     saved = sorted(p.name for p in (recipe.folder / "exp").glob("*.panda-rank0.json"))
@@ -99,9 +96,6 @@ def test_a_run_with_a_batch_seed_saves_and_resumes_them(recipe, seed):
 
 
 def test_a_missing_file_of_a_resumed_run_does_not_stop_it(recipe, caplog):
-    text = recipe.train_py.read_text()
-    recipe.train_py.write_text(
-        text.replace("batch_idx_train=0", "batch_idx_train=0, start_batch=2")
-    )
+    recipe.edit(("batch_idx_train=0", "batch_idx_train=0, start_batch=2"))
     assert run_recipe(recipe.train_py, [], PandaOptions(batch_seed=1)) == 0
     assert caplog.text.count("checkpoint-2.panda-rank0.json: not found") == 1

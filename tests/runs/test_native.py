@@ -156,10 +156,7 @@ def test_an_error_of_the_recipe_keeps_its_traceback(native):
 
 @pytest.mark.parametrize("words", [[], ["--use-panda", "1"]])
 def test_the_recipes_exit_status_stays(native, words):
-    text = native.recipe.train_py.read_text()
-    native.recipe.train_py.write_text(
-        text.replace("        run(0, 1, args)\n", "        exit(3)\n")
-    )
+    native.recipe.edit(("        run(0, 1, args)\n", "        exit(3)\n"))
     assert native(*words) == 3
 
 
@@ -173,8 +170,7 @@ def test_a_reached_bound_ends_the_process_where_it_was_reached(native, capsys):
 
 
 def test_a_recipe_without_the_functions_is_refused_before_it_starts(native, capsys):
-    text = native.recipe.train_py.read_text()
-    native.recipe.train_py.write_text(text.replace("train_one_epoch", "something"))
+    native.recipe.edit(("train_one_epoch", "something"))
     assert native("--use-panda", 1) == 2
     assert "defines no train_one_epoch()" in capsys.readouterr().err
 

@@ -1,6 +1,5 @@
 """The options are taken out of the command line and checked before anything runs."""
 
-import argparse
 import inspect
 import re
 from pathlib import Path
@@ -9,7 +8,6 @@ import pytest
 
 import panda_icefall
 from panda_icefall.runs import PandaOptions, UsageError, split_panda_arguments
-from panda_icefall.runs.options import add_panda_arguments
 
 
 def test_words_of_the_recipe_stay_as_they_are_and_in_order():
@@ -128,16 +126,6 @@ def test_a_bound_below_the_steps_of_the_check_is_refused():
 def test_a_check_without_updates_is_refused():
     with pytest.raises(UsageError, match="--updates: got 0"):
         split_panda_arguments(["--updates", "0"], is_check=True)
-
-
-def test_the_group_leaves_out_what_a_patched_recipe_already_defines():
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--use-panda", help="the recipe's own")
-    add_panda_arguments(parser)
-    text = parser.format_help()
-    assert text.count("--use-panda USE_PANDA") == 2  # usage line and description
-    assert "--panda-max-batches" in text
-    assert "the recipe's own" in text
 
 
 def test_a_bound_below_the_checked_batches_is_refused():

@@ -219,7 +219,9 @@ def complete(steps=30, groups=GROUPS):
         "final_parameters": {
             "rel_l2": 1.3e-5,
             "twin_rel_l2": 1.7e-5,
-            "bound": 3.4e-5,
+            "bulk_rel_l2": 1.1e-5,
+            "twin_bulk_rel_l2": 1.5e-5,
+            "bound": 6e-5,
             "groups": [
                 {"group": g, "rel_l2": 1.1e-5, "max_abs": 2e-4, "twin_rel_l2": 1.6e-5}
                 for g in groups

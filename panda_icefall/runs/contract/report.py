@@ -3,8 +3,6 @@
 import dataclasses
 import json
 import math
-import os
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Callable
@@ -13,6 +11,7 @@ import torch
 from rich.console import Console
 from rich.table import Column, Table
 
+from panda_icefall.runs.atomic_file import replace_file
 from panda_icefall.runs.contract.comparison import Distance
 from panda_icefall.runs.contract.result import ContractResult
 from panda_icefall.runs.memory.log import finite_json, rank_path, run_versions
@@ -49,14 +48,7 @@ def write_contract(result: ContractResult, folder: Path, rank: int, device: torc
     path = rank_path(folder / FILE_NAME, rank)
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps(contract_as_dict(result, device), indent=2, allow_nan=False) + "\n"
-    handle, temporary = tempfile.mkstemp(dir=folder, prefix=f".{FILE_NAME}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    replace_file(path, text.encode("utf-8"))
     return path
 
 

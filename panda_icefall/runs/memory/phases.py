@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Optional
+from typing import Any, Callable, Optional
 
 import torch
 from torch import nn
@@ -11,7 +11,7 @@ from panda_icefall.runs.counters import CounterLedger
 from panda_icefall.runs.memory.log import MemoryLog
 from panda_icefall.runs.memory.part_watch import PartWatch
 from panda_icefall.runs.memory.parts import PartMeter
-from panda_icefall.runs.memory.probe import MemoryProbe
+from panda_icefall.runs.memory.probe import MemoryProbe, return_free_memory
 
 __all__ = ["PhaseRecorder"]
 
@@ -23,6 +23,7 @@ class PhaseRecorder:
       log: Where the rows go.
       ledger: Books what routing counted in each phase.
       device: The training device. On CUDA it is synchronised at every boundary between two parts.
+        On a CPU freed memory goes back to the system before each phase, at some page faults' cost.
       tb_writer: The recipe's TensorBoard writer, or ``None``.
       model: The recipe's model, without a DDP wrapper; ``None``: its encoder is no part.
       optimizer: The recipe's optimizer; ``None``: its step is no part.
@@ -42,6 +43,7 @@ class PhaseRecorder:
     ) -> None:
         self._log = log
         self._ledger = ledger
+        self._is_on_cpu = device.type == "cpu"
         self._meter = PartMeter(MemoryProbe(device))
         self._watch = PartWatch(self._meter, model, optimizer)
         self._tb_writer = tb_writer
@@ -50,10 +52,36 @@ class PhaseRecorder:
         self._values: dict[str, Any] = {}
         self._noted: dict[str, Any] = {}
 
+    def around_loss(
+        self, compute_loss: Callable[[], Any], step: int, batch_idx_train: Optional[int]
+    ) -> Any:
+        """Call the recipe's ``compute_loss`` as a phase, and begin the phase that follows it.
+
+        Args:
+          compute_loss: The call; it gives a loss, or a tuple of it and the recipe's own counts.
+          step: Training step of this process, from 1.
+          batch_idx_train: The recipe's own count of training batches, if it keeps one.
+
+        Returns:
+          What the call gave.
+        """
+        self.begin("compute_loss", step, batch_idx_train)
+        try:
+            result = compute_loss()
+        except BaseException as error:
+            self.end(error)
+            raise
+        loss, info = (*result, None)[:2] if isinstance(result, tuple) else (result, None)
+        self.note_loss(loss, info)
+        self.begin("backward_update", step, batch_idx_train)
+        return result
+
     def begin(self, phase: str, step: int, batch_idx_train: Optional[int]) -> None:
         """End the phase that is open, if any, and begin ``phase`` of training step ``step``."""
         self.end()
         self._ledger.advance()
+        if self._is_on_cpu:  # else the resident set keeps the largest step so far
+            return_free_memory()
         self._phase = phase
         self._values = {"step": step}
         if batch_idx_train is not None:

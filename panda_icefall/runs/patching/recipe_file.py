@@ -1,12 +1,9 @@
 """The patch in files: put into a recipe's train.py, taken out again, looked at."""
 
-import contextlib
-import os
-import shutil
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from panda_icefall.runs.atomic_file import replace_file
 from panda_icefall.runs.errors import UsageError
 from panda_icefall.runs.patching.manifest import MANIFEST_PATH, Manifest, describe_content
 from panda_icefall.runs.patching.placement import insert, place
@@ -146,20 +143,9 @@ def _read(path: Path) -> bytes:
 
 
 def _write(path: Path, content: bytes) -> None:
-    """Replace the file at once, so that no reader and no crash sees half of it."""
-    partial = None
     try:
-        handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        shutil.copymode(path, partial)
-        os.replace(partial, path)
+        replace_file(path, content, keep_mode=True, is_synced=True)
     except OSError as error:
-        if partial is not None:
-            with contextlib.suppress(OSError):
-                os.unlink(partial)
         raise UsageError(f"RECIPE_DIR: cannot write {path}: {error}") from error
 
 

@@ -79,10 +79,8 @@ def test_a_wrong_routed_loss_is_a_violation_and_training_still_ends(recipe, caps
 
 
 def test_a_wrong_gradient_behind_a_right_loss_is_a_violation(recipe):
-    model = recipe.folder / "toy_model.py"
-    model.write_text(
-        model.read_text().replace("1.001 * pruned", "pruned + 0.01 * (pruned - pruned.detach())")
-    )
+    same_value = "pruned + 0.01 * (pruned - pruned.detach())"
+    recipe.edit(("1.001 * pruned", same_value), name="toy_model.py")
     options = PandaOptions(use_panda=True, check_batches=2)
     assert run_recipe(recipe.train_py, ["--kind", "skewed"], options) == 1
     text = "\n".join(report(recipe)["violations"])
@@ -92,14 +90,11 @@ def test_a_wrong_gradient_behind_a_right_loss_is_a_violation(recipe):
 
 
 def test_a_routed_joiner_that_says_something_else_is_a_violation_of_its_log_probs(recipe):
-    model = recipe.folder / "toy_model.py"
-    model.write_text(
-        model.read_text().replace(
-            "return self.output_linear(torch.tanh(am + lm))",
-            "shift = 1e-4 * (type(am).__name__ != 'Tensor')\n"
-            "        return self.output_linear(torch.tanh(am + lm + shift))",
-        )
+    shifted = (
+        "shift = 1e-4 * (type(am).__name__ != 'Tensor')\n"
+        "        return self.output_linear(torch.tanh(am + lm + shift))"
     )
+    recipe.edit(("return self.output_linear(torch.tanh(am + lm))", shifted), name="toy_model.py")
     loose = "loss_rel=1,gradient_rel_l2=1,gradient_cosine=1e-9,parameter_rel_l2=1"
     options = PandaOptions(check_batches=1, check_tolerances=loose)
     assert run_recipe(recipe.train_py, [], options) == 1
@@ -116,12 +111,8 @@ def test_a_routed_joiner_that_says_something_else_is_a_violation_of_its_log_prob
 
 
 def test_every_pruned_loss_of_a_batch_is_compared(recipe):
-    model = recipe.folder / "toy_model.py"
-    model.write_text(
-        model.read_text().replace(
-            "return model(batch, kind)", "return model(batch, kind) + model(batch, kind)"
-        )
-    )
+    twice = "return model(batch, kind) + model(batch, kind)"
+    recipe.edit(("return model(batch, kind)", twice), name="toy_model.py")
     assert run_recipe(recipe.train_py, [], PandaOptions(check_batches=2)) == 0
     for batch in report(recipe)["batches"]:
         groups = [distance["group"] for distance in batch["log_probs"]]
@@ -131,14 +122,12 @@ def test_every_pruned_loss_of_a_batch_is_compared(recipe):
 
 
 def test_a_routed_arm_with_fewer_pruned_losses_is_a_violation(recipe):
-    model = recipe.folder / "toy_model.py"
-    text = model.read_text()
     again = (
         "        if type(am_pruned).__name__ == 'Tensor':\n"
         "            k2.rnnt_loss_pruned(logits.float(), symbols, ranges, 0, boundary)\n"
         '        if kind == "nan":\n'
     )
-    model.write_text(text.replace('        if kind == "nan":\n', again))
+    recipe.edit(('        if kind == "nan":\n', again), name="toy_model.py")
     assert run_recipe(recipe.train_py, [], PandaOptions(check_batches=1)) == 1
     assert report(recipe)["violations"] == [
         "update 1: the dense arm computed 2 pruned loss(es), the routed arm 1"
@@ -168,8 +157,7 @@ def test_a_run_that_ends_before_the_last_step_does_not_pass(recipe, capsys):
 
 def test_only_rounding_excuses_parameters_that_part(recipe):
     # The optimizer's step depends on which arm's model it updates, behind equal gradients.
-    text = recipe.train_py.read_text().replace(
-        "def run(rank",
+    drifting = (
         "class Drifting(torch.optim.Adam):\n"
         "    def step(self, closure=None):\n"
         "        super().step(closure)\n"
@@ -178,9 +166,9 @@ def test_only_rounding_excuses_parameters_that_part(recipe):
         "            contract.steps = getattr(contract, 'steps', 0) + 1\n"
         "            if contract.steps == 3:  # dense, twin, then routed\n"
         "                self.param_groups[0]['params'][0].mul_(1.01)\n"
-        "\n\ndef run(rank",
+        "\n\ndef run(rank"
     )
-    recipe.train_py.write_text(text.replace("torch.optim.Adam(model", "Drifting(model"))
+    recipe.edit(("torch.optim.Adam(model", "Drifting(model"), ("def run(rank", drifting))
     assert run_recipe(recipe.train_py, [], PandaOptions(check_batches=1)) == 1
     (violation,) = report(recipe)["violations"]
     assert violation.startswith("parameters of encoder after 1 update(s): rel-L2")
@@ -227,12 +215,8 @@ def test_a_check_in_which_nothing_was_routed_does_not_pass(recipe):
 
 
 def test_an_error_inside_the_check_is_a_violation_and_not_the_end_of_the_run(recipe):
-    text = recipe.train_py.read_text().replace(
-        "    model.train()\n",
-        "    model.kept = model.encoder[0].weight * 2\n    model.train()\n",
-        1,
-    )
-    recipe.train_py.write_text(text)
+    keeping = "    model.kept = model.encoder[0].weight * 2\n    model.train()\n"
+    recipe.edit(("    model.train()\n", keeping))
     assert run_recipe(recipe.train_py, [], PandaOptions(check_batches=1)) == 1
     assert "the check could not go on: RuntimeError" in report(recipe)["violations"][0]
     assert (recipe.folder / "exp/done-0").exists()
@@ -242,17 +226,17 @@ def test_an_error_inside_the_check_is_a_violation_and_not_the_end_of_the_run(rec
 def test_the_loss_scale_of_the_recipe_is_used_and_divided_out(recipe):
     options = PandaOptions(check_batches=2)
     assert run_recipe(recipe.train_py, ["--exp-dir", "plain"], options) == 0
-    text = recipe.train_py.read_text()
-    text = text.replace("tb_writer=None, world_size=1", "scaler=None, tb_writer=None, world_size=1")
-    text = text.replace("valid_dl=Loader(2),", "valid_dl=Loader(2), scaler=Scaler(),")
-    text = text.replace(
-        "def run(rank",
+    scaler = (
         "class Scaler:\n"
         "    def is_enabled(self):\n        return True\n\n"
         "    def get_scale(self):\n        return 1024.0\n\n\n"
-        "def run(rank",
+        "def run(rank"
     )
-    recipe.train_py.write_text(text)
+    recipe.edit(
+        ("tb_writer=None, world_size=1", "scaler=None, tb_writer=None, world_size=1"),
+        ("valid_dl=Loader(2),", "valid_dl=Loader(2), scaler=Scaler(),"),
+        ("def run(rank", scaler),
+    )
     assert run_recipe(recipe.train_py, ["--exp-dir", "scaled"], options) == 0
     plain, scaled = report(recipe, "plain"), report(recipe, "scaled")
     for one, other in zip(plain["batches"], scaled["batches"]):

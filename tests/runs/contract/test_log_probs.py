@@ -44,6 +44,18 @@ def assert_close(found, expected, bound):
     assert torch.equal(found.live, expected.live)
 
 
+def observed_dense_and_patched(k2, joiner, data):
+    """What both arms read of one pruned loss, and what routing counted in the second."""
+    dense, patched = [], []
+    with observed_log_probs(dense.append):
+        toy.pruned_loss(k2, joiner, data)
+    with panda_icefall.patched(), observed_log_probs(patched.append):
+        toy.pruned_loss(k2, joiner, data)
+        status = panda_icefall.status()
+    assert len(dense) == len(patched) == 1
+    return dense[0], patched[0], status
+
+
 def test_a_dense_loss_is_observed_and_returned_as_it_is(k2):
     torch.manual_seed(1)
     joiner, data = toy.TanhJoiner().double(), toy.batch(k2, torch.float64)
@@ -69,14 +81,9 @@ def test_a_dense_loss_is_observed_and_returned_as_it_is(k2):
 def test_both_arms_report_the_same(k2, dtype):
     torch.manual_seed(1)
     joiner, data = toy.TwoLinearJoiner().to(dtype), toy.batch(k2, dtype)
-    dense, routed = [], []
-    with observed_log_probs(dense.append):
-        toy.pruned_loss(k2, joiner, data)
-    with panda_icefall.patched(), observed_log_probs(routed.append):
-        toy.pruned_loss(k2, joiner, data)
-        assert panda_icefall.status().losses_routed == 1
-    assert len(dense) == len(routed) == 1
-    assert_close(routed[0], dense[0], 1e-12 if dtype == torch.float64 else 1e-6)
+    dense, routed, status = observed_dense_and_patched(k2, joiner, data)
+    assert status.losses_routed == 1
+    assert_close(routed, dense, 1e-12 if dtype == torch.float64 else 1e-6)
 
 
 def test_a_materialised_joiner_is_observed_from_its_tensor_and_counted_once(k2):
@@ -87,15 +94,9 @@ def test_a_materialised_joiner_is_observed_from_its_tensor_and_counted_once(k2):
         def forward(self, am, lm):
             return super().forward(am, lm).log_softmax(-1)
 
-    joiner = Softmaxed()
-    dense, fallen_back = [], []
-    with observed_log_probs(dense.append):
-        toy.pruned_loss(k2, joiner, data)
-    with panda_icefall.patched(), observed_log_probs(fallen_back.append):
-        toy.pruned_loss(k2, joiner, data)
-        status = panda_icefall.status()
+    dense, fallen_back, status = observed_dense_and_patched(k2, Softmaxed(), data)
     assert (status.losses_dense, status.materialised) == (1, {"log_softmax": 1})
-    assert_close(fallen_back[0], dense[0], 1e-6)
+    assert_close(fallen_back, dense, 1e-6)
 
 
 def test_logits_that_routing_gave_up_on_are_observed_too(k2):
@@ -106,14 +107,9 @@ def test_logits_that_routing_gave_up_on_are_observed_too(k2):
         def forward(self, am, lm):
             return super().forward(am, lm) / 2.0
 
-    joiner = Tempered()
-    dense, fallen_back = [], []
-    with observed_log_probs(dense.append):
-        toy.pruned_loss(k2, joiner, data)
-    with panda_icefall.patched(), observed_log_probs(fallen_back.append):
-        toy.pruned_loss(k2, joiner, data)
-        assert list(panda_icefall.status().materialised.values()) == [1]
-    assert_close(fallen_back[0], dense[0], 1e-6)
+    dense, fallen_back, status = observed_dense_and_patched(k2, Tempered(), data)
+    assert list(status.materialised.values()) == [1]
+    assert_close(fallen_back, dense, 1e-6)
 
 
 @pytest.mark.parametrize("use_hat_loss", [False, True])

@@ -101,11 +101,7 @@ def test_rows_outlive_an_exception_of_the_recipe(recipe):
 
 
 def test_an_exception_inside_compute_loss_has_its_row(recipe):
-    text = recipe.train_py.read_text()
-    text = text.replace(
-        "    assert loss.requires_grad ==", "    raise MemoryError('full')\n    assert"
-    )
-    recipe.train_py.write_text(text)
+    recipe.edit(("    assert loss.requires_grad ==", "    raise MemoryError('full')\n    assert"))
     with pytest.raises(MemoryError):
         run_recipe(recipe.train_py, [], options_for(recipe))
     (row,) = recipe.phases("log/m.jsonl")
@@ -125,12 +121,9 @@ def test_rows_outlive_a_killed_process(recipe):
 
 
 def test_the_recipes_tensorboard_gets_the_same_scalars(recipe):
-    text = recipe.train_py.read_text()
     given = "    args = get_parser().parse_args()\n"
     writer = "    import builtins\n    args.tb_writer = builtins.toy_writer\n"
-    text = text.replace(given, given + writer)
-    text = text.replace("json.dumps(params)", "''")
-    recipe.train_py.write_text(text)
+    recipe.edit((given, given + writer), ("json.dumps(params)", "''"))
     builtins.toy_writer = Writer()
     try:
         assert run_recipe(recipe.train_py, [], options_for(recipe, use_panda=True)) == 0
@@ -230,11 +223,7 @@ SCALED = [
     ("is_enabled", "scales"), [(True, [8.0, 9.0, 10.0, 11.0]), (False, [None] * 4)]
 )
 def test_the_grad_scale_after_each_step_is_logged(recipe, monkeypatch, is_enabled, scales):
-    text = recipe.train_py.read_text()
-    for old, new in SCALED:
-        assert text.count(old) == 1
-        text = text.replace(old, new)
-    recipe.train_py.write_text(text)
+    recipe.edit(*SCALED)
     monkeypatch.setattr(builtins, "toy_scaler", Scaler(is_enabled), raising=False)
     assert run_recipe(recipe.train_py, [], options_for(recipe)) == 0
     rows = recipe.phases("log/m.jsonl")

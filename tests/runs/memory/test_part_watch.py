@@ -228,12 +228,8 @@ def test_the_parts_of_each_step_are_in_the_log_and_add_up(recipe, use_panda):
 
 
 def test_an_interrupted_phase_has_the_parts_it_came_to(recipe):
-    path = recipe.folder / "toy_model.py"
-    path.write_text(
-        path.read_text().replace(
-            "logits = self.joiner(am_pruned, lm_pruned)", "raise MemoryError('full')"
-        )
-    )
+    joined = "logits = self.joiner(am_pruned, lm_pruned)"
+    recipe.edit((joined, "raise MemoryError('full')"), name="toy_model.py")
     with pytest.raises(MemoryError, match="full"):
         run_recipe(recipe.train_py, [], PandaOptions(memory_log=recipe.folder / "m.jsonl"))
     assert [p["phase"] for p in recipe.parts("m.jsonl")] == FORWARD

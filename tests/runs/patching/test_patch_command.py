@@ -1,10 +1,9 @@
 """The `panda-icefall patch` commands: what they print and their exit statuses."""
 
-import sys
+import functools
 
 import pytest
 
-from panda_icefall import cli
 from panda_icefall.runs.patching.placement import DECORATOR
 
 SOURCE = (
@@ -14,16 +13,9 @@ SOURCE = (
 
 
 @pytest.fixture
-def patch(monkeypatch, capsys):
-    """Runs `panda-icefall patch words` in this process; gives exit status, stdout and stderr."""
-
-    def run(*words):
-        monkeypatch.setattr(sys, "argv", ["panda-icefall", "patch", *map(str, words)])
-        with pytest.raises(SystemExit) as caught:
-            cli.main()
-        return (caught.value.code, *capsys.readouterr())
-
-    return run
+def patch(command):
+    """Runs `panda-icefall patch words`; gives its exit status, stdout and stderr."""
+    return functools.partial(command, "patch")
 
 
 def test_a_recipe_goes_through_all_states(patch, tmp_path):

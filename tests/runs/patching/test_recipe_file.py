@@ -149,7 +149,7 @@ def test_a_write_that_fails_leaves_the_file_and_nothing_else(train_py, monkeypat
     def fail(source, target):
         raise OSError("the disk is full")
 
-    monkeypatch.setattr(recipe_file.os, "replace", fail)
+    monkeypatch.setattr(os, "replace", fail)
     with pytest.raises(UsageError, match=r"cannot write .*train\.py: the disk is full"):
         apply_patch(train_py.parent)
     assert train_py.read_bytes() == SOURCE

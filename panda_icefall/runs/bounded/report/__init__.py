@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Optional
 
+from panda_icefall.runs.atomic_file import replace_file
 from panda_icefall.runs.bounded.report.document import build_document
 from panda_icefall.runs.bounded.report.figures import FIGURE_FILES, draw_figures
 from panda_icefall.runs.bounded.report.html import as_html
@@ -43,17 +44,17 @@ def write_report(content: Mapping[str, Any], folder: Path, *, with_figures: bool
     folder.mkdir(parents=True, exist_ok=True)
     clean = finite_json(content)
     text = json.dumps(clean, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
-    _replace(folder / "report.json", text.encode("utf-8"))
+    replace_file(folder / "report.json", text.encode("utf-8"))
     figures, without_figures = _figures(clean) if with_figures else ({}, _LATER)
     document = build_document(clean, figures, without_figures)
     for name in FIGURE_FILES:
         if name in figures:
-            _replace(folder / name, figures[name])
+            replace_file(folder / name, figures[name])
         else:
             (folder / name).unlink(missing_ok=True)
-    _replace(folder / "report.md", as_markdown(document).encode("utf-8"))
+    replace_file(folder / "report.md", as_markdown(document).encode("utf-8"))
     path = folder / "report.html"
-    _replace(path, as_html(document, figures).encode("utf-8"))
+    replace_file(path, as_html(document, figures).encode("utf-8"))
     return path
 
 
@@ -66,13 +67,3 @@ def _figures(content: Mapping[str, Any]) -> tuple[dict[str, bytes], Optional[str
             f"No figures: matplotlib cannot be loaded ({error}). Install it with "
             "pip install 'panda-icefall[plots]'; the numbers are all here and in report.json."
         )
-
-
-def _replace(path: Path, data: bytes) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        partial.write_bytes(data)
-        partial.replace(path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
