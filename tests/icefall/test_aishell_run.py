@@ -1,40 +1,21 @@
 """The unmodified AISHELL zipformer train.py, dense and routed, through the command line."""
 
 import json
-import os
 import re
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
-
-import panda_icefall
+from icefall_run import SMALL_ZIPFORMER, icefall_root, logged_losses, run
 
 pytestmark = [pytest.mark.k2, pytest.mark.icefall]
 
 BATCHES = 19
-SMALL = (
-    "--world-size 1 --num-epochs 1 --enable-musan 0 --max-duration 40 --num-workers 0 "
-    "--num-buckets 2 --num-encoder-layers 1,1,1,1,1,1 --feedforward-dim 64,64,64,64,64,64 "
-    "--num-heads 2,2,2,2,2,2 --encoder-dim 48,48,48,48,48,48 "
-    "--encoder-unmasked-dim 32,32,32,32,32,32 --decoder-dim 64 --joiner-dim 64 --use-fp16 0 "
-    "--tensorboard 0"
-).split()
 
 
-def command(*arguments):
-    root = os.environ["ICEFALL_ROOT"]
-    project = Path(panda_icefall.__file__).parents[1]
-    done = subprocess.run(
-        [sys.executable, "-m", "panda_icefall", *map(str, arguments)],
-        cwd=Path(root) / "egs/aishell/ASR",
-        env={**os.environ, "PYTHONPATH": f"{project}:{root}", "PYTHONDONTWRITEBYTECODE": "1"},
-        capture_output=True,
-        text=True,
+def command(*words):
+    return run(
+        sys.executable, "-m", "panda_icefall", *words, cwd=icefall_root() / "egs/aishell/ASR"
     )
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-    return done.stdout + done.stderr
 
 
 @pytest.fixture(scope="module")
@@ -42,22 +23,16 @@ def recipe(tmp_path_factory):
     """Synthetic data, and a function that runs the recipe on it."""
     folder = tmp_path_factory.mktemp("aishell")
     data = folder / "data"
-    root = os.environ["ICEFALL_ROOT"]
     size = ("--utterances", 160, "--vocab", 4336, "--seed", 42)
-    command("synth", "aishell", "--out", data, *size, "--icefall-root", root)
+    command("synth", "aishell", "--out", data, *size, "--icefall-root", icefall_root())
 
-    def run(verb, name, *arguments):
+    def run_recipe(verb, name, *arguments):
         where = ["--manifest-dir", data / "fbank", "--lang-dir", data / "lang_char"]
         where += ["--exp-dir", folder / name]
-        return command(verb, "zipformer/train.py", *where, *SMALL, *arguments)
+        return command(verb, "zipformer/train.py", *where, *SMALL_ZIPFORMER, *arguments)
 
-    run.folder = folder
-    return run
-
-
-def losses(path):
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
-    return [row["loss"] for row in rows if row.get("phase") == "compute_loss"]
+    run_recipe.folder = folder
+    return run_recipe
 
 
 def printed(text):
@@ -72,7 +47,7 @@ def test_nineteen_batches_print_the_same_losses_and_gradient_norms(recipe):
     for name, use in (("dense", 0), ("routed", 1)):
         log = recipe.folder / f"{name}.jsonl"
         outputs.append(recipe("run", name, "--use-panda", use, "--panda-memory-log", log, *bound))
-        curves.append(losses(log))
+        curves.append(logged_losses(log))
     assert len(curves[0]) == len(curves[1]) == BATCHES
     assert curves[1] == pytest.approx(curves[0], rel=5e-5)  # 4 digits
     dense, routed = (printed(text) for text in outputs)

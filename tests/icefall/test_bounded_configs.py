@@ -1,18 +1,15 @@
 """The configurations under egs/ on the real recipes: every option, and each cpu form as a whole."""
 
 import json
-import os
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from icefall_run import PROJECT, icefall_root, run
 
 from panda_icefall.runs.bounded.config import load_config
 
 pytestmark = [pytest.mark.k2, pytest.mark.icefall]
 
-PROJECT = Path(__file__).parents[2]
 CONFIGS = sorted((PROJECT / "egs").glob("*/ASR/*/*.yaml"))
 CPU_CONFIGS = [path for path in CONFIGS if path.stem == "cpu"]
 
@@ -36,12 +33,6 @@ def name_of(path):
     return str(path.relative_to(PROJECT / "egs").with_suffix(""))
 
 
-def environment():
-    root = os.environ["ICEFALL_ROOT"]
-    paths = f"{PROJECT}{os.pathsep}{root}"
-    return {**os.environ, "PYTHONPATH": paths, "PYTHONDONTWRITEBYTECODE": "1"}
-
-
 def test_each_recipe_folder_has_both_forms():
     forms = {}
     for path in CONFIGS:
@@ -53,16 +44,10 @@ def test_each_recipe_folder_has_both_forms():
 @pytest.mark.parametrize("path", CONFIGS, ids=name_of)
 def test_the_recipe_knows_every_option_and_takes_every_value(path):
     config = load_config(path)
-    train_py = Path(os.environ["ICEFALL_ROOT"]) / config.recipe
-    done = subprocess.run(
-        [sys.executable, "-c", PARSE_ONLY, str(train_py), *config.recipe_arguments()],
-        cwd=train_py.parents[1],
-        env=environment(),
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    unknown, found = json.loads(done.stdout.split("PARSED", 1)[1])
+    train_py = icefall_root() / config.recipe
+    command = [sys.executable, "-c", PARSE_ONLY, train_py, *config.recipe_arguments()]
+    output = run(*command, cwd=train_py.parents[1])
+    unknown, found = json.loads(output.split("PARSED", 1)[1].splitlines()[0])
     assert unknown == []
     names = {name.replace("-", "_") for name in config.train_args}
     assert names <= found.keys()
@@ -73,16 +58,8 @@ def test_the_recipe_knows_every_option_and_takes_every_value(path):
 @pytest.mark.parametrize("path", CPU_CONFIGS, ids=name_of)
 def test_the_cpu_form_runs_end_to_end_and_everything_holds(path, tmp_path):
     out = tmp_path / "out"
-    words = ["bounded", path, "--icefall-root", os.environ["ICEFALL_ROOT"], "--synthetic"]
-    words += ["--device", "cpu", "--out", out]
-    done = subprocess.run(
-        [sys.executable, "-m", "panda_icefall", *map(str, words)],
-        cwd=tmp_path,
-        env=environment(),
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    words = ["bounded", path, "--icefall-root", icefall_root(), "--synthetic", "--device", "cpu"]
+    run(sys.executable, "-m", "panda_icefall", *words, "--out", out, cwd=tmp_path)
     report = json.loads((out / "report.json").read_text())
     assert report["state"] == "complete"
 

@@ -1,49 +1,26 @@
 """The kept patch files, and a patched AISHELL recipe that trains without the launcher."""
 
-import json
 import os
 import re
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
+from icefall_run import PROJECT, SMALL_ZIPFORMER, icefall_root, logged_losses, run
 
 from panda_icefall.runs.patching.manifest import MANIFEST_PATH, Manifest, sha256
 from panda_icefall.runs.patching.recipe_file import apply_patch, revert_patch
 
 pytestmark = [pytest.mark.k2, pytest.mark.icefall]
 
-PROJECT = Path(__file__).parents[2]
 PATCHES = MANIFEST_PATH.parent
 BATCHES = 5
-SMALL = (
-    "--world-size 1 --num-epochs 1 --enable-musan 0 --max-duration 40 --num-workers 0 "
-    "--num-buckets 2 --num-encoder-layers 1,1,1,1,1,1 --feedforward-dim 64,64,64,64,64,64 "
-    "--num-heads 2,2,2,2,2,2 --encoder-dim 48,48,48,48,48,48 "
-    "--encoder-unmasked-dim 32,32,32,32,32,32 --decoder-dim 64 --joiner-dim 64 --use-fp16 0 "
-    "--tensorboard 0"
-).split()
 
 
 def known_files():
     return Manifest.read(MANIFEST_PATH).files
-
-
-def run(*command, cwd):
-    root = os.environ["ICEFALL_ROOT"]
-    done = subprocess.run(
-        [*map(str, command)],
-        cwd=cwd,
-        env={**os.environ, "PYTHONPATH": f"{PROJECT}:{root}", "PYTHONDONTWRITEBYTECODE": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-    return done.stdout + done.stderr
 
 
 def content_of(folder):
@@ -57,7 +34,7 @@ def checkout(tmp_path):
     def make(known):
         source = subprocess.run(
             ["git", "show", f"{Manifest.read(MANIFEST_PATH).commit}:{known.path}"],
-            cwd=os.environ["ICEFALL_ROOT"],
+            cwd=icefall_root(),
             capture_output=True,
             check=True,
         ).stdout
@@ -71,9 +48,8 @@ def checkout(tmp_path):
 
 
 def test_making_the_patches_again_gives_the_kept_bytes(tmp_path):
-    root = os.environ["ICEFALL_ROOT"]
     script = PROJECT / "scripts/make_patches.py"
-    run(sys.executable, script, "--icefall-root", root, "--out", tmp_path, cwd=tmp_path)
+    run(sys.executable, script, "--icefall-root", icefall_root(), "--out", tmp_path, cwd=tmp_path)
     kept = content_of(PATCHES)
     made = content_of(tmp_path)
     assert made == {path: kept[path] for path in made}
@@ -114,18 +90,13 @@ def test_git_applies_each_patch_and_gives_the_bytes_of_patch_apply(checkout, tmp
 def aishell(tmp_path_factory):
     """The AISHELL zipformer folder with its links resolved, and data for it."""
     folder = tmp_path_factory.mktemp("aishell")
-    root = Path(os.environ["ICEFALL_ROOT"])
+    root = icefall_root()
     ignore = shutil.ignore_patterns("__pycache__")
     shutil.copytree(root / "egs/aishell/ASR/zipformer", folder / "zipformer", ignore=ignore)
     synth = [sys.executable, "-m", "panda_icefall", "synth", "aishell", "--out", folder / "data"]
     size = ["--utterances", 100, "--vocab", 500, "--seed", 42]
     run(*synth, *size, "--icefall-root", root, cwd=folder)
     return folder
-
-
-def losses(path):
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
-    return [row["loss"] for row in rows if row.get("phase") == "compute_loss"]
 
 
 def printed(text):
@@ -141,7 +112,7 @@ def test_the_patched_recipe_trains_without_the_launcher_as_with_it(aishell):
 
     def train(arm, *start):
         out = ["--exp-dir", aishell / arm, "--panda-memory-log", aishell / f"{arm}.jsonl"]
-        return run(*start, *where, *SMALL, *asked, *out, cwd=aishell)
+        return run(*start, *where, *SMALL_ZIPFORMER, *asked, *out, cwd=aishell)
 
     launcher = [sys.executable, "-m", "panda_icefall", "run"]
     launched = train("launched", *launcher, "zipformer/train.py")
@@ -152,9 +123,9 @@ def test_the_patched_recipe_trains_without_the_launcher_as_with_it(aishell):
     run(*launcher[:-1], "patch", "revert", recipe, cwd=aishell)
     assert content_of(recipe) == original
 
-    curve = losses(aishell / "native.jsonl")
+    curve = logged_losses(aishell / "native.jsonl")
     assert len(curve) == BATCHES
-    assert curve == losses(aishell / "launched.jsonl")
+    assert curve == logged_losses(aishell / "launched.jsonl")
     assert len(printed(native)) >= 3
     assert printed(native) == printed(launched)
     assert re.search(r"losses routed / dense\W+[1-9]\d* / 0", native)
