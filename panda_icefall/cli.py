@@ -15,6 +15,7 @@ from panda_icefall.runs.errors import exit_with
 
 __all__ = ["main"]
 
+EXIT_INTERRUPTED = 130
 _RECIPE_COMMAND: dict[str, Any] = {
     "ignore_unknown_options": True,
     "allow_interspersed_args": False,
@@ -197,6 +198,9 @@ def main() -> None:
         result = cli.main(prog_name="panda-icefall", standalone_mode=False)
         # Outside of click, which would answer a recipe's Ctrl-C with a bare "Aborted!".
         sys.exit(result() if callable(result) else result or 0)
+    except click.Abort:
+        click.echo("panda-icefall: interrupted", err=True)
+        sys.exit(EXIT_INTERRUPTED)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)

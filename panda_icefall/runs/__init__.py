@@ -1,12 +1,18 @@
 """What a user does: launch a recipe, bound it, log its memory, check its contract."""
 
-from panda_icefall.runs.errors import BoundReached, NotRoutedError, UsageError
+from panda_icefall.runs.errors import (
+    BoundReached,
+    NothingTrainedError,
+    NotRoutedError,
+    UsageError,
+)
 from panda_icefall.runs.launch import run_recipe
 from panda_icefall.runs.options import PandaOptions, split_panda_arguments
 
 __all__ = [
     "BoundReached",
     "NotRoutedError",
+    "NothingTrainedError",
     "PandaOptions",
     "UsageError",
     "run_recipe",

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["seed_batch", "warn_of_workers"]
+__all__ = ["seed_batch", "warn_of_missing_count", "warn_of_workers"]
 
 
 def seed_batch(seed: int, batches_done: int, rank: int = 0) -> None:
@@ -32,13 +32,24 @@ def seed_batch(seed: int, batches_done: int, rank: int = 0) -> None:
         numpy.random.seed(numpy_seed)
 
 
+def warn_of_missing_count() -> None:
+    """Say that a recipe keeps no count of training batches to seed and save by."""
+    logging.warning(
+        "panda: --panda-batch-seed: the recipe keeps no params.batch_idx_train: batches are "
+        "counted and seeded from 0 in every process, and nothing is saved beside its checkpoints. "
+        "A resumed run will not repeat the uninterrupted one; let the recipe count its batches"
+    )
+
+
 def warn_of_workers(loader: Any) -> None:
-    """Say once that batches made in other processes are out of the seed's reach."""
+    """Say that batches made in other processes, and ahead of time, are out of the seed's reach."""
     workers = getattr(loader, "num_workers", 0)
     if isinstance(workers, int) and workers > 0:
         logging.warning(
             "panda: --panda-batch-seed reaches this process only: got a training data loader with "
             "num_workers=%d, whose processes draw their random numbers (augmentation) from "
-            "states of their own. Pass --num-workers 0 to repeat those too",
+            "states of their own and whose batches are drawn from the sampler ahead of time: the "
+            "sampler in a checkpoint has passed batches that were not trained yet, and a resumed "
+            "run leaves them out. Pass --num-workers 0 to repeat both",
             workers,
         )

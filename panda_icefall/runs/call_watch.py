@@ -69,7 +69,10 @@ def explain_not_routed(counters: LossTotals, calls: "Counter[str]") -> str:
             "logits instead of a recorded joiner"
         )
     else:
-        parts.append("rnnt_loss_pruned was never called")
+        parts.append(
+            "rnnt_loss_pruned was not seen to be called (names bound by `from k2 import ...` "
+            "before PANDA was applied are out of reach)"
+        )
     if counters.materialised:
         ops = ", ".join(f"{op} ({n} times)" for op, n in sorted(counters.materialised.items()))
         parts.append(f"the recorded joiner was turned into a tensor by {ops}")

@@ -5,9 +5,16 @@ from typing import NoReturn
 
 from panda_icefall.routing import PandaError
 
-__all__ = ["BoundReached", "NotRoutedError", "UsageError", "exit_with"]
+__all__ = [
+    "BoundReached",
+    "NotRoutedError",
+    "NothingTrainedError",
+    "UsageError",
+    "exit_status",
+    "exit_with",
+]
 
-EXIT_NOT_ROUTED = 1
+EXIT_NOT_DONE = 1
 EXIT_USAGE = 2
 
 
@@ -19,6 +26,10 @@ class NotRoutedError(PandaError):
     """PANDA was asked for, a training batch went round, and no loss was routed."""
 
 
+class NothingTrainedError(PandaError):
+    """PANDA was asked for something, and the recipe ended without a training batch it saw."""
+
+
 class BoundReached(Exception):  # noqa: N818 - the clean end of a bounded run, not an error
     """The number of batches that the user asked for has been trained.
 
@@ -28,6 +39,14 @@ class BoundReached(Exception):  # noqa: N818 - the clean end of a bounded run, n
 
 
 def exit_with(error: PandaError) -> NoReturn:
-    """End the process with one line on stderr: status 1 where nothing was routed, else 2."""
+    """End the process with one line on stderr: status 1 where nothing was done, else 2."""
     print(f"panda-icefall: {error}", file=sys.stderr)
-    sys.exit(EXIT_NOT_ROUTED if isinstance(error, NotRoutedError) else EXIT_USAGE)
+    is_not_done = isinstance(error, (NotRoutedError, NothingTrainedError))
+    sys.exit(EXIT_NOT_DONE if is_not_done else EXIT_USAGE)
+
+
+def exit_status(error: SystemExit) -> int:
+    """The status that the interpreter makes of a ``sys.exit``: 1 where it was given words."""
+    if error.code is None or isinstance(error.code, int):
+        return error.code or 0
+    return 1

@@ -31,6 +31,7 @@ def run_recipe(
     Raises:
       UsageError: The file is no recipe that can be run so.
       NotRoutedError: PANDA was asked for, and the first batch, or the run, ended without it.
+      NothingTrainedError: The recipe ended well, and no training batch went round.
       Exception: Whatever the recipe raises.
     """
     recipe = RecipeFile(train_py)

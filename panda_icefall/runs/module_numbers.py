@@ -14,17 +14,22 @@ from torch import nn
 
 from panda_icefall.runs.atomic_file import replace_file
 from panda_icefall.runs.errors import UsageError
+from panda_icefall.runs.parameter_digest import parameter_digest
 
 __all__ = ["ModuleNumbers"]
 
-Numbers = dict[str, dict[str, Union[int, float, bool]]]
+# Of torch itself: what these say is of the process, not of the training.
+_TORCHS_OWN = ("training", "_is_full_backward_hook")
 
 
 class ModuleNumbers:
-    """Saves and restores the plain numbers of a model's modules that training has changed.
+    """Saves and restores the plain numbers of a model's modules.
+
+    All of them: a number may have changed before anybody looked (a recipe's scan for large batches
+    runs the model ahead of its first epoch), so none can be told to be as it was built.
 
     Args:
-      model: The recipe's model as it was built, without a DDP wrapper.
+      model: The recipe's model without a DDP wrapper.
       folder: The recipe's ``exp_dir``, where its ``checkpoint-N.pt`` go.
       rank: The process's rank: each keeps numbers of its own.
     """
@@ -33,27 +38,26 @@ class ModuleNumbers:
         self._model = model
         self._folder = folder
         self._rank = rank
-        self._as_built = _numbers_of(model)
 
     def path(self, batches: int) -> Path:
         """The file beside the checkpoint that was saved after ``batches`` training batches."""
         return self._folder / f"checkpoint-{batches}.panda-rank{self._rank}.json"
 
     def save(self, batches: int) -> None:
-        """Write the numbers that differ from those of the model as it was built."""
-        changed: Numbers = {}
-        for module, numbers in _numbers_of(self._model).items():
-            as_built = self._as_built.get(module, {})
-            differing = {k: v for k, v in numbers.items() if k not in as_built or as_built[k] != v}
-            if differing:
-                changed[module] = differing
-        replace_file(self.path(batches), json.dumps(changed).encode("utf-8"))
+        """Write the numbers, and which parameters they belong to."""
+        modules = {name: _plain_numbers(module) for name, module in self._model.named_modules()}
+        content = {
+            "parameters": parameter_digest(self._model),
+            "modules": {name: numbers for name, numbers in modules.items() if numbers},
+        }
+        replace_file(self.path(batches), json.dumps(content).encode("utf-8"))
 
     def restore(self, batches: int) -> None:
         """Put back what :meth:`save` wrote; a missing file is logged as a warning.
 
         Raises:
-          UsageError: The file names a module that the model lacks.
+          UsageError: The file is none of :meth:`save`'s, was written for other parameters than
+            the model has now, or names a module that it lacks.
         """
         path = self.path(batches)
         if not path.is_file():
@@ -64,8 +68,22 @@ class ModuleNumbers:
                 path,
             )
             return
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            digest, saved = content["parameters"], content["modules"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UsageError(
+                f"--start-batch: {path}: got {error!r}, expected what --panda-batch-seed saves; "
+                "remove the file to resume without it"
+            ) from error
+        if digest != parameter_digest(self._model):
+            raise UsageError(
+                f"--start-batch: {path}: got a model whose parameters are not those that this file "
+                f"was saved with; checkpoint-{batches}.pt beside it is of another run, or the "
+                "model was changed after it was loaded. Remove the file to resume without it"
+            )
         modules = dict(self._model.named_modules())
-        for name, numbers in json.loads(path.read_text(encoding="utf-8")).items():
+        for name, numbers in saved.items():
             if name not in modules:
                 raise UsageError(
                     f"--start-batch: {path}: got numbers of the module {name!r}, expected one "
@@ -75,13 +93,9 @@ class ModuleNumbers:
                 setattr(modules[name], attribute, value)
 
 
-def _numbers_of(model: nn.Module) -> Numbers:
-    return {name: _plain_numbers(module) for name, module in model.named_modules()}
-
-
 def _plain_numbers(module: Any) -> dict[str, Union[int, float, bool]]:
     return {
         name: value
         for name, value in vars(module).items()
-        if type(value) in (int, float, bool) and name != "training"
+        if type(value) in (int, float, bool) and name not in _TORCHS_OWN
     }

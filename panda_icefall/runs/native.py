@@ -30,9 +30,10 @@ def with_panda(main: Callable[..., Any]) -> Callable[..., Any]:
 
     Returns:
       ``main`` with that around it. Where a PANDA option is given it ends the process as the
-      launcher would: status 1 where nothing was routed or the contract is violated, 2 for what was
-      typed wrongly, else the recipe's own status.
+      launcher would: status 1 where nothing was routed or trained, or the contract is violated, 2
+      for what was typed wrongly, else the recipe's own status.
     """
+    applied_in = sys._getframe(1).f_globals
 
     @functools.wraps(main)
     def main_with_panda(*args: Any, **kwargs: Any) -> Any:
@@ -46,17 +47,32 @@ def with_panda(main: Callable[..., Any]) -> Callable[..., Any]:
                 with panda_group_in_help():
                     return start()
             # Nothing may be caught here: it may be the launcher's, which has the last word.
-            return _start_supervised(start, options) if options.is_active else start()
+            if not options.is_active:
+                return start()
+            return _start_supervised(start, options, _recipe_globals(main, applied_in))
 
     return main_with_panda
 
 
-def _start_supervised(start: "functools.partial[Any]", options: PandaOptions) -> Any:
-    recipe = inspect.unwrap(start.func)
+def _recipe_globals(main: Callable[..., Any], applied_in: dict[str, Any]) -> dict[str, Any]:
+    """The globals of the recipe: those in which ``with_panda`` stands, as the patch writes it.
+
+    They need not be those of ``main``, which another decorator may have made in its own module.
+    Where ``with_panda`` was called from elsewhere, the recipe is where ``main`` was defined.
+    """
+    if "train_one_epoch" in applied_in:
+        return applied_in
+    return getattr(inspect.unwrap(main), "__globals__", applied_in)
+
+
+def _start_supervised(
+    start: "functools.partial[Any]", options: PandaOptions, recipe: dict[str, Any]
+) -> Any:
     results: list[Any] = []
+    train_py = Path(recipe.get("__file__", recipe["__name__"])).resolve()
     try:
-        with supervised(options, Path(inspect.getfile(recipe)).resolve()) as run:
-            run.install(recipe.__globals__)
+        with supervised(options, train_py) as run:
+            run.install(recipe)
             results.append(start())
     except PandaError as error:
         exit_with(error)

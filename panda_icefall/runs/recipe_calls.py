@@ -16,7 +16,7 @@ from panda_icefall.runs.contract.training_copy import copy_batch
 from panda_icefall.runs.errors import UsageError
 from panda_icefall.runs.memory.phases import PhaseRecorder
 
-__all__ = ["Epoch", "loss_of_model", "wrap_function"]
+__all__ = ["Epoch", "WrappedFunction", "loss_of_model", "wrap_function"]
 
 
 @dataclass
@@ -59,13 +59,37 @@ class Epoch:
         return Path(getattr(self.arguments.get("params"), "exp_dir", None) or Path.cwd())
 
 
+@dataclass(frozen=True)
+class WrappedFunction:
+    """One function of a recipe with a wrapper in its place.
+
+    Attributes:
+      original: The recipe's own function.
+      namespace: The globals in which it was replaced.
+      name: Its name there.
+      found: What stood there, the recipe's function or the wrapper of a forked child's parent.
+      wrapper: What stands there now.
+    """
+
+    original: Callable[..., Any]
+    namespace: dict[str, Any]
+    name: str
+    found: Callable[..., Any]
+    wrapper: Callable[..., Any]
+
+    def put_back(self) -> None:
+        """Undo the replacement, unless somebody else has replaced the wrapper since."""
+        if self.namespace.get(self.name) is self.wrapper:
+            self.namespace[self.name] = self.found
+
+
 def wrap_function(
     namespace: dict[str, Any],
     name: str,
     around: Callable[[Callable[..., Any], inspect.BoundArguments], Any],
     needed: Sequence[str],
     where: str,
-) -> Callable[..., Any]:
+) -> WrappedFunction:
     """Replace one function of a recipe by ``around(function, its bound arguments)``.
 
     Args:
@@ -76,7 +100,7 @@ def wrap_function(
       where: The recipe's path, for errors.
 
     Returns:
-      The recipe's own function.
+      What was replaced, to be put back when the run is over.
 
     Raises:
       UsageError: The function or one of its parameters is missing.
@@ -103,7 +127,7 @@ def wrap_function(
 
     call.__panda_original__ = original  # type: ignore[attr-defined]
     namespace[name] = call
-    return original
+    return WrappedFunction(original, namespace, name, function, call)
 
 
 def loss_of_model(

@@ -2,11 +2,16 @@
 
 from typing import Optional
 
-from panda_icefall.runs.batch_seed import seed_batch, warn_of_workers
+from panda_icefall.runs.batch_seed import (
+    seed_batch,
+    warn_of_missing_count,
+    warn_of_workers,
+)
 from panda_icefall.runs.contract.training_copy import unwrap_model
 from panda_icefall.runs.module_numbers import ModuleNumbers
 from panda_icefall.runs.recipe_calls import Epoch
 from panda_icefall.runs.resumption import align_resumed_epoch
+from panda_icefall.runs.used_up_state import reload_used_up_state
 
 __all__ = ["RepeatableBatches"]
 
@@ -34,19 +39,23 @@ class RepeatableBatches:
         """Called before the recipe's ``train_one_epoch``; the first one may be a resumed one.
 
         Raises:
-          UsageError: What was kept beside the checkpoint is of another model.
+          UsageError: The sampler's state was used up and cannot be restored, or what was kept
+            beside the checkpoint is of another model.
         """
         params, loader = epoch.arguments.get("params"), epoch.arguments["train_dl"]
-        is_first = self._numbers is None
-        align_resumed_epoch(params, loader, is_first=is_first)
-        if not is_first:
+        if self._numbers is not None:
+            align_resumed_epoch(params, loader, is_first=False)
             return
         warn_of_workers(loader)
+        if epoch.batch_idx_train is None:
+            warn_of_missing_count()
         model = unwrap_model(epoch.arguments["model"])
         self._numbers = ModuleNumbers(model, epoch.folder, self._rank)
         start_batch = getattr(params, "start_batch", None)
         if isinstance(start_batch, int) and start_batch > 0:
+            reload_used_up_state(epoch, start_batch)
             self._numbers.restore(start_batch)
+        align_resumed_epoch(params, loader, is_first=True)
 
     def before_batch(self, epoch: Epoch, steps: int) -> None:
         """Called before each batch is drawn, after ``steps`` training steps of this process."""

@@ -3,7 +3,7 @@
 import logging
 from typing import Any
 
-__all__ = ["align_resumed_epoch"]
+__all__ = ["align_resumed_epoch", "skips_batches"]
 
 _SKIPPED = "cur_batch_idx"
 
@@ -14,17 +14,17 @@ def align_resumed_epoch(params: Any, loader: Any, *, is_first: bool) -> None:
     Some icefall recipes save the index of the last trained batch of the epoch as
     ``cur_batch_idx``, and a resumed run leaves out the batches before it; they also restore
     lhotse's sampler. Both together leave out twice as many batches as were trained. Without the
-    restored sampler (a scan for large batches has used it up) the last trained batch is trained
-    again; and where no further checkpoint is saved, the next epoch leaves batches out too.
+    restored sampler (not every checkpoint holds one) the last trained batch is trained again; and
+    where no further checkpoint is saved, the next epoch leaves batches out too.
 
     Args:
       params: The recipe's parameters; without ``cur_batch_idx`` nothing is done.
       loader: The recipe's training data loader.
       is_first: Whether this is the first epoch of this process.
     """
-    last_trained = getattr(params, _SKIPPED, None)
-    if not isinstance(last_trained, int) or isinstance(last_trained, bool):
+    if not skips_batches(params):
         return
+    last_trained = getattr(params, _SKIPPED)
     # Set by load_state_dict() of lhotse's samplers until the first batch is drawn.
     is_restored = getattr(getattr(loader, "sampler", None), "_just_restored_state", False)
     to_skip = 0 if is_restored or not is_first else last_trained + 1
@@ -36,3 +36,9 @@ def align_resumed_epoch(params: Any, loader: Any, *, is_first: bool) -> None:
             to_skip,
             last_trained,
         )
+
+
+def skips_batches(params: Any) -> bool:
+    """Whether a recipe with these parameters leaves out the batches that were trained already."""
+    last_trained = getattr(params, _SKIPPED, None)
+    return isinstance(last_trained, int) and not isinstance(last_trained, bool)

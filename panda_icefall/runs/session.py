@@ -14,11 +14,11 @@ from panda_icefall.routing import PandaError
 from panda_icefall.runs.batches import BatchFeed, FirstBatchOnly
 from panda_icefall.runs.contract.session_check import SessionCheck
 from panda_icefall.runs.counters import CounterLedger
-from panda_icefall.runs.errors import BoundReached
+from panda_icefall.runs.errors import BoundReached, exit_status
 from panda_icefall.runs.last_bit import change_last_bit
 from panda_icefall.runs.memory.session_log import SessionLog
 from panda_icefall.runs.options import PandaOptions
-from panda_icefall.runs.recipe_calls import Epoch, wrap_function
+from panda_icefall.runs.recipe_calls import Epoch, WrappedFunction, wrap_function
 from panda_icefall.runs.repeatable import RepeatableBatches
 from panda_icefall.runs.routing_proof import RoutingProof
 from panda_icefall.runs.run_report import RunOutcome, open_console
@@ -48,6 +48,7 @@ class TrainingSession:
         self._log = SessionLog(options)
         self._check = SessionCheck(options, self.console)
         self._proof = RoutingProof(options.use_panda)
+        self._wrapped: list[WrappedFunction] = []
         self._epoch: Optional[Epoch] = None
         self._batches = 0
         self._steps = 0
@@ -69,9 +70,17 @@ class TrainingSession:
         """
         needed = ["model", "train_dl"] + ["optimizer"] * bool(self.options.check_batches)
         train = wrap_function(namespace, "train_one_epoch", self._train_one_epoch, needed, where)
+        self._wrapped.append(train)
         # A recipe may import its training loop; compute_loss is then looked up where that lives.
-        home = getattr(train, "__globals__", namespace)
-        wrap_function(home, "compute_loss", self._compute_loss, ("model", "batch"), where)
+        home = getattr(train.original, "__globals__", namespace)
+        self._wrapped.append(
+            wrap_function(home, "compute_loss", self._compute_loss, ("model", "batch"), where)
+        )
+
+    def uninstall(self) -> None:
+        """Put back what :meth:`install` replaced, also where it failed half-way."""
+        while self._wrapped:
+            self._wrapped.pop().put_back()
 
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
@@ -91,6 +100,10 @@ class TrainingSession:
                 reason = "bound"
                 self._is_bounded = True
                 _leave_process_group()
+            except SystemExit as error:
+                code = exit_status(error)
+                reason = f"exit {code}" if code else "bound" if self._is_bounded else "complete"
+                raise
             except BaseException as error:
                 reason = type(error).__name__
                 if isinstance(error, PandaError):

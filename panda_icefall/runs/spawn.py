@@ -4,7 +4,6 @@ import contextlib
 import functools
 import inspect
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Callable
@@ -14,7 +13,7 @@ import torch.multiprocessing
 from panda_icefall.runs.options import PandaOptions
 from panda_icefall.runs.session import TrainingSession
 
-__all__ = ["ChildEntry", "panda_in_children"]
+__all__ = ["ChildEntry", "SpawnedChildren"]
 
 
 @dataclass(frozen=True)
@@ -51,29 +50,49 @@ def _globals_of(function: Callable[..., Any]) -> dict[str, Any]:
     """
     while isinstance(function, functools.partial):
         function = function.func
+    function = inspect.unwrap(function)  # a decorator's module is not where the recipe lives
     return getattr(function, "__globals__", sys.modules["__main__"].__dict__)
 
 
-@contextlib.contextmanager
-def panda_in_children(
-    options: PandaOptions, train_py: Path, outcome_folder: Path
-) -> Iterator[list[int]]:
-    """Replace ``torch.multiprocessing.spawn`` so that its children train with ``options``.
+class SpawnedChildren(contextlib.AbstractContextManager):
+    """Replaces ``torch.multiprocessing.spawn``, so that its children train with PANDA.
 
-    Yields the ranks spawned so far.
+    Args:
+      options: What the user asked for.
+      train_py: The recipe's path, for errors.
+      outcome_folder: Where the children leave their outcomes.
+
+    Attributes:
+      ranks: The ranks spawned so far.
     """
-    original = torch.multiprocessing.spawn
-    ranks: list[int] = []
 
-    @functools.wraps(original)
-    def spawn(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        nprocs = inspect.signature(original).bind(fn, *args, **kwargs).arguments.get("nprocs", 1)
-        ranks[:] = range(nprocs)
-        entry = ChildEntry(fn, options, str(train_py), str(outcome_folder))
-        return original(entry, *args, **kwargs)
+    def __init__(self, options: PandaOptions, train_py: Path, outcome_folder: Path) -> None:
+        self.ranks: list[int] = []
+        self._replaced: list[tuple[dict[str, Any], str]] = []
+        self._original = original = torch.multiprocessing.spawn
 
-    torch.multiprocessing.spawn = spawn
-    try:
-        yield ranks
-    finally:
-        torch.multiprocessing.spawn = original
+        @functools.wraps(original)
+        def spawn(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+            given = inspect.signature(original).bind(fn, *args, **kwargs).arguments
+            self.ranks[:] = range(given.get("nprocs", 1))
+            entry = ChildEntry(fn, options, str(train_py), str(outcome_folder))
+            return original(entry, *args, **kwargs)
+
+        self._replacement = spawn
+
+    def __enter__(self) -> "SpawnedChildren":
+        self.replace_in(vars(torch.multiprocessing))
+        return self
+
+    def replace_in(self, namespace: dict[str, Any]) -> None:
+        """Replace the function under every name of ``namespace`` that is bound to it already."""
+        for name, value in list(namespace.items()):
+            if value is self._original:
+                namespace[name] = self._replacement
+                self._replaced.append((namespace, name))
+
+    def __exit__(self, *_: object) -> None:
+        for namespace, name in self._replaced:
+            if namespace.get(name) is self._replacement:
+                namespace[name] = self._original
+        self._replaced.clear()

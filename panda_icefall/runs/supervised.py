@@ -11,12 +11,17 @@ from rich.console import Console
 from torch.multiprocessing import ProcessRaisedException
 
 from panda_icefall.routing import PandaError
-from panda_icefall.runs.errors import NotRoutedError, UsageError
+from panda_icefall.runs.errors import (
+    NothingTrainedError,
+    NotRoutedError,
+    UsageError,
+    exit_status,
+)
 from panda_icefall.runs.memory.log import check_writable
 from panda_icefall.runs.options import PandaOptions
 from panda_icefall.runs.run_report import RunOutcome, print_summary, read_outcomes
 from panda_icefall.runs.session import TrainingSession
-from panda_icefall.runs.spawn import panda_in_children
+from panda_icefall.runs.spawn import SpawnedChildren
 
 __all__ = ["ExitStatus", "SupervisedRun", "supervised"]
 
@@ -33,19 +38,23 @@ class SupervisedRun:
       is_installed: Whether the recipe's functions are wrapped.
     """
 
-    def __init__(self, session: TrainingSession, train_py: Path) -> None:
+    def __init__(self, session: TrainingSession, children: SpawnedChildren, train_py: Path) -> None:
         self.exit_status = 0
         self.is_installed = False
         self._session = session
+        self._children = children
         self._train_py = train_py
 
     def install(self, namespace: dict[str, Any]) -> None:
         """Wrap ``compute_loss`` and ``train_one_epoch`` in ``namespace``, the recipe's globals.
 
+        A ``spawn`` that the recipe bound by name before is replaced there too.
+
         Raises:
           UsageError: A function or one of its parameters is missing.
         """
         self._session.install(namespace, str(self._train_py))
+        self._children.replace_in(namespace)
         self.is_installed = True
 
 
@@ -54,7 +63,7 @@ def supervised(options: PandaOptions, train_py: Path) -> Iterator[SupervisedRun]
     """Do what ``options`` ask for while the block runs a recipe, children of ``mp.spawn`` included.
 
     A ``sys.exit`` of the block ends it and becomes the exit status. Where training has begun, a
-    summary is printed however it ends.
+    summary is printed however it ends. The recipe's functions are its own again afterwards.
 
     Args:
       options: What the user asked for.
@@ -63,37 +72,29 @@ def supervised(options: PandaOptions, train_py: Path) -> Iterator[SupervisedRun]
     Raises:
       UsageError: The memory log cannot be written.
       NotRoutedError: PANDA was asked for, and the first batch, or the run, ended without it.
+      NothingTrainedError: The block ended well, and no training batch went round.
       Exception: Whatever the block raises.
     """
     if options.memory_log is not None:
         check_writable(options.memory_log)
     session = TrainingSession(options)
-    run = SupervisedRun(session, train_py)
     status = ExitStatus()
     ranks: list[RunOutcome] = []
     with tempfile.TemporaryDirectory(prefix="panda-icefall-") as folder:
         outcomes = Path(folder)
-        spawned: list[int] = []
+        children = SpawnedChildren(options, train_py, outcomes)
+        run = SupervisedRun(session, children, train_py)
         try:
-            with (
-                _named_error_of_child(outcomes),
-                session.running(),
-                panda_in_children(options, train_py, outcomes) as spawned,
-                status,
-            ):
+            with _named_error_of_child(outcomes), status, session.running(), children:
                 yield run
         finally:
+            session.uninstall()
             if run.is_installed:
-                ranks = _report(session, spawned, outcomes)
+                ranks = _report(session, children.ranks, outcomes)
     run.exit_status = status.code
     if status.code != 0:
         return
-    if options.use_panda and not any(rank.counters.losses_routed for rank in ranks):
-        raise NotRoutedError(
-            f"PANDA was asked for, but {train_py} ended after "
-            f"{sum(rank.batches for rank in ranks)} training batches without a routed loss; "
-            "expected its train_one_epoch() to call compute_loss() at least once"
-        )
+    _verify_trained(options, ranks, train_py)
     run.exit_status = _contract_status(ranks, session.console)
 
 
@@ -106,11 +107,9 @@ class ExitStatus(contextlib.AbstractContextManager):
     def __exit__(self, kind: object, error: object, traceback: object) -> bool:
         if not isinstance(error, SystemExit):
             return False
-        if error.code is None or isinstance(error.code, int):
-            self.code = error.code or 0
-        else:
+        self.code = exit_status(error)
+        if not (error.code is None or isinstance(error.code, int)):
             print(error.code, file=sys.stderr)
-            self.code = 1
         return True
 
 
@@ -134,6 +133,21 @@ def _named_error_of_child(outcome_folder: Path) -> Iterator[None]:
         for kind, message in (o.error for o in read_outcomes(outcome_folder) if o.error):
             raise _NAMED_ERRORS.get(kind, PandaError)(message) from error
         raise
+
+
+def _verify_trained(options: PandaOptions, ranks: list[RunOutcome], train_py: Path) -> None:
+    batches = sum(rank.batches for rank in ranks)
+    if batches == 0:
+        raise NothingTrainedError(
+            f"{train_py} ended without a training batch that PANDA saw, so nothing of what was "
+            "asked for was done; expected its train_one_epoch() to call compute_loss() at least "
+            "once, in this process or in one that torch.multiprocessing.spawn started"
+        )
+    if options.use_panda and not any(rank.counters.losses_routed for rank in ranks):
+        raise NotRoutedError(
+            f"PANDA was asked for, but {train_py} ended after {batches} training batches without a "
+            "routed loss"
+        )
 
 
 def _contract_status(outcomes: list[RunOutcome], console: Console) -> int:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -291,3 +292,11 @@ def recipe(tmp_path, monkeypatch):
     monkeypatch.delitem(sys.modules, "toy_model", raising=False)
     yield Recipe(tmp_path)
     sys.modules.pop("toy_model", None)
+
+
+@pytest.fixture
+def port():
+    """A port that is free for DDP."""
+    with socket.socket() as s:
+        s.bind(("localhost", 0))
+        return s.getsockname()[1]

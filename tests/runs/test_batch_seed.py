@@ -80,13 +80,15 @@ def test_without_the_seed_a_resumed_run_draws_other_batches(recipe):
     assert losses[4:] != losses[2:4]
 
 
-def test_a_recipe_that_counts_no_batches_is_seeded_by_ours(recipe):
+def test_a_recipe_that_counts_no_batches_is_seeded_by_ours_and_told_so(recipe, caplog):
     recipe.edit((", batch_idx_train=0", ""), ("params.batch_idx_train += 1", "pass"))
     for folder in ("a", "b"):
-        words = ["--exp-dir", folder]
+        caplog.clear()
+        words = ["--exp-dir", folder, "--num-epochs", "2"]
         assert run_recipe(recipe.train_py, words, PandaOptions(batch_seed=5)) == 0
     losses = recipe.lines("a/losses-0.txt")
-    assert len(set(losses)) == 4
+    assert caplog.text.count("keeps no params.batch_idx_train: batches are counted") == 1
+    assert len(set(losses)) == 8
     assert recipe.lines("b/losses-0.txt") == losses
 
 
@@ -96,6 +98,7 @@ def test_batches_made_by_other_processes_are_named(caplog):
     assert caplog.text == ""
     warn_of_workers(SimpleNamespace(num_workers=2))
     assert "got a training data loader with num_workers=2" in caplog.text
+    assert "a resumed run leaves them out" in caplog.text
 
 
 def test_the_option_is_a_seed_and_makes_the_run_active():

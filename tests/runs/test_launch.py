@@ -2,12 +2,19 @@
 
 import argparse
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
 import panda_icefall
-from panda_icefall.runs import NotRoutedError, PandaOptions, UsageError, run_recipe
+from panda_icefall.runs import (
+    NothingTrainedError,
+    NotRoutedError,
+    PandaOptions,
+    UsageError,
+    run_recipe,
+)
 
 PANDA = PandaOptions(use_panda=True)
 
@@ -72,7 +79,9 @@ def test_help_shows_the_panda_group_beside_the_recipes_own(recipe, capsys, optio
 
 
 def test_a_recipe_without_the_pruned_loss_stops_and_says_what_it_called(recipe):
-    with pytest.raises(NotRoutedError, match=r"never called; called instead: .*ctc_loss \(1 times"):
+    with pytest.raises(
+        NotRoutedError, match=r"not seen to be called .*; called instead: .*ctc_loss \(1 times"
+    ):
         run_recipe(recipe.train_py, ["--kind", "ctc", "--exp-dir", "exp"], PANDA)
     assert len(recipe.lines("exp/losses-0.txt")) == 1
     assert not (recipe.folder / "exp/bad-model-0.pt").exists()
@@ -160,13 +169,35 @@ def test_a_recipe_that_imports_its_training_loop_is_routed_and_verified(recipe):
         assert run_recipe(recipe.train_py, ["--exp-dir", "exp"], PANDA) == 0
         with pytest.raises(NotRoutedError, match="ctc_loss"):
             run_recipe(recipe.train_py, ["--kind", "ctc"], PANDA)
+        assert not hasattr(sys.modules["toy_loop"].compute_loss, "__wrapped__")
     finally:
         sys.modules.pop("toy_loop")
 
 
 def test_a_run_without_any_training_batch_is_not_taken_for_a_routed_one(recipe):
-    with pytest.raises(NotRoutedError, match="ended after 0 training batches without"):
+    with pytest.raises(NothingTrainedError, match="ended without a training batch that PANDA saw"):
         run_recipe(recipe.train_py, ["--num-epochs", "0", "--exp-dir", "exp"], PANDA)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        PandaOptions(max_batches=1),
+        PandaOptions(check_batches=1),
+        PandaOptions(memory_log=Path("m.jsonl")),
+        PandaOptions(batch_seed=1),
+        PandaOptions(last_bit_twin=True),
+    ],
+)
+def test_an_option_that_never_met_a_training_batch_is_no_success(recipe, options):
+    with pytest.raises(NothingTrainedError, match=r"train\.py ended without a training batch"):
+        run_recipe(recipe.train_py, ["--num-epochs", "0"], options)
+    assert run_recipe(recipe.train_py, ["--num-epochs", "0"], PandaOptions()) == 0
+
+
+def test_a_recipe_that_fails_before_it_trains_keeps_its_own_status(recipe):
+    recipe.edit(("        run(0, 1, args)\n", "        exit(4)\n"))
+    assert run_recipe(recipe.train_py, [], PandaOptions(max_batches=1)) == 4
 
 
 def test_batches_that_a_resumed_epoch_skips_are_not_counted(recipe):

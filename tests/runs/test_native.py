@@ -3,7 +3,6 @@
 import json
 import re
 import runpy
-import socket
 import sys
 
 import pytest
@@ -33,13 +32,6 @@ def native(recipe, monkeypatch):
     apply_patch(recipe.folder)
     run.recipe = recipe
     return run
-
-
-@pytest.fixture
-def port():
-    with socket.socket() as s:
-        s.bind(("localhost", 0))
-        return s.getsockname()[1]
 
 
 @pytest.mark.parametrize("words", [[], ["--use-panda", "0"], ["--use-panda=no"]])
@@ -127,7 +119,9 @@ def test_the_contract_check_runs_natively_and_its_violation_is_status_one(native
             "--panda-max-batches: got 1, expected at least the 2",
         ),
         (["--panda-memory-log", "train.py/m.jsonl"], 2, "--panda-memory-log: cannot write"),
-        (["--use-panda", 1, "--num-epochs", 0], 1, "ended after 0 training batches without"),
+        (["--use-panda", 1, "--num-epochs", 0], 1, "ended without a training batch that PANDA"),
+        (["--panda-max-batches", 1, "--num-epochs", 0], 1, "ended without a training batch"),
+        (["--panda-check-batches", 1, "--num-epochs", 0], 1, "ended without a training batch"),
     ],
 )
 def test_what_the_user_can_mend_is_one_line_and_the_launchers_status(

@@ -1,16 +1,8 @@
 """Recipes that train in children of ``mp.spawn``: PANDA is in the children too."""
 
 import re
-import socket
 
 import pytest
-
-
-@pytest.fixture
-def port():
-    with socket.socket() as s:
-        s.bind(("localhost", 0))
-        return s.getsockname()[1]
 
 
 def test_two_processes_train_routed_checked_and_logged(recipe, port):

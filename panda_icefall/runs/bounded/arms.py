@@ -4,7 +4,7 @@ import json
 import math
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 import torch
 from torch import Tensor
@@ -31,7 +31,7 @@ def read_arm(memory_log: Path) -> dict[str, Any]:
 
     Returns:
       ``steps`` (a list of dicts: loss per frame, seconds, peak bytes, grad scale and the phases
-      of each step), ``memory_kind`` and ``counters``.
+      of each step), ``memory_kind``, ``base_bytes`` (before the first step) and ``counters``.
     """
     rows = list(_rows(memory_log))
     outer = [row for row in rows if row.get("row") == "phase"]
@@ -56,6 +56,7 @@ def read_arm(memory_log: Path) -> dict[str, Any]:
     return {
         "steps": steps,
         "memory_kind": "CUDA allocated" if on_gpu else "process RSS",
+        "base_bytes": _base(rows),
         "counters": {
             **{name: sum(row.get(name, 0) for row in outer) for name in _COUNTED},
             "materialised": materialised,
@@ -71,6 +72,14 @@ def _rows(path: Path) -> Iterable[dict[str, Any]]:
             yield json.loads(line)
         except ValueError:  # the row that a killed process was writing
             return
+
+
+def _base(rows: list[dict[str, Any]]) -> Optional[int]:
+    for row in rows:
+        if row.get("row") == "header" and "memory" in row:
+            memory = row["memory"]
+            return int(memory.get("allocated_bytes", memory.get("rss_bytes")))
+    return None
 
 
 def _step(

@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import re
 from collections.abc import Hashable
 from pathlib import Path
 from typing import Annotated, Any, Literal, Optional
@@ -43,8 +44,11 @@ def _known_option(name: str) -> str:
     plain = name.lstrip("-").replace("_", "-")
     if name.startswith("-"):
         raise ValueError(f"expected the option without its dashes: {plain}")
-    if plain in _OWN_ARGUMENTS:
-        raise ValueError(f"a bounded run sets it itself, from {_OWN_ARGUMENTS[plain]}; remove it")
+    if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]*", name):
+        raise ValueError("expected the name of an option, letters, digits and hyphens")
+    for own, origin in _OWN_ARGUMENTS.items():
+        if own.startswith(plain):  # argparse takes abbreviations
+            raise ValueError(f"a bounded run sets {own} itself, from {origin}; remove it")
     if plain.startswith(("panda-", "use-panda")):
         raise ValueError("PANDA's options follow from the configuration; remove it")
     return name
@@ -65,6 +69,7 @@ def _scalar(value: Any) -> Any:
 
 Positive = Annotated[float, BeforeValidator(_number), Field(gt=0, allow_inf_nan=False)]
 AtLeastOne = Annotated[int, Field(ge=1)]
+NotNegative = Annotated[int, Field(ge=0)]
 AtLeastTwo = Annotated[int, Field(ge=2)]
 ToleranceName = Annotated[str, AfterValidator(_known_tolerance)]
 OptionName = Annotated[str, AfterValidator(_known_option)]
@@ -84,7 +89,7 @@ class SyntheticConfig(_Strict):
     """
 
     utterances: AtLeastOne = 400
-    seed: int = 42
+    seed: NotNegative = 42
 
 
 class DataConfig(_Strict):
@@ -108,7 +113,8 @@ class Bounds(_Strict):
 
     Attributes:
       max_batches: Training batches, that is optimizer steps, of each continuation.
-      max_minutes: Minutes after which the whole run is stopped and its report is partial.
+      max_minutes: Minutes after which the stage that runs then is stopped, and with it the whole
+        run; the report is partial.
       resume_after: Batches after which the resumed run is stopped; half of ``max_batches`` where
         none is given. Zipformer recipes move their schedules at every tenth batch of a *process*:
         there only a multiple of 10 can resume exactly.
@@ -175,8 +181,16 @@ class BoundedConfig(_Strict):
     @property
     def uses_fp16(self) -> bool:
         """Whether the recipe is asked for mixed precision."""
-        value = self.train_args.get("use-fp16", self.train_args.get("use_fp16", False))
-        return str(value).lower() in ("1", "true", "t", "yes", "y")
+        return str(self._argument("use-fp16", 0)).lower() in ("1", "true", "t", "yes", "y")
+
+    @property
+    def has_one_process(self) -> bool:
+        """Whether the recipe is asked to train in a single process."""
+        return str(self._argument("world-size", 1)) == "1"
+
+    def _argument(self, name: str, default: Any) -> Any:
+        given = {key.replace("_", "-"): value for key, value in self.train_args.items()}
+        return given.get(name, default)
 
 
 def load_config(path: Path) -> BoundedConfig:
@@ -200,6 +214,10 @@ def load_config(path: Path) -> BoundedConfig:
     except ValidationError as error:
         found = "; ".join(_describe(item) for item in error.errors())
         raise UsageError(f"CONFIG: {path}: {found}") from error
+    plain = [name.replace("_", "-") for name in config.train_args]
+    for name in plain:
+        if plain.count(name) > 1:
+            raise UsageError(f"CONFIG: {path}: train_args.{name}: given in two spellings")
     bounds = config.bounds
     if bounds.stop_after >= bounds.max_batches:
         raise UsageError(
@@ -215,6 +233,10 @@ class _NoDuplicates(yaml.SafeLoader):
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Hashable, Any]:
         seen = set()
         for key_node, _ in node.value:
+            if not isinstance(key_node, yaml.ScalarNode):
+                raise yaml.constructor.ConstructorError(
+                    None, None, "a key is no plain text", key_node.start_mark
+                )
             if key_node.value in seen:
                 raise yaml.constructor.ConstructorError(
                     None, None, f"the key {key_node.value!r} is given twice", key_node.start_mark

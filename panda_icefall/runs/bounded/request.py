@@ -1,5 +1,6 @@
 """What the user asked for, checked in full before anything starts."""
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Optional
@@ -7,8 +8,9 @@ from typing import Optional
 import torch
 
 from panda_icefall.runs.bounded.config import BoundedConfig, load_config
-from panda_icefall.runs.corpora import check_data, check_icefall_root
+from panda_icefall.runs.corpora import check_data, check_icefall_root, find_corpus
 from panda_icefall.runs.errors import UsageError
+from panda_icefall.runs.recipe_module import RecipeFile
 
 __all__ = ["Request", "check_request"]
 
@@ -41,6 +43,13 @@ class Request:
         return self.train_py.parents[1]
 
     @property
+    def command(self) -> str:
+        """A command that makes the same run again, in a folder of its own choice."""
+        where = ["--synthetic"] if self.data is None else ["--data", str(self.data)]
+        words = [str(self.config_path.absolute()), "--icefall-root", str(self.root), *where]
+        return shlex.join(["panda-icefall", "bounded", *words, "--device", self.device])
+
+    @property
     def title(self) -> str:
         """The recipe's path under ``egs``, and the form of its configuration."""
         recipe = self.train_py.relative_to(self.root / "egs").with_suffix("")
@@ -64,6 +73,13 @@ def check_request(
     config = load_config(config_path)
     root = check_icefall_root(icefall_root)
     train_py = _find_recipe(config, root)
+    layout = find_corpus(config.data.corpus)
+    layout.lang(config.data.lang)
+    if (root / layout.folder) not in train_py.parents:
+        raise UsageError(
+            f"data.corpus: got {config.data.corpus}, whose recipes lie in {layout.folder}, for the "
+            f"recipe {config.recipe}; expected the recipe's own corpus"
+        )
     chosen_device = _choose_device(device, config)
     if (data is not None) == synthetic:
         given = "both" if synthetic else "neither"
@@ -80,7 +96,7 @@ def check_request(
             config.recipe_arguments(),
         )
     name = f"{train_py.parents[2].name}-{train_py.parent.name}-{config_path.stem}"
-    folder = _new_folder(out or Path("panda-bounded") / name)
+    folder = _new_folder(out or Path("panda-bounded") / name, root)
     return Request(config, config_path, root, train_py, chosen_device, data, folder)
 
 
@@ -91,6 +107,7 @@ def _find_recipe(config: BoundedConfig, root: Path) -> Path:
             f"recipe: got {config.recipe}, which {root} does not have, expected a training script "
             "egs/<corpus>/ASR/<recipe>/train.py"
         )
+    RecipeFile(train_py).require_guard()
     return train_py
 
 
@@ -104,11 +121,21 @@ def _choose_device(device: Optional[str], config: BoundedConfig) -> str:
             "train_args.use-fp16: got true on cpu, where recipes train in fp32; expected --device "
             "cuda, or the configuration's cpu form"
         )
+    if chosen == "cpu" and not config.has_one_process:
+        raise UsageError(
+            "train_args.world-size: got more than 1 on cpu, where icefall's setup_dist() (NCCL) "
+            "cannot start; expected 1"
+        )
     return chosen
 
 
-def _new_folder(out: Path) -> Path:
+def _new_folder(out: Path, root: Path) -> Path:
     folder = out.expanduser().absolute()
+    if root in folder.resolve().parents:
+        raise UsageError(
+            f"--out: got {folder}, inside the icefall checkout, which is only read; expected a "
+            "folder elsewhere"
+        )
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UsageError(
             f"--out: got {folder}, which exists and is not empty, expected a new folder; remove it "

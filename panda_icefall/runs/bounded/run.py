@@ -1,9 +1,7 @@
 """One command from a configuration to a report: check, train dense and routed, judge, write."""
 
+import contextlib
 import datetime
-import json
-import shlex
-import sys
 import time
 from pathlib import Path
 from typing import Any, Optional
@@ -11,8 +9,7 @@ from typing import Any, Optional
 import torch
 from rich.console import Console
 
-from panda_icefall.runs.bounded import judgement
-from panda_icefall.runs.bounded.arms import final_parameters, read_arm
+from panda_icefall.runs.bounded.judge import Judge
 from panda_icefall.runs.bounded.plan import Stage, child_environment, plan_stages
 from panda_icefall.runs.bounded.report import write_report
 from panda_icefall.runs.bounded.request import Request, check_request
@@ -23,7 +20,6 @@ from panda_icefall.runs.bounded.stage import (
     forwarded_signals,
     run_stage,
 )
-from panda_icefall.runs.contract.report import FILE_NAME as CONTRACT_FILE
 from panda_icefall.runs.corpora import data_arguments
 from panda_icefall.runs.doctor.checkout import examine_checkout
 from panda_icefall.runs.errors import UsageError
@@ -82,7 +78,6 @@ class BoundedRun:
         self._console: Console = open_console()
         self._began = time.monotonic()
         self._deadline = Deadline.after(request.config.bounds.max_minutes)
-        self._final: dict[str, Any] = {}
         self._doing = "the start"
         self.content: dict[str, Any] = {
             "title": request.title,
@@ -90,7 +85,7 @@ class BoundedRun:
             "reason": None,
             "passed": None,
             "verdicts": [],
-            "command": shlex.join(["panda-icefall", *sys.argv[1:]]),
+            "command": request.command,
             "config": request.config.model_dump(),
             "config_path": str(request.config_path),
             "versions": {
@@ -101,6 +96,7 @@ class BoundedRun:
             "stages": [],
             "arms": {},
         }
+        self._judge = Judge(request.config, request.device, self.content)
 
     def run(self) -> int:
         """Run all stages, judge them and write the report; see :func:`run_bounded`."""
@@ -124,7 +120,10 @@ class BoundedRun:
             self._end_early(f"{type(error).__name__} during {self._doing}: {error}")
             raise
         finally:
-            self._write(with_figures=True)
+            self._write()
+            # Interrupted, it stays without figures.
+            with contextlib.suppress(Interrupted), forwarded_signals():
+                self._write(with_figures=True)
         self._print_verdicts()
         return status
 
@@ -158,6 +157,7 @@ class BoundedRun:
                 )
             except (ImportError, OSError, RuntimeError, ValueError) as error:
                 raise UsageError(str(error)) from error
+            self._deadline.check()
         return data_arguments(wanted.corpus, wanted.lang, folder, wanted.vocab_size)
 
     def _run_stage(self, stage: Stage, place: str) -> None:
@@ -182,68 +182,23 @@ class BoundedRun:
             )
         except BaseException:
             row.update(state="interrupted", seconds=time.monotonic() - began)
-            self._read(stage)
+            self._judge.read(stage)
             raise
         row.update(state="done", seconds=outcome.seconds, exit_status=outcome.exit_status)
-        self._read(stage)
-        has_contract = stage.name == "contract" and self.content.get("contract") is not None
-        if outcome.exit_status != 0 and not has_contract:
+        self._judge.read(stage)
+        try:
+            self._judge.judge(stage, outcome)
+        except StageFailed:
             row["state"] = "failed"
-            raise StageFailed(
-                f"the {stage.name} run ended with status {outcome.exit_status}; "
-                f"{stage.log} ends with:\n{outcome.tail}"
-            )
-        self._judge(stage)
-
-    def _read(self, stage: Stage) -> None:
-        """Take over what the stage left, complete or not."""
-        if stage.name == "contract":
-            path = stage.exp_dir / CONTRACT_FILE
-            if path.exists():
-                self.content["contract"] = json.loads(path.read_text(encoding="utf-8"))
-        else:
-            self.content["arms"][stage.name] = read_arm(stage.memory_log)
-
-    def _judge(self, stage: Stage) -> None:
-        """Compare what can be compared once ``stage`` is done."""
-        content, bounds = self.content, self._config.bounds
-        arms, verdicts = content["arms"], content["verdicts"]
-        bound_of = content["contract"]["tolerances"]
-        if stage.name == "contract":
-            verdicts.append(judgement.contract_verdict(content["contract"]))
-            return
-        if stage.name != "stopped":
-            self._final[stage.name] = final_parameters(stage.exp_dir)
-        if stage.name == "routed":
-            verdicts.append(judgement.pruned_loss_verdict(arms["routed"]))
-        elif stage.name == "twin":
-            final = self._final
-            found = judgement.compare_trajectories(
-                arms["dense"], arms["routed"], arms["twin"], bound_of["loss_rel"]
-            )
-            parameters = judgement.compare_final_parameters(
-                final["dense"], final["routed"], final["twin"], bound_of["parameter_rel_l2"]
-            )
-            content.update(trajectory=found, final_parameters=parameters)
-            verdicts += [
-                judgement.trajectory_verdict(found, bounds.max_batches),
-                judgement.final_parameters_verdict(parameters),
-                judgement.finite_verdict(found, parameters),
-            ]
-        elif stage.name == "resumed":
-            resumed = judgement.compare_resumed(
-                self._final["routed"],
-                self._final["resumed"],
-                bounds.stop_after,
-                bounds.max_batches,
-            )
-            content["resume"] = resumed
-            twin = content["final_parameters"]["twin_rel_l2"]
-            verdicts.append(judgement.resume_verdict(resumed, twin, bound_of["parameter_rel_l2"]))
+            raise
 
     def _write(self, *, with_figures: bool = False) -> None:
         self.content["seconds"] = time.monotonic() - self._began
-        write_report(self.content, self._out, with_figures=with_figures)
+        try:
+            write_report(self.content, self._out, with_figures=with_figures)
+        except OSError as error:
+            line = f"the report could not be written: {error}"
+            self._console.print(line, style="red", markup=False, soft_wrap=True)
 
     def _print_verdicts(self) -> None:
         marks = {True: "holds", False: "DOES NOT HOLD", None: "not judged"}

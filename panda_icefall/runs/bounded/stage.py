@@ -1,6 +1,7 @@
 """One child process of a bounded run: started, bounded in time, stopped with its whole group."""
 
 import contextlib
+import ctypes
 import os
 import signal
 import subprocess
@@ -22,6 +23,8 @@ __all__ = [
 _GRACE_SECONDS = 10.0
 _POLL_SECONDS = 0.2
 _TAIL_LINES = 15
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_PR_SET_PDEATHSIG = 1  # prctl(2)
 
 
 class Interrupted(Exception):  # noqa: N818 - somebody's wish, not an error
@@ -75,12 +78,12 @@ class StageOutcome:
 
 @contextlib.contextmanager
 def forwarded_signals() -> Iterator[None]:
-    """Turn SIGINT and SIGTERM into ``Interrupted`` for the enclosed block."""
+    """Turn SIGINT, SIGTERM and SIGHUP into ``Interrupted`` for the enclosed block."""
 
     def stop(number: int, _frame: object) -> None:
         raise Interrupted(f"interrupted by {signal.Signals(number).name}", 128 + number)
 
-    previous = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    previous = {number: signal.signal(number, stop) for number in _SIGNALS}
     try:
         yield
     finally:
@@ -122,6 +125,7 @@ def run_stage(
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
+            preexec_fn=_end_with_parent,
         )
         try:
             while True:
@@ -138,14 +142,21 @@ def run_stage(
     return StageOutcome(status, time.monotonic() - began, _tail(log))
 
 
+def _end_with_parent() -> None:
+    """In the child: be interrupted where the parent is killed and cannot stop it (Linux)."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGINT)
+
+
 def _stop_group(child: "subprocess.Popen[bytes]") -> None:
     # SIGINT first: Python raises KeyboardInterrupt from it, so the recipe's logs are closed.
-    for number, patience in ((signal.SIGINT, _GRACE_SECONDS), (signal.SIGKILL, None)):
+    try:
+        os.killpg(child.pid, signal.SIGINT)
+        child.wait(timeout=_GRACE_SECONDS)
+    except (subprocess.TimeoutExpired, ProcessLookupError, Interrupted):
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(child.pid, number)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            child.wait(timeout=patience)
-            return
+            os.killpg(child.pid, signal.SIGKILL)
+        child.wait()
 
 
 def _tail(log: Path) -> str:

@@ -26,23 +26,28 @@ import torch
 from torch import Tensor, nn
 
 from panda_icefall import routing
-from panda_icefall.losses.sites import SiteLogProbs
 from panda_icefall.normalizer.autocast import autocast_dtype
 from panda_icefall.runs.call_watch import LossCallWatch, explain_not_routed
 from panda_icefall.runs.contract.comparison import (
     compare_gradients,
-    compare_log_probs,
     compare_parameters,
+    compare_pruned_losses,
 )
-from panda_icefall.runs.contract.log_probs import observed_log_probs
+from panda_icefall.runs.contract.log_probs import ObservedLoss, observed_losses
 from panda_icefall.runs.contract.result import (
     ContractResult,
     UpdateResult,
+    backward_violations,
     final_violations,
     update_violations,
 )
 from panda_icefall.runs.contract.tolerances import parse_tolerances, tolerances_for
-from panda_icefall.runs.contract.training_copy import copy_model, copy_training, keep_rng
+from panda_icefall.runs.contract.training_copy import (
+    copy_model,
+    copy_training,
+    generator_states,
+    keep_rng,
+)
 from panda_icefall.runs.last_bit import change_last_bit
 from panda_icefall.runs.memory.probe import MemoryProbe, return_free_memory
 from panda_icefall.runs.options import PandaOptions
@@ -63,6 +68,14 @@ class _Arms(NamedTuple):
     dense: _Arm
     twin: _Arm
     routed: _Arm
+
+
+class _Pass(NamedTuple):
+    """What one forward and backward gave: its loss, its peak above the start, where it ended."""
+
+    loss: float
+    peak_bytes: int
+    generators: list[Tensor]
 
 
 class Contract:
@@ -111,6 +124,7 @@ class Contract:
         if self.result.not_routed is not None:
             self._finish("no loss was routed in the routed arm")
         elif self.batches_seen == self._options.batches_of_check:
+            self.result.violations += backward_violations(self.result)
             self._finish()
 
     def _start(self, model: nn.Module, optimizer: Any) -> _Arms:
@@ -150,29 +164,33 @@ class Contract:
     def _compare(self, dense: nn.Module, loss_of: LossOf, scale: float) -> None:
         """Both ways at the dense parameters; leaves the dense gradients in ``dense``."""
         routed = copy_model(dense)
-        dense_log_probs: list[SiteLogProbs] = []
-        routed_log_probs: list[SiteLogProbs] = []
-        with routing.suspended(), observed_log_probs(dense_log_probs.append):
-            loss_dense, peak_dense = self._pass(loss_of, dense, scale)
-        with self._routed(), observed_log_probs(routed_log_probs.append):
+        dense_losses: list[ObservedLoss] = []
+        routed_losses: list[ObservedLoss] = []
+        with routing.suspended(), observed_losses(dense_losses.append):
+            of_dense = self._pass(loss_of, dense, scale)
+        with self._routed(), observed_losses(routed_losses.append):
             before = routing.status()
             with LossCallWatch() as watch:
-                loss_routed, peak_routed = self._pass(loss_of, routed, scale)
+                of_routed = self._pass(loss_of, routed, scale)
             counted = routing.status() - before
         if counted.losses_routed == 0:
             self.result.not_routed = explain_not_routed(counted, watch.calls)
             return
-        compared = compare_log_probs(dense_log_probs, routed_log_probs)
+        compared = compare_pruned_losses(dense_losses, routed_losses)
         update = UpdateResult(
             update=len(self.result.batches) + 1,
-            loss_dense=loss_dense,
-            loss_routed=loss_routed,
+            loss_dense=of_dense.loss,
+            loss_routed=of_routed.loss,
+            pruned_losses=compared.values,
             log_probs=compared.log_probs,
             log_z=compared.log_z,
             log_prob_problems=compared.problems,
             gradients=compare_gradients(dense, routed, scale, self.result.tolerances),
-            peak_bytes_dense=peak_dense,
-            peak_bytes_routed=peak_routed,
+            # A mass that is not finite is not counted; its sites are computed all the same.
+            has_pruned_gradient=counted.adjoint_mass > 0 or counted.sites_backward > 0,
+            has_same_draws=all(map(torch.equal, of_dense.generators, of_routed.generators)),
+            peak_bytes_dense=of_dense.peak_bytes,
+            peak_bytes_routed=of_routed.peak_bytes,
         )
         self.result.batches.append(update)
         self.result.violations += update_violations(update, self.result.tolerances)
@@ -180,8 +198,8 @@ class Contract:
     def _routed(self) -> contextlib.AbstractContextManager[None]:
         return routing.patched(self._options.workspace_mib, self._options.adjoint_tolerance)
 
-    def _pass(self, loss_of: LossOf, model: nn.Module, scale: float) -> tuple[float, int]:
-        """Forward and backward of one arm: its loss, and its peak bytes above the start."""
+    def _pass(self, loss_of: LossOf, model: nn.Module, scale: float) -> _Pass:
+        """Forward and backward of one arm; the random generators are put back."""
         with keep_rng(), _own_autocast_cache():
             return_free_memory()
             self._probe.start()
@@ -190,7 +208,8 @@ class Contract:
             with torch.autocast(self._device.type, enabled=False):
                 (loss * scale).backward()
             peak_bytes = self._probe.read().peak_bytes - start_bytes
-        return loss.detach().to(torch.float64).item(), max(0, peak_bytes)
+            generators = generator_states()
+        return _Pass(loss.detach().to(torch.float64).item(), max(0, peak_bytes), generators)
 
     def _compare_final(self, arms: _Arms) -> None:
         result = self.result

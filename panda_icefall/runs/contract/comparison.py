@@ -1,4 +1,4 @@
-"""Distances between both arms: gradients and parameters by group, log-probs by pruned loss."""
+"""Distances between both arms: gradients and parameters by group, and each pruned loss."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -8,15 +8,15 @@ from typing import Optional
 import torch
 from torch import Tensor, nn
 
-from panda_icefall.losses.sites import SiteLogProbs
+from panda_icefall.runs.contract.log_probs import ObservedLoss
 from panda_icefall.runs.contract.tolerances import Tolerances
 
 __all__ = [
     "Distance",
-    "LogProbDistances",
+    "PrunedLossDistances",
     "compare_gradients",
-    "compare_log_probs",
     "compare_parameters",
+    "compare_pruned_losses",
     "group_of",
 ]
 
@@ -30,6 +30,7 @@ class Distance:
     Attributes:
       group: Name of the parameter group, or of the pruned loss.
       max_abs: Largest absolute difference of one element.
+      max_scaled: Largest ``|difference| / (1 + |dense|)`` of one element.
       rel_l2: Norm of the difference over the dense norm; 0 where both are zero.
       cosine: Cosine between both, 1 where both are zero.
       dense_norm: L2 norm of the dense arm's tensors.
@@ -40,6 +41,7 @@ class Distance:
 
     group: str
     max_abs: float
+    max_scaled: float
     rel_l2: float
     cosine: float
     dense_norm: float
@@ -48,15 +50,17 @@ class Distance:
 
 
 @dataclass(frozen=True)
-class LogProbDistances:
-    """What the pruned losses of one batch read at their sites, dense against routed.
+class PrunedLossDistances:
+    """What the pruned losses of one batch read at their sites and return, dense against routed.
 
     Attributes:
+      values: Of what they return, a number or one per utterance, one distance per pruned loss.
       log_probs: Of the selected log-probs (target and blank), one distance per pruned loss.
       log_z: Of the normalisers, one distance per pruned loss.
       problems: Why some of them could not be compared, in words.
     """
 
+    values: list[Distance]
     log_probs: list[Distance]
     log_z: list[Distance]
     problems: list[str]
@@ -104,25 +108,36 @@ def compare_parameters(dense: nn.Module, routed: nn.Module) -> list[Distance]:
     )
 
 
-def compare_log_probs(
-    dense: Sequence[SiteLogProbs], routed: Sequence[SiteLogProbs]
-) -> LogProbDistances:
-    """Compare the pruned losses of one batch in their order, at the sites inside the boundary.
+def compare_pruned_losses(
+    dense: Sequence[ObservedLoss], routed: Sequence[ObservedLoss]
+) -> PrunedLossDistances:
+    """Compare the pruned losses of one batch in their order: their values, and what they are of.
+
+    Log-probs and normalisers are compared at the sites inside the boundary. The values are those
+    ahead of the weight that a recipe gives them, under which a wrong one might not show.
 
     Values that are equal in both arms and not finite count as equal; any other value that is not
     finite makes its distance NaN or infinite.
 
     Args:
-      dense: What each pruned loss of the dense arm read.
+      dense: What each pruned loss of the dense arm read and returned.
       routed: The same of the routed arm.
     """
-    found = LogProbDistances([], [], [])
+    found = PrunedLossDistances([], [], [], [])
     if len(dense) != len(routed):
         found.problems.append(
             f"the dense arm computed {len(dense)} pruned loss(es), the routed arm {len(routed)}"
         )
-    for number, (one, other) in enumerate(zip(dense, routed), start=1):
+    for number, (first, second) in enumerate(zip(dense, routed), start=1):
         group = f"pruned loss {number}"
+        if first.value.shape != second.value.shape:
+            found.problems.append(
+                f"{group}: the dense arm returned shape {tuple(first.value.shape)}, "
+                f"the routed arm {tuple(second.value.shape)}"
+            )
+        else:
+            found.values.append(_distance(group, [_aligned(first.value, second.value)]))
+        one, other = first.log_probs, second.log_probs
         if not torch.equal(one.live, other.live):
             found.problems.append(f"{group}: the arms retained different sites")
             continue
@@ -166,7 +181,7 @@ def _compare(pairs: Iterable[_Pair]) -> list[Distance]:
 
 
 def _distance(group: str, tensors: list[tuple[Tensor, Tensor]]) -> Distance:
-    dense_square = routed_square = difference_square = dot = max_abs = 0.0
+    dense_square = routed_square = difference_square = dot = max_abs = max_scaled = 0.0
     for dense, routed in tensors:
         dense, routed = dense.to(torch.float64), routed.to(torch.float64)
         difference = routed - dense
@@ -174,9 +189,10 @@ def _distance(group: str, tensors: list[tuple[Tensor, Tensor]]) -> Distance:
         routed_square += routed.square().sum().item()
         difference_square += difference.square().sum().item()
         dot += (dense * routed).sum().item()
-        largest = difference.abs().max().item() if difference.numel() else 0.0
-        # max() would drop a NaN that comes second.
-        max_abs = largest if math.isnan(largest) else max(max_abs, largest)
+        if difference.numel():
+            max_abs = _larger(max_abs, difference.abs().max().item())
+            scaled = difference.abs() / (1 + dense.abs())
+            max_scaled = _larger(max_scaled, scaled.max().item())
     dense_norm, difference_norm = math.sqrt(dense_square), math.sqrt(difference_square)
     if dense_square == routed_square == 0.0:
         rel_l2, cosine = 0.0, 1.0
@@ -185,4 +201,9 @@ def _distance(group: str, tensors: list[tuple[Tensor, Tensor]]) -> Distance:
     else:
         rel_l2 = difference_norm / dense_norm
         cosine = dot / (dense_norm * math.sqrt(routed_square))
-    return Distance(group, max_abs, rel_l2, cosine, dense_norm, difference_norm)
+    return Distance(group, max_abs, max_scaled, rel_l2, cosine, dense_norm, difference_norm)
+
+
+def _larger(one: float, other: float) -> float:
+    """Like ``max``, which would drop a NaN that comes second."""
+    return other if math.isnan(other) else max(one, other)

@@ -1,10 +1,10 @@
-"""What every pruned loss of a pass reads at its sites, whichever way the loss is computed."""
+"""What every pruned loss of a pass reads and returns, whichever way the loss is computed."""
 
 import contextlib
 import functools
 import inspect
 from collections.abc import Iterator, Mapping
-from typing import Any, Callable
+from typing import Any, Callable, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,26 +13,38 @@ from panda_icefall import routing
 from panda_icefall.losses.dense import dense_log_probs
 from panda_icefall.losses.sites import SiteLogProbs, inside_boundary, next_symbols
 
-__all__ = ["log_probs_of_logits", "observed_log_probs"]
+__all__ = ["ObservedLoss", "log_probs_of_logits", "observed_losses"]
 
 # Small beside the logits of any recipe: the dense loss makes copies of all of them at once.
 _CHUNK_BYTES = 4 * 2**20
 
 
-@contextlib.contextmanager
-def observed_log_probs(callback: Callable[[SiteLogProbs], None]) -> Iterator[None]:
-    """Call ``callback`` with the log-probs of every ``rnnt_loss_pruned`` of the enclosed block.
+class ObservedLoss(NamedTuple):
+    """One pruned loss of a pass.
 
-    A routed loss reports its own; of any other they are computed from the logits it was given,
-    once it has returned. ``rnnt_loss_pruned`` is replaced where routing replaces it, on top of
-    whatever stands there.
+    Attributes:
+      value: What it returned, detached: a scalar, or ``[B]`` without a reduction.
+      log_probs: What it read at its sites.
+    """
+
+    value: Tensor
+    log_probs: SiteLogProbs
+
+
+@contextlib.contextmanager
+def observed_losses(callback: Callable[[ObservedLoss], None]) -> Iterator[None]:
+    """Call ``callback`` with every ``rnnt_loss_pruned`` of the enclosed block.
+
+    A routed loss reports its own log-probs; of any other they are computed from the logits it was
+    given, once it has returned. ``rnnt_loss_pruned`` is replaced where routing replaces it, on top
+    of whatever stands there.
 
     Memory: the reported tensors, 13 bytes per site in either arm beside ``4 C`` of the logits. What
     the dense arm needs for them besides, a few chunks of 4 MiB, is needed while its loss holds less
     than at its own peak, so that the dense peak of the contract's table is not raised.
 
     Args:
-      callback: Called once per loss, in order, with detached ``[B, T, s_range]`` tensors.
+      callback: Called once per loss, in order, with detached tensors.
     """
     module: Any = routing.patched_module()
     original = module.rnnt_loss_pruned
@@ -47,7 +59,7 @@ def observed_log_probs(callback: Callable[[SiteLogProbs], None]) -> Iterator[Non
             given = signature.bind(*args, **kwargs)
             given.apply_defaults()
             reported.append(log_probs_of_logits(given.arguments))
-        callback(reported[-1])
+        callback(ObservedLoss(loss.detach(), reported[-1]))
         return loss
 
     module.rnnt_loss_pruned = rnnt_loss_pruned

@@ -53,7 +53,7 @@ def write_contract(result: ContractResult, folder: Path, rank: int, device: torc
 
 
 def print_contract(result: ContractResult, path: Path, console: Console) -> None:
-    """Print losses and memory by update, then the worst distances of log-probs and groups."""
+    """Print losses and memory by update, then the worst distances."""
     title = f"PANDA contract: dense against routed, {result.precision}"
     losses = Table("update", "dense loss", "routed loss", "relative", "dense MiB", "routed MiB")
     losses.title = title
@@ -67,7 +67,7 @@ def print_contract(result: ContractResult, path: Path, console: Console) -> None
             f"{b.peak_bytes_routed / _MIB:.1f}",
         )
     console.print(losses)
-    _print_log_probs(result, console)
+    _print_pruned_losses(result, console)
     columns = ("gradient max-abs", "gradient rel-L2", "cosine", "parameters rel-L2", "dense twin")
     groups = Table(Column("group", overflow="fold"), *columns)
     groups.title = "worst over the updates; dense twin: parameters moved by a last bit at the start"
@@ -86,6 +86,12 @@ def print_contract(result: ContractResult, path: Path, console: Console) -> None
             twin.get(group, "-"),
         )
     console.print(groups)
+    silent = result.without_pruned_gradient
+    if silent and len(silent) < len(result.batches):
+        console.print(
+            f"not compared in backward: update(s) {', '.join(map(str, silent))}: the pruned loss "
+            "had no gradient there (has it the weight 0 while the recipe warms up?)"
+        )
     for violation in result.violations:
         console.print(f"violated: {violation}", style="red", markup=False)
     verdict = "holds" if result.has_passed else "is VIOLATED"
@@ -95,19 +101,23 @@ def print_contract(result: ContractResult, path: Path, console: Console) -> None
     )
 
 
-def _print_log_probs(result: ContractResult, console: Console) -> None:
+def _print_pruned_losses(result: ContractResult, console: Console) -> None:
     quantities = {
+        "value": _by_group(b.pruned_losses for b in result.batches),
         "selected log-probs": _by_group(b.log_probs for b in result.batches),
         "log_z": _by_group(b.log_z for b in result.batches),
     }
-    table = Table("loss", "quantity", "max-abs", "rel-L2", "cosine")
-    table.title = "log-probs at the sites inside the boundary, worst over the batches"
+    table = Table("loss", "quantity", "max-abs", "over 1 + |dense|", "rel-L2", "cosine")
+    table.title = (
+        "pruned losses and their log-probs at the sites inside the boundary, worst over the batches"
+    )
     for name, groups in quantities.items():
         for group, distances in groups.items():
             table.add_row(
                 group,
                 name,
                 f"{_worst(max, (d.max_abs for d in distances)):.2e}",
+                f"{_worst(max, (d.max_scaled for d in distances)):.2e}",
                 f"{_worst(max, (d.rel_l2 for d in distances)):.2e}",
                 f"{_worst(min, (d.cosine for d in distances)):.9f}",
             )

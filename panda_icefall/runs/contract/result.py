@@ -11,7 +11,13 @@ from panda_icefall.runs.contract.tolerances import Tolerances, tolerances_for
 
 TWIN_FACTOR = 2.0  # routed parameters may be this many times as far from dense ones as the twin's
 
-__all__ = ["ContractResult", "UpdateResult", "final_violations", "update_violations"]
+__all__ = [
+    "ContractResult",
+    "UpdateResult",
+    "backward_violations",
+    "final_violations",
+    "update_violations",
+]
 
 
 @dataclass(frozen=True)
@@ -22,10 +28,14 @@ class UpdateResult:
       update: Number of the batch, from 1.
       loss_dense: Loss of the dense arm.
       loss_routed: Loss of the routed arm at the same parameters.
+      pruned_losses: Distances of the pruned losses' own values, ahead of the recipe's weight.
       log_probs: Distances of the selected log-probs, by pruned loss.
       log_z: Distances of the normalisers, by pruned loss.
-      log_prob_problems: Why log-probs could not be compared, in words.
+      log_prob_problems: Why pruned losses or their log-probs could not be compared, in words.
       gradients: Distances by parameter group.
+      has_pruned_gradient: The routed pruned losses were given a gradient to hand on. A recipe that
+        still weighs them with 0 gives none, and ``gradients`` say nothing about their backward.
+      has_same_draws: Both passes left the random generators in the same state.
       peak_bytes_dense: Peak memory of forward and backward, dense.
       peak_bytes_routed: The same, routed.
     """
@@ -33,10 +43,13 @@ class UpdateResult:
     update: int
     loss_dense: float
     loss_routed: float
+    pruned_losses: list[Distance]
     log_probs: list[Distance]
     log_z: list[Distance]
     log_prob_problems: list[str]
     gradients: list[Distance]
+    has_pruned_gradient: bool
+    has_same_draws: bool
     peak_bytes_dense: int
     peak_bytes_routed: int
 
@@ -80,6 +93,11 @@ class ContractResult:
     not_routed: Optional[str] = None
 
     @property
+    def without_pruned_gradient(self) -> list[int]:
+        """Numbers of the compared batches that say nothing about the pruned loss's backward."""
+        return [b.update for b in self.batches if not b.has_pruned_gradient]
+
+    @property
     def has_passed(self) -> bool:
         """Whether every batch was compared, every step taken, and nothing violated."""
         is_complete = len(self.batches) == self.updates and self.steps == self.update_steps
@@ -100,7 +118,10 @@ def update_violations(update: UpdateResult, bounds: Tolerances) -> list[str]:
             f"expected at most {bounds.loss_rel:g}"
         )
     found += [f"{where}: {problem}" for problem in update.log_prob_problems]
+    if not update.has_same_draws:
+        found.append(f"{where}: the routed pass drew other random numbers than the dense one")
     for name, distances, bound in (
+        ("value", update.pruned_losses, bounds.loss_rel),
         ("selected log-probs", update.log_probs, bounds.log_prob_rel_l2),
         ("log_z", update.log_z, bounds.log_z_rel_l2),
     ):
@@ -108,6 +129,13 @@ def update_violations(update: UpdateResult, bounds: Tolerances) -> list[str]:
             f"{where}: {name} of {d.group}: rel-L2 {d.rel_l2:.3g}, expected at most {bound:g}"
             for d in distances
             if not d.rel_l2 <= bound
+        ]
+    for name, distances in (("selected log-prob", update.log_probs), ("log_z", update.log_z)):
+        found += [
+            f"{where}: one {name} of {d.group}: difference over 1 + |dense| {d.max_scaled:.3g}, "
+            f"expected at most {bounds.log_prob_elementwise:g}"
+            for d in distances
+            if not d.max_scaled <= bounds.log_prob_elementwise
         ]
     total = math.sqrt(sum(g.dense_norm**2 for g in update.gradients))
     for g in update.gradients:
@@ -125,6 +153,18 @@ def update_violations(update: UpdateResult, bounds: Tolerances) -> list[str]:
                 f"{bounds.gradient_cosine:g}"
             )
     return found
+
+
+def backward_violations(result: ContractResult) -> list[str]:
+    """Whether no compared batch said anything about the pruned loss's backward."""
+    silent = result.without_pruned_gradient
+    if not silent or len(silent) < len(result.batches):
+        return []
+    return [
+        f"the pruned loss had no gradient in the {len(silent)} batch(es) compared (has it the "
+        "weight 0 while the recipe warms up?): nothing of its backward was compared; compare "
+        "batches after the warm-up, e.g. with a shorter --model-warm-step"
+    ]
 
 
 def final_violations(result: ContractResult) -> list[str]:

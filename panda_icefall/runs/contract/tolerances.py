@@ -14,7 +14,7 @@ class Tolerances:
     """Bounds of the contract check.
 
     Attributes:
-      loss_rel: Of the loss, relative to the dense loss.
+      loss_rel: Of the loss, and of each pruned loss in it, relative to the dense one.
       gradient_rel_l2: Of one parameter group's gradient, relative to the dense gradient's norm.
       gradient_cosine: The least cosine between both gradients of a group.
       parameter_rel_l2: Of one group's parameters after all updates, relative to their norm; what
@@ -24,6 +24,8 @@ class Tolerances:
       log_prob_rel_l2: Of the selected log-probs of one pruned loss, over its sites inside the
         boundary, relative to the norm of the dense ones.
       log_z_rel_l2: The same of the normalisers.
+      log_prob_elementwise: Of one log-prob or normaliser at one site: its difference over one plus
+        its dense absolute value. A norm over many sites would hide a single wrong one.
     """
 
     loss_rel: float
@@ -33,10 +35,12 @@ class Tolerances:
     negligible_gradient: float
     log_prob_rel_l2: float
     log_z_rel_l2: float
+    log_prob_elementwise: float
 
 
 # fp32: both arms differ by the order of fp32 sums only, some 1e-7 in one number; a digit is left
-# for that, and two for gradients, which sum over long utterances and deep models.
+# for that, and two for gradients, which sum over long utterances and deep models. A single log-prob
+# has the error of its largest logit, whose terms may be many times its own size: two digits too.
 _SINGLE = Tolerances(
     loss_rel=1e-6,
     gradient_rel_l2=1e-5,
@@ -45,6 +49,7 @@ _SINGLE = Tolerances(
     negligible_gradient=1e-6,
     log_prob_rel_l2=1e-6,
     log_z_rel_l2=1e-6,
+    log_prob_elementwise=1e-5,
 )
 
 
@@ -55,7 +60,8 @@ def tolerances_for(dtype: torch.dtype) -> Tolerances:
     every layer, at other places than the routed arm does. Its own error is then a few eps of
     ``dtype``: the loss gets 2 eps, and gradients, whose sums cancel, get 16 eps. At one site only
     the rounding of the logits is between both arms, half an eps of each logit; a log-prob is a
-    difference of two such numbers and may be smaller than them: 4 eps.
+    difference of two such numbers and may be smaller than them: 4 eps. A single log-prob near 0
+    beside logits of up to 64 may be off by half an eps of those: 32 eps.
     """
     if dtype not in (torch.float16, torch.bfloat16):
         return _SINGLE
@@ -70,6 +76,7 @@ def tolerances_for(dtype: torch.dtype) -> Tolerances:
         negligible_gradient=eps,
         log_prob_rel_l2=4 * eps,
         log_z_rel_l2=4 * eps,
+        log_prob_elementwise=32 * eps,
     )
 
 

@@ -10,7 +10,14 @@ from typing import Any
 import torch
 from torch import nn
 
-__all__ = ["copy_batch", "copy_model", "copy_training", "keep_rng", "unwrap_model"]
+__all__ = [
+    "copy_batch",
+    "copy_model",
+    "copy_training",
+    "generator_states",
+    "keep_rng",
+    "unwrap_model",
+]
 
 
 def unwrap_model(model: nn.Module) -> nn.Module:
@@ -75,6 +82,12 @@ def copy_batch(value: Any) -> Any:
     if type(value) in (list, tuple):
         return type(value)(copy_batch(v) for v in value)
     return value
+
+
+def generator_states() -> list[torch.Tensor]:
+    """The states of torch's generators, uint8: that of the CPU, then those of the CUDA devices."""
+    on_cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    return [torch.get_rng_state(), *on_cuda]
 
 
 @contextlib.contextmanager

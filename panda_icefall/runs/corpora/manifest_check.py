@@ -60,9 +60,18 @@ def _first_cuts(path: Path, prepare: str) -> list[dict[str, Any]]:
             f"{path}: got a file that does not read as gzipped JSON lines ({error}), expected a "
             f"lhotse cut manifest; {prepare}"
         ) from error
-    if not all(isinstance(cut, dict) for cut in cuts):
+    if not all(isinstance(cut, dict) and _is_cut(cut) for cut in cuts):
         raise UsageError(f"{path}: got lines that are no cuts, expected a cut a line; {prepare}")
     return cuts
+
+
+def _is_cut(cut: dict[str, Any]) -> bool:
+    supervisions = cut.get("supervisions") or []
+    return (
+        isinstance(cut.get("features") or {}, dict)
+        and isinstance(supervisions, list)
+        and all(isinstance(supervision, dict) for supervision in supervisions)
+    )
 
 
 def _has_text(supervision: dict[str, Any]) -> bool:

@@ -3,14 +3,15 @@
 import ast
 from collections.abc import Iterator
 
-from panda_icefall.runs.doctor.findings import Finding, ok, problem, warning
+from panda_icefall.runs.doctor.bound_early import PATCHED_MODULES, examine_bindings
+from panda_icefall.runs.doctor.findings import Finding, ok, problem
 from panda_icefall.runs.doctor.recipe_sources import RecipeSources, Source
 
 __all__ = ["examine_losses"]
 
 _ROUTED = "rnnt_loss_pruned"
-_PATCHED = ("do_rnnt_pruning", _ROUTED)
-_PATCHED_MODULES = ("k2", "panda_icefall.losses.k2_functions")
+_RECORDED = "do_rnnt_pruning"
+_NONE_KNOWN = "no loss that is known is called either"
 _OTHER_LOSSES = (
     "rnnt_loss_pruned rnnt_loss_smoothed rnnt_loss_simple rnnt_loss transducer_loss ctc_loss "
     "CTCLoss LFMMILoss mwer_loss cross_entropy CrossEntropyLoss"
@@ -18,58 +19,51 @@ _OTHER_LOSSES = (
 
 
 def examine_losses(sources: RecipeSources) -> list[Finding]:
-    """The pruned loss of a recipe, names bound past the patch, and scripted joiners."""
+    """The pruned loss of a recipe, functions bound past the patch, and scripted joiners."""
     return [
-        _examine_calls(sources),
-        *(finding for source in sources.of_recipe for finding in _bound_by_name(source)),
+        *_examine_uses(sources),
+        *examine_bindings(sources),
         *(finding for source in sources.of_recipe for finding in _scripted_joiners(source)),
     ]
 
 
-def _examine_calls(sources: RecipeSources) -> Finding:
-    routed, others = [], []
+def _examine_uses(sources: RecipeSources) -> Iterator[Finding]:
+    routed, recorded, others = [], [], []
     for source in sources.of_recipe:
-        for call in _calls(source):
-            name = source.full_name(call.func) or ""
+        for name, line in _uses(source):
             owner, _, function = name.rpartition(".")
-            where = f"{source.path.name}:{call.lineno}"
-            if function == _ROUTED and owner in _PATCHED_MODULES:
-                routed.append(f"{name} ({where})")
+            where = f"{name} ({source.path.name}:{line})"
+            if owner in PATCHED_MODULES and function == _ROUTED:
+                routed.append(where)
+            elif owner in PATCHED_MODULES and function == _RECORDED:
+                recorded.append(where)
             elif owner and function in _OTHER_LOSSES:
-                others.append(f"{name} ({where})")
-    if routed:
-        return ok("pruned loss", f"it calls {', '.join(routed)}")
-    calls = f"it calls {', '.join(others)}" if others else "no loss that is known is called either"
-    return problem(
-        "pruned loss",
-        f"k2.{_ROUTED} is called in none of the recipe's files; {calls}",
-        "train this recipe without --use-panda, or give it the pruned transducer loss",
-    )
+                others.append(where)
+    if not routed:
+        calls = f"it calls {', '.join(others)}" if others else _NONE_KNOWN
+        yield problem(
+            "pruned loss",
+            f"k2.{_ROUTED} is called in none of the recipe's files; {calls}",
+            "train this recipe without --use-panda, or give it the pruned transducer loss",
+        )
+        return
+    yield ok("pruned loss", f"it calls {', '.join(routed)}")
+    if not recorded:
+        yield problem(
+            "pruning",
+            f"k2.{_RECORDED} is called in none of the recipe's files; a joiner on inputs that were "
+            "pruned otherwise is not recorded, and no loss will be routed",
+            f"prune with k2.{_RECORDED}(), or train this recipe without --use-panda",
+        )
 
 
-def _calls(source: Source) -> Iterator[ast.Call]:
+def _uses(source: Source) -> Iterator[tuple[str, int]]:
+    """Full names of all functions and modules that the file reads, with their lines."""
     for node in ast.walk(source.tree):
-        if isinstance(node, ast.Call):
-            yield node
-
-
-def _bound_by_name(source: Source) -> Iterator[Finding]:
-    for node in ast.walk(source.tree):
-        if not isinstance(node, ast.ImportFrom) or node.module is None:
-            continue
-        names = [alias.name for alias in node.names if alias.name in _PATCHED]
-        statement = f"`from {node.module} import {', '.join(names)}`"
-        where = f"{source.path.name}:{node.lineno} has {statement}"
-        advice = f"import the module, as `import k2`, and call k2.{'(), k2.'.join(names)}()"
-        if names and node.module in _PATCHED_MODULES:
-            yield warning(
-                "import by name",
-                f"{where}: processes spawned for --world-size above 1 bind it before the patch",
-                f"{advice}; or train with --world-size 1",
-            )
-        elif names and node.module.startswith("k2."):
-            text = f"{where}: the patch is in k2, and does not reach {node.module}"
-            yield problem("import by name", text, advice)
+        if isinstance(node, (ast.Attribute, ast.Name)) and isinstance(node.ctx, ast.Load):
+            name = source.full_name(node)
+            if name is not None:
+                yield name, node.lineno
 
 
 def _scripted_joiners(source: Source) -> Iterator[Finding]:

@@ -18,6 +18,7 @@ import torch
 
 import panda_icefall
 from panda_icefall.runs.errors import UsageError
+from panda_icefall.runs.memory.probe import MemoryProbe
 from panda_icefall.runs.options import PandaOptions
 
 __all__ = ["MemoryLog", "check_writable", "finite_json", "rank_path", "run_versions"]
@@ -104,7 +105,14 @@ class MemoryLog:
         settings = {
             k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(options).items()
         }
-        self._write({"row": "header", "versions": run_versions(device), "options": settings})
+        self._write(
+            {
+                "row": "header",
+                "versions": run_versions(device),
+                "options": settings,
+                "memory": MemoryProbe(device).read().as_row(),  # before the first step
+            }
+        )
 
     def write_phase(self, values: dict[str, Any], tb_writer: Any, step: int) -> None:
         """Write one phase of one step, and its numbers to ``tb_writer`` unless that is ``None``."""

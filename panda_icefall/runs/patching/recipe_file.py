@@ -1,5 +1,7 @@
 """The patch in files: put into a recipe's train.py, taken out again, looked at."""
 
+import os
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -7,6 +9,7 @@ from panda_icefall.runs.atomic_file import replace_file
 from panda_icefall.runs.errors import UsageError
 from panda_icefall.runs.patching.manifest import MANIFEST_PATH, Manifest, describe_content
 from panda_icefall.runs.patching.placement import insert, place
+from panda_icefall.runs.patching.removal import check_removal
 from panda_icefall.runs.patching.state import PatchKind, PatchState, read_state
 
 __all__ = ["PatchResult", "apply_patch", "check_patch", "describe_check", "revert_patch"]
@@ -43,8 +46,8 @@ def apply_patch(recipe: Path) -> PatchResult:
       The result; everything else in the file, and its mode, are as before.
 
     Raises:
-      UsageError: The file is missing, is a link, has not the shape of a training script, holds
-        the patch in part, or cannot be written.
+      UsageError: The file is missing, is a link or in a linked folder, has not the shape of a
+        training script, holds the patch in part, or cannot be written.
     """
     path = _find(recipe)
     source = _read(path)
@@ -71,14 +74,19 @@ def revert_patch(recipe: Path) -> PatchResult:
       The result; everything else in the file, and its mode, are as before.
 
     Raises:
-      UsageError: The file is missing, is a link, has a line of the patch that was edited, or
-        cannot be written.
+      UsageError: The file is missing, is a link, has a line of the patch that was edited, would
+        be broken without the lines, or cannot be written.
     """
     path = _find(recipe)
-    state = read_state(_read(path))
+    source = _read(path)
+    state = read_state(source)
     if state.edited:
         raise UsageError(_named(path, _partial_message(state, recipe)))
     if state.kind is not PatchKind.UNPATCHED:
+        try:
+            check_removal(source, state)
+        except UsageError as error:
+            raise UsageError(_named(path, str(error))) from error
         _write(path, state.unpatched)
     is_changed = state.kind is not PatchKind.UNPATCHED
     return PatchResult(path, PatchKind.UNPATCHED, is_changed, state.lines, state.unpatched)
@@ -99,6 +107,7 @@ def check_patch(recipe: Path) -> PatchResult:
     if state.kind is PatchKind.APPLIED:
         return PatchResult(path, state.kind, False, state.lines, state.unpatched)
     try:
+        _require_writable(path)
         lines = read_state(insert(source, place(source))).lines
     except UsageError as error:
         return PatchResult(path, state.kind, False, (), source, str(error))
@@ -122,11 +131,12 @@ def describe_check(result: PatchResult) -> str:
 
 def _find(recipe: Path) -> Path:
     path = recipe / "train.py" if recipe.is_dir() else recipe
-    if path.is_symlink():
-        raise UsageError(
-            f"RECIPE_DIR: {path} is a link to {path.resolve()}, which other recipes may share; "
-            "name that file if you mean it"
-        )
+    for link, what in ((path.parent, "folder"), (path, "file")):
+        if link.is_symlink():
+            raise UsageError(
+                f"RECIPE_DIR: {link} is a link to {link.resolve()}, which other recipes may "
+                f"share; name that {what} if you mean it"
+            )
     if not path.is_file():
         raise UsageError(
             f"RECIPE_DIR: {path} does not exist, expected a recipe's folder with a train.py, or "
@@ -142,7 +152,18 @@ def _read(path: Path) -> bytes:
         raise UsageError(f"RECIPE_DIR: cannot read {path}: {error}") from error
 
 
+def _require_writable(path: Path) -> None:
+    # A file is replaced by a new one, which its own permissions would not prevent; nor root's.
+    mode = stat.S_IMODE(path.stat().st_mode)
+    if not mode & 0o222 or not os.access(path, os.W_OK):
+        raise UsageError(f"it is write-protected (mode {mode:04o}); `chmod u+w {path}` first")
+
+
 def _write(path: Path, content: bytes) -> None:
+    try:
+        _require_writable(path)
+    except UsageError as error:
+        raise UsageError(_named(path, str(error))) from error
     try:
         replace_file(path, content, keep_mode=True, is_synced=True)
     except OSError as error:

@@ -53,7 +53,7 @@ RESUMING = (
 def checkout(recipe, tmp_path, monkeypatch):
     """`root`, `config` and `out` of a bounded run, whose data checks are noted in `calls`."""
     root = tmp_path / "icefall-checkout"
-    folder = root / "egs/toy/ASR/pruned"
+    folder = root / "egs/aishell/ASR/pruned"
     folder.mkdir(parents=True)
     (root / "icefall").mkdir()
     (root / "icefall/__init__.py").write_text("")
@@ -68,7 +68,7 @@ def checkout(recipe, tmp_path, monkeypatch):
 
     config = tmp_path / "config.yaml"
     content = {
-        "recipe": "egs/toy/ASR/pruned/train.py",
+        "recipe": "egs/aishell/ASR/pruned/train.py",
         "train_args": {"num-batches": 6},
         "data": {"corpus": "aishell", "lang": "char", "vocab_size": 11},
         "bounds": {"max_batches": 4, "max_minutes": 5},

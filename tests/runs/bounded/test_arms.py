@@ -14,7 +14,7 @@ from panda_icefall.runs.bounded.arms import (
     read_arm,
 )
 
-HEADER = {"row": "header", "versions": {}}
+HEADER = {"row": "header", "versions": {}, "memory": {"rss_bytes": 120}}
 
 
 def phase(step, name, seconds, peak, **values):
@@ -73,6 +73,7 @@ def test_a_step_with_its_phases(write):
     assert second["grad_scale"] is None
     assert losses_of(arm) == [2.5, 1.5]
     assert arm["memory_kind"] == "process RSS"
+    assert arm["base_bytes"] == 120
 
 
 def test_counters_are_summed_over_outer_phases_only(write):

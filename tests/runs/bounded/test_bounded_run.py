@@ -39,7 +39,7 @@ def test_all_stages_run_and_every_verdict_holds(checkout):
     content = report(checkout)
     assert content["state"] == "complete"
     assert content["passed"] is True
-    assert content["title"] == "toy/ASR/pruned/train (config)"
+    assert content["title"] == "aishell/ASR/pruned/train (config)"
     assert [stage["name"] for stage in content["stages"]] == STAGES
     assert {stage["state"] for stage in content["stages"]} == {"done"}
     assert [(v["name"], v["holds"]) for v in content["verdicts"]] == [
@@ -57,7 +57,7 @@ def test_all_stages_run_and_every_verdict_holds(checkout):
     assert content["final_parameters"]["twin_rel_l2"] > 0
     assert content["resume"]["is_bitwise"] is True
     for name in ("report.md", "report.html"):
-        assert "toy/ASR/pruned" in (checkout.out / name).read_text()
+        assert "aishell/ASR/pruned" in (checkout.out / name).read_text()
 
     # What the report says is in the files that the processes left.
     models = {
@@ -86,7 +86,7 @@ def test_given_data_are_checked_before_anything_starts(checkout, tmp_path):
     data = tmp_path / "data"
     assert run(checkout, synthetic=False, data=data) == 1
     (checked,) = checkout.calls
-    corpus_folder = checkout.root / "egs/toy/ASR"
+    corpus_folder = checkout.root / "egs/aishell/ASR"
     words = ["--no-such-option", "1"]
     assert checked == ("check", "aishell", "char", data, 11, corpus_folder, words)
     assert report(checkout)["data"] == {
@@ -178,6 +178,33 @@ def test_the_bound_in_minutes_makes_the_run_partial(checkout):
     assert "bounds.max_minutes: 0.25 minutes were over" in report(checkout)["reason"]
 
 
+def test_an_epoch_that_is_too_short_is_said_after_the_dense_run(checkout):
+    rewrite(checkout, train_args={"num-batches": 3})
+    assert run(checkout) == 1
+    content = report(checkout)
+    assert "its epoch ended after 3 batches, bounds.max_batches asks for 4" in content["reason"]
+    assert [stage["state"] for stage in content["stages"]] == ["done", "failed"]
+
+
+def test_a_recipe_without_its_checkpoint_fails_in_words(checkout):
+    train_py = checkout.root / "egs/aishell/ASR/pruned/train.py"
+    train_py.write_text(train_py.read_text().replace('f"epoch-{epoch + 1}.pt"', '"last.pt"'))
+    assert run(checkout) == 1
+    assert "the dense run: " in report(checkout)["reason"]
+    assert "epoch-1.pt: not written" in report(checkout)["reason"]
+
+
+def test_the_command_in_the_report_makes_the_same_run_again(checkout, tmp_path):
+    rewrite(checkout, train_args={"no-such-option": 1})
+    run(checkout, synthetic=False, data=tmp_path / "data")
+    words = report(checkout)["command"].split()
+    assert words[:2] == ["panda-icefall", "bounded"]
+    assert words[2:] == [
+        *(str(checkout.config), "--icefall-root", str(checkout.root)),
+        *("--data", str(tmp_path / "data"), "--device", "cpu"),
+    ]
+
+
 def test_what_cannot_be_run_is_said_before_anything_starts(checkout, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(UsageError, match="--data, --synthetic: got neither, expected one"):
@@ -195,8 +222,24 @@ def test_what_cannot_be_run_is_said_before_anything_starts(checkout, tmp_path, m
     rewrite(checkout, train_args={"use-fp16": 1})
     with pytest.raises(UsageError, match=r"train_args\.use-fp16: got true on cpu"):
         run(checkout)
-    rewrite(checkout, recipe="egs/toy/ASR/pruned/no.py")
-    with pytest.raises(UsageError, match=r"recipe: got egs/toy/ASR/pruned/no\.py, which"):
+    rewrite(checkout, train_args={"world-size": 2})
+    with pytest.raises(UsageError, match=r"train_args\.world-size: got more than 1 on cpu"):
+        run(checkout)
+    rewrite(checkout, data={"corpus": "wenetspeech", "lang": "char", "vocab_size": 11})
+    with pytest.raises(UsageError, match=r"data\.corpus: got wenetspeech, whose recipes lie in"):
+        run(checkout)
+    rewrite(checkout, data={"corpus": "aishell", "lang": "bpe", "vocab_size": 11})
+    with pytest.raises(UsageError, match="lang: got 'bpe', expected"):
+        run(checkout)
+    rewrite(checkout)
+    with pytest.raises(UsageError, match=r"--out: got .*, inside the icefall checkout"):
+        run(checkout, out=checkout.root / "egs" / "out")
+    (checkout.root / "egs/aishell/ASR/pruned/decode.py").write_text("print('no guard')")
+    rewrite(checkout, recipe="egs/aishell/ASR/pruned/decode.py")
+    with pytest.raises(UsageError, match="has no top-level"):
+        run(checkout)
+    rewrite(checkout, recipe="egs/aishell/ASR/pruned/no.py")
+    with pytest.raises(UsageError, match=r"recipe: got egs/aishell/ASR/pruned/no\.py, which"):
         run(checkout)
     assert not checkout.out.exists()
     assert checkout.calls == []

@@ -54,7 +54,14 @@ def test_fp16_is_seen_in_every_spelling_of_icefalls_parsers(write):
     assert not load_config(write()).uses_fp16
     for value in (True, 1, "yes"):
         assert load_config(write("train_args/use-fp16", value)).uses_fp16
-    assert load_config(write("train_args/use_fp16", "True")).uses_fp16 is False  # 0 stands first
+    text = yaml.safe_dump(GOOD).replace("use-fp16: false", "use_fp16: 'True'")
+    assert load_config(write(text=text)).uses_fp16
+
+
+def test_one_process_or_more(write):
+    assert load_config(write()).has_one_process
+    assert load_config(write("train_args", {})).has_one_process
+    assert not load_config(write("train_args/world-size", 2)).has_one_process
 
 
 def test_a_number_without_a_dot_is_a_number(write):
@@ -93,8 +100,13 @@ def test_a_number_without_a_dot_is_a_number(write):
         ("train_args", ["--world-size"], "train_args: got "),
         ("train_args/num-heads", [2, 2], r"train_args\.num-heads: got \[2, 2\].*a text, a number"),
         ("train_args/--seed", 1, "train_args.--seed: .*without its dashes: seed"),
-        ("train_args/exp-dir", "exp", r"train_args\.exp-dir: .*sets it itself, from --out"),
-        ("train_args/start_batch", 3, r"train_args\.start_batch: .*sets it itself"),
+        ("train_args/exp-dir", "exp", r"train_args\.exp-dir: .*sets exp-dir itself, from --out"),
+        ("train_args/start_batch", 3, r"train_args\.start_batch: .*sets start-batch itself"),
+        ("train_args/exp-d", "x", r"train_args\.exp-d: .*sets exp-dir itself"),
+        ("train_args/a b", 1, r"train_args\.a b: .*expected the name of an option"),
+        ("train_args/exp-dir=x", 1, r"train_args\.exp-dir=x: .*expected the name of an option"),
+        ("train_args/use_fp16", 1, r"train_args\.use-fp16: given in two spellings"),
+        ("data/synthetic", {"seed": -1}, r"data\.synthetic\.seed: got -1"),
         ("train_args/use-panda", 1, r"train_args\.use-panda: .*follow from the configuration"),
     ],
 )
@@ -117,6 +129,7 @@ def test_every_mistake_is_told_at_once(write):
         ("a: [", "is not YAML"),
         ("\x00", "is not YAML"),
         ("recipe: a\nrecipe: b\n", "the key 'recipe' is given twice"),
+        ("? [a, b]\n: c\n", "a key is no plain text"),
     ],
 )
 def test_a_file_that_is_no_configuration(write, text, message):

@@ -2,9 +2,11 @@
 
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -117,3 +119,39 @@ def test_a_process_that_ignores_the_request_is_killed(run, monkeypatch):
         run(code, minutes=0.02)
     process = int(run.log.read_text().split()[0])
     assert wait_until(lambda: not is_alive(process))
+
+
+def test_a_second_signal_kills_what_was_slow_to_obey_the_first(run):
+    code = (
+        "import signal, time, os; signal.signal(signal.SIGINT, signal.SIG_IGN); "
+        "print(os.getpid(), flush=True); time.sleep(60)"
+    )
+
+    def send_twice():
+        if run.log.exists() and run.log.read_text() and not sent.is_set():
+            sent.set()
+            threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM)).start()
+            os.kill(os.getpid(), signal.SIGINT)
+
+    sent = threading.Event()
+    with pytest.raises(Interrupted), forwarded_signals():
+        run(code, on_poll=send_twice)
+    process = int(run.log.read_text().split()[0])
+    assert wait_until(lambda: not is_alive(process))
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="prctl is Linux's")
+def test_a_child_does_not_outlive_a_parent_that_was_killed(tmp_path):
+    parent = (
+        "import os, sys; from pathlib import Path; "
+        "from panda_icefall.runs.bounded.stage import Deadline, run_stage; "
+        "run_stage([sys.executable, '-c', 'import os, time; print(os.getpid(), flush=True); "
+        "time.sleep(60)'], Path('.'), os.environ, Path('out.log'), Deadline.after(5))"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
+    started = subprocess.Popen([sys.executable, "-c", parent], cwd=tmp_path, env=environment)
+    log = tmp_path / "out.log"
+    assert wait_until(lambda: log.exists() and log.read_text().strip())
+    started.kill()
+    started.wait()
+    assert wait_until(lambda: not is_alive(int(log.read_text().split()[0])))

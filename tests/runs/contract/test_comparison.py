@@ -10,10 +10,11 @@ from torch import nn
 from panda_icefall.losses.sites import SiteLogProbs
 from panda_icefall.runs.contract.comparison import (
     compare_gradients,
-    compare_log_probs,
     compare_parameters,
+    compare_pruned_losses,
     group_of,
 )
+from panda_icefall.runs.contract.log_probs import ObservedLoss
 from panda_icefall.runs.contract.tolerances import tolerances_for
 
 BOUNDS = tolerances_for(torch.float32)
@@ -97,15 +98,16 @@ def test_parameters_are_compared_by_group(models):
     assert distances["encoder"].rel_l2 == 0.0
 
 
-def site_log_probs(target, blank, log_z, live=(True, True, False)):
+def observed(target, blank, log_z, live=(True, True, False), value=1.0):
     tensors = [torch.tensor([[list(map(float, v))]]) for v in (target, blank, log_z)]
-    return SiteLogProbs(*tensors, torch.tensor([[list(live)]]))
+    log_probs = SiteLogProbs(*tensors, torch.tensor([[list(live)]]))
+    return ObservedLoss(torch.tensor(value), log_probs)
 
 
 def test_log_probs_are_compared_at_live_sites_only_and_loss_by_loss():
-    dense = site_log_probs([-3, 0, 7], [-4, 0, 7], [5, 0, 7])
-    routed = site_log_probs([-3, 0, math.nan], [-3, 0, -9], [5, 1, 0])
-    found = compare_log_probs([dense, dense], [routed, dense])
+    dense = observed([-3, 0, 7], [-4, 0, 7], [5, 0, 7])
+    routed = observed([-3, 0, math.nan], [-3, 0, -9], [5, 1, 0])
+    found = compare_pruned_losses([dense, dense], [routed, dense])
     assert found.problems == []
     first, second = found.log_probs
     assert (first.group, second.group) == ("pruned loss 1", "pruned loss 2")
@@ -114,28 +116,55 @@ def test_log_probs_are_compared_at_live_sites_only_and_loss_by_loss():
     assert first.cosine == pytest.approx((9 + 12) / (5 * math.sqrt(18)))
     assert second.rel_l2 == 0.0
     assert found.log_z[0].rel_l2 == pytest.approx(0.2)
+    assert first.max_scaled == pytest.approx(1 / (1 + 4))
+    assert found.log_z[0].max_scaled == 1.0
+
+
+@pytest.mark.parametrize(
+    ("dense", "routed", "expected"),
+    [(200.0, 201.0, 1 / 200), ([3.0, 4.0], [3.0, 3.0], 0.2), ([math.inf, 5.0], [math.inf, 5.0], 0)],
+)
+def test_the_values_of_pruned_losses_are_compared_reduced_or_not(dense, routed, expected):
+    sites = ([-1, -2, 0], [-1, -1, 0], [1, 1, 0])
+    found = compare_pruned_losses([observed(*sites, value=dense)], [observed(*sites, value=routed)])
+    assert found.problems == []
+    (value,) = found.values
+    assert value.group == "pruned loss 1"
+    assert value.rel_l2 == pytest.approx(expected)
+
+
+def test_a_value_of_another_shape_or_a_lone_infinity_does_not_pass():
+    sites = ([-1, -2, 0], [-1, -1, 0], [1, 1, 0])
+    dense, routed = (observed(*sites, value=value) for value in ([1.0, 2.0], 3.0))
+    found = compare_pruned_losses([dense], [routed])
+    assert found.values == []
+    assert found.problems == ["pruned loss 1: the dense arm returned shape (2,), the routed arm ()"]
+    infinite = observed(*sites, value=[math.inf, 2.0])
+    (value,) = compare_pruned_losses([dense], [infinite]).values
+    assert not value.rel_l2 <= 1
 
 
 def test_what_is_not_finite_is_fine_only_where_both_arms_agree():
-    dense = site_log_probs([-math.inf, -2, 0], [math.nan, -1, 0], [1, 1, 0])
-    found = compare_log_probs([dense], [dense])
+    dense = observed([-math.inf, -2, 0], [math.nan, -1, 0], [1, 1, 0])
+    found = compare_pruned_losses([dense], [dense])
     assert found.problems == []
     assert found.log_probs[0].rel_l2 == 0.0
     assert found.log_probs[0].dense_norm == pytest.approx(math.sqrt(5))
-    routed = site_log_probs([math.inf, -2, 0], [-1, -1, 0], [math.nan, 1, 0])
-    found = compare_log_probs([dense], [routed])
+    routed = observed([math.inf, -2, 0], [-1, -1, 0], [math.nan, 1, 0])
+    found = compare_pruned_losses([dense], [routed])
     (problem,) = found.problems
     assert problem == (
         "pruned loss 1: 3 log-prob(s) or log_z not finite and not equal in both arms"
     )
     assert not found.log_probs[0].rel_l2 <= 1
     assert not found.log_z[0].rel_l2 <= 1
+    assert math.isnan(found.log_z[0].max_scaled)
 
 
 def test_losses_that_do_not_pair_are_a_problem_in_words():
-    dense = site_log_probs([-1, -2, 0], [-1, -1, 0], [1, 1, 0])
-    other = site_log_probs([-1, -2, 0], [-1, -1, 0], [1, 1, 0], live=(True, False, False))
-    found = compare_log_probs([dense, dense], [other])
+    dense = observed([-1, -2, 0], [-1, -1, 0], [1, 1, 0])
+    other = observed([-1, -2, 0], [-1, -1, 0], [1, 1, 0], live=(True, False, False))
+    found = compare_pruned_losses([dense, dense], [other])
     assert found.problems == [
         "the dense arm computed 2 pruned loss(es), the routed arm 1",
         "pruned loss 1: the arms retained different sites",
@@ -144,6 +173,6 @@ def test_losses_that_do_not_pair_are_a_problem_in_words():
 
 
 def test_a_batch_of_which_no_site_is_live_has_no_distance():
-    dead = site_log_probs([1, 2, 3], [1, 2, 3], [1, 2, 3], live=(False, False, False))
-    found = compare_log_probs([dead], [dead])
+    dead = observed([1, 2, 3], [1, 2, 3], [1, 2, 3], live=(False, False, False))
+    found = compare_pruned_losses([dead], [dead])
     assert (found.log_probs[0].rel_l2, found.log_probs[0].cosine) == (0.0, 1.0)

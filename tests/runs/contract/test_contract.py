@@ -33,11 +33,13 @@ def test_a_right_loss_passes_with_every_group_compared(recipe, capsys):
         assert any(g["max_abs"] > 0 for g in batch["gradients"])
         assert batch["peak_bytes_dense"] >= 0
         assert batch["log_prob_problems"] == []
-        for quantity in ("log_probs", "log_z"):
+        assert (batch["has_pruned_gradient"], batch["has_same_draws"]) == (True, True)
+        for quantity in ("pruned_losses", "log_probs", "log_z"):
             (distance,) = batch[quantity]
             assert distance["group"] == "pruned loss 1"
             assert distance["dense_norm"] > 0
             assert distance["rel_l2"] <= 1e-6
+            assert distance["max_scaled"] <= 1e-5
     for arm in ("parameters", "parameters_twin"):
         assert [p["group"] for p in found[arm]] == groups
     assert all(p["rel_l2"] > 0 for p in found["parameters_twin"])
@@ -101,11 +103,13 @@ def test_a_routed_joiner_that_says_something_else_is_a_violation_of_its_log_prob
     found = report(recipe)
     assert found["tolerances"]["loss_rel"] == 1
     assert found["tolerances"]["log_prob_rel_l2"] == 1e-6
-    first, second = found["violations"]
+    first, second, third = found["violations"]
     assert first.startswith("update 1: selected log-probs of pruned loss 1: rel-L2")
     assert second.startswith("update 1: log_z of pruned loss 1: rel-L2")
+    assert third.startswith("update 1: one selected log-prob of pruned loss 1: difference over")
     looser = PandaOptions(
-        check_batches=1, check_tolerances=f"{loose},log_prob_rel_l2=1,log_z_rel_l2=1"
+        check_batches=1,
+        check_tolerances=f"{loose},log_prob_rel_l2=1,log_z_rel_l2=1,log_prob_elementwise=1",
     )
     assert run_recipe(recipe.train_py, [], looser) == 0
 
@@ -258,6 +262,7 @@ def test_tolerances_grow_with_the_eps_of_the_precision():
     assert (single.gradient_cosine, single.parameter_rel_l2) == (0.999999, 1e-5)
     assert single.log_prob_rel_l2 == single.log_z_rel_l2 == 1e-6
     assert half.log_prob_rel_l2 == half.log_z_rel_l2 == 4 * 2**-10
+    assert (single.log_prob_elementwise, half.log_prob_elementwise) == (1e-5, 32 * 2**-10)
     assert half.loss_rel == 2 * 2**-10
     assert math.isclose(1 - half.gradient_cosine, (16 * 2**-10) ** 2 / 2, rel_tol=1e-6)
 

@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_flatten
 import panda_icefall
 from panda_icefall import routing
 from panda_icefall.runs.contract import log_probs
-from panda_icefall.runs.contract.log_probs import log_probs_of_logits, observed_log_probs
+from panda_icefall.runs.contract.log_probs import log_probs_of_logits, observed_losses
 
 
 @pytest.fixture
@@ -47,13 +47,14 @@ def assert_close(found, expected, bound):
 def observed_dense_and_patched(k2, joiner, data):
     """What both arms read of one pruned loss, and what routing counted in the second."""
     dense, patched = [], []
-    with observed_log_probs(dense.append):
+    with observed_losses(dense.append):
         toy.pruned_loss(k2, joiner, data)
-    with panda_icefall.patched(), observed_log_probs(patched.append):
+    with panda_icefall.patched(), observed_losses(patched.append):
         toy.pruned_loss(k2, joiner, data)
         status = panda_icefall.status()
     assert len(dense) == len(patched) == 1
-    return dense[0], patched[0], status
+    assert torch.allclose(dense[0].value, patched[0].value, rtol=1e-6)
+    return dense[0].log_probs, patched[0].log_probs, status
 
 
 def test_a_dense_loss_is_observed_and_returned_as_it_is(k2):
@@ -61,12 +62,14 @@ def test_a_dense_loss_is_observed_and_returned_as_it_is(k2):
     joiner, data = toy.TanhJoiner().double(), toy.batch(k2, torch.float64)
     original, plain = k2.rnnt_loss_pruned, toy.loss_and_gradients(k2, joiner, data)
     seen = []
-    with observed_log_probs(seen.append):
+    with observed_losses(seen.append):
         observed = toy.loss_and_gradients(k2, joiner, data)
     assert k2.rnnt_loss_pruned is original
     assert torch.equal(observed[0], plain[0])
     assert all(torch.equal(x, y) for x, y in zip(observed[1], plain[1]))
-    (found,) = seen
+    ((value, found),) = seen
+    assert torch.equal(value, plain[0])
+    assert not value.requires_grad
     logits = logits_of(k2, joiner, data).detach()
     b, t, r = found.live.nonzero()[len(found.live) // 2].tolist()
     state = int(data.ranges[b, t, r])
@@ -170,7 +173,7 @@ def test_half_logits_and_short_ids_are_observed_in_float32_and_without_a_boundar
 
 def test_an_error_of_the_loss_is_its_own_and_the_function_is_put_back(k2):
     original, seen = k2.rnnt_loss_pruned, []
-    with pytest.raises(TypeError, match="no_such_option"), observed_log_probs(seen.append):
+    with pytest.raises(TypeError, match="no_such_option"), observed_losses(seen.append):
         k2.rnnt_loss_pruned(**arguments_of(k2), no_such_option=1)
     assert seen == []
     assert k2.rnnt_loss_pruned is original
@@ -178,6 +181,6 @@ def test_an_error_of_the_loss_is_its_own_and_the_function_is_put_back(k2):
 
 def test_what_somebody_else_put_there_meanwhile_is_left_alone(k2, monkeypatch):
     monkeypatch.setattr(k2, "rnnt_loss_pruned", k2.rnnt_loss_pruned)  # put back afterwards
-    with observed_log_probs(lambda found: None):
+    with observed_losses(lambda found: None):
         k2.rnnt_loss_pruned = other = lambda: None
     assert importlib.import_module(k2.__name__).rnnt_loss_pruned is other

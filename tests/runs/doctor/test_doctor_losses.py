@@ -1,9 +1,26 @@
 """Which loss a recipe calls, and what the patch would not reach."""
 
+import re
+
 import pytest
 
+from panda_icefall.runs.doctor import bound_early
 from panda_icefall.runs.doctor.recipe_losses import examine_losses
 from panda_icefall.runs.doctor.recipe_sources import RecipeSources
+
+CALLS = "k2.rnnt_loss_pruned(k2.do_rnnt_pruning(1))"
+
+
+@pytest.fixture(autouse=True)
+def installed(monkeypatch):
+    """Says whether k2 is installed, here it is not."""
+
+    def say(is_installed):
+        found = "some k2" if is_installed else None
+        monkeypatch.setattr(bound_early, "find_k2", lambda: found)
+
+    say(False)
+    return say
 
 
 @pytest.fixture
@@ -22,14 +39,16 @@ def findings(tmp_path):
 @pytest.mark.parametrize(
     "call",
     [
-        "import k2\nk2.rnnt_loss_pruned(1)",
-        "import k2 as engine\nengine.rnnt_loss_pruned(1)",
-        "try:\n  import k2; k2.rnnt_loss_pruned(1)\nexcept ImportError:\n  pass",
-        "from panda_icefall.losses import k2_functions as k2\nk2.rnnt_loss_pruned(1)",
-        "import panda_icefall.losses.k2_functions as k2\nk2.rnnt_loss_pruned(1)",
+        "import k2\nk2.rnnt_loss_pruned(k2.do_rnnt_pruning(1))",
+        "import k2 as engine\nengine.rnnt_loss_pruned(engine.do_rnnt_pruning(1))",
+        "try:\n  import k2; k2.rnnt_loss_pruned(k2.do_rnnt_pruning(1))\nexcept OSError:\n  pass",
+        "def f():\n  import k2; loss = k2.rnnt_loss_pruned; loss(k2.do_rnnt_pruning(1))",
+        "import k2\ndef f(): return partial(k2.rnnt_loss_pruned)(k2.do_rnnt_pruning)",
+        f"from panda_icefall.losses import k2_functions as k2\n{CALLS}",
+        f"import panda_icefall.losses.k2_functions as k2\n{CALLS}",
     ],
 )
-def test_the_call_of_the_pruned_loss_is_found(findings, call):
+def test_the_use_of_the_pruned_loss_is_found(findings, call):
     (finding,) = findings(call)
     assert finding.level == "ok"
     assert "rnnt_loss_pruned (model.py:" in finding.text
@@ -65,12 +84,16 @@ def test_a_recipe_without_any_known_loss_says_so(findings):
 
 @pytest.mark.parametrize("module", ["k2", "panda_icefall.losses.k2_functions"])
 def test_names_imported_from_the_patched_module_are_a_warning(findings, module):
-    model = f"from {module} import do_rnnt_pruning, rnnt_loss_pruned as loss, ragged\nloss(1)\n"
+    model = (
+        f"from {module} import do_rnnt_pruning, rnnt_loss_pruned as loss, ragged\n"
+        "loss(do_rnnt_pruning(1))\n"
+    )
     call, named = findings(model)
     assert call.level == "ok"
     assert (named.subject, named.level) == ("import by name", "warning")
     assert f"`from {module} import do_rnnt_pruning, rnnt_loss_pruned`" in named.text
-    assert "--world-size above 1" in named.text
+    assert "in processes spawned for --world-size above 1, and in any process of a" in named.text
+    assert "train.py with the lines of `panda-icefall patch`" in named.text
     assert "k2.do_rnnt_pruning(), k2.rnnt_loss_pruned()" in named.advice
 
 
@@ -85,7 +108,7 @@ def test_names_imported_past_the_patched_module_are_a_problem(findings):
 def test_other_names_of_k2_and_of_others_are_no_matter(findings):
     model = (
         "import k2\nfrom k2 import SymbolTable\nfrom fast_rnnt import rnnt_loss_pruned\n"
-        "from . import x\nk2.rnnt_loss_pruned(1)\n"
+        f"from . import x\n{CALLS}\n"
     )
     assert [finding.level for finding in findings(model)] == ["ok"]
 
@@ -101,7 +124,7 @@ def test_other_names_of_k2_and_of_others_are_no_matter(findings):
     ],
 )
 def test_a_scripted_joiner_is_a_problem(findings, scripted):
-    call, joiner = findings(f"import k2\nk2.rnnt_loss_pruned(1)\n{scripted}\n")
+    call, joiner = findings(f"import k2\n{CALLS}\n{scripted}\n")
     assert call.level == "ok"
     assert (joiner.subject, joiner.level) == ("scripted joiner", "problem")
     assert "refuses a recorded joiner" in joiner.text
@@ -109,7 +132,87 @@ def test_a_scripted_joiner_is_a_problem(findings, scripted):
 
 def test_other_scripted_parts_are_no_matter(findings):
     model = (
-        "import k2, torch\nk2.rnnt_loss_pruned(1)\ntorch.jit.script(encoder)\n"
+        f"import k2, torch\n{CALLS}\ntorch.jit.script(encoder)\n"
         "class Joiner(torch.nn.Module): pass\n"
     )
     assert [finding.level for finding in findings(model)] == ["ok"]
+
+
+@pytest.mark.parametrize(
+    "kept",
+    [
+        "loss = k2.rnnt_loss_pruned",
+        "class Model:\n  loss = staticmethod(k2.rnnt_loss_pruned)",
+        "def compute(loss=k2.rnnt_loss_pruned): ...",
+        "def compute(*, prune=k2.do_rnnt_pruning): ...",
+        "compute = lambda loss=k2.rnnt_loss_pruned: loss",
+        "TABLE = {'pruned': k2.rnnt_loss_pruned}",
+    ],
+)
+def test_a_function_that_is_kept_at_import_is_a_warning(findings, kept):
+    used, finding = findings(f"import k2\n{kept}\ndef f(): return {CALLS}\n")
+    assert used.level == "ok"
+    assert (finding.subject, finding.level) == ("kept at import", "warning")
+    assert re.match(r"model\.py:[23] keeps k2\.(do_rnnt_pruning|rnnt_loss_pruned), ", finding.text)
+    assert "--world-size above 1, and in any process of a train.py with" in finding.text
+    assert "where it is used; or start the unpatched recipe by" in finding.advice
+
+
+def test_an_alias_counts_as_a_use(findings):
+    used, kept = findings(
+        "import k2\n_loss = k2.rnnt_loss_pruned\ndef f(): _loss(k2.do_rnnt_pruning(1))\n"
+    )
+    assert (used.level, used.text) == ("ok", "it calls k2.rnnt_loss_pruned (model.py:2)")
+    assert kept.subject == "kept at import"
+
+
+def test_a_recipe_with_a_pruning_of_its_own_is_a_problem(findings):
+    used, pruning = findings("import k2\ndef f(x): return k2.rnnt_loss_pruned(x.gather(1, x))\n")
+    assert used.level == "ok"
+    assert (pruning.subject, pruning.level) == ("pruning", "problem")
+    assert "k2.do_rnnt_pruning is called in none of the recipe's files" in pruning.text
+    assert "no loss will be routed" in pruning.text
+
+
+STAND_IN = [
+    "import panda_icefall.losses.k2_functions as k2",
+    "from panda_icefall.losses import k2_functions as k2",
+    "import math\nimport panda_icefall.losses.k2_functions as k2",
+    "try: ...\nfinally: import panda_icefall.losses.k2_functions as k2",
+    "x = 1\nif 1: import panda_icefall.losses.k2_functions as k2",
+]
+
+
+@pytest.mark.parametrize("statement", STAND_IN)
+def test_the_stand_in_where_k2_is_installed_is_a_problem(findings, installed, statement):
+    model = f"{statement}\n{CALLS}\n"
+    assert [finding.level for finding in findings(model)] == ["ok"]
+    installed(True)
+    used, finding = findings(model)
+    assert used.level == "ok"
+    assert (finding.subject, finding.level) == ("stand-in for k2", "problem")
+    line = model.count("\n") - 1
+    assert finding.text.startswith(f"model.py:{line} imports panda_icefall.losses.k2_functions wh")
+    assert "no loss will be routed" in finding.text
+
+
+@pytest.mark.parametrize(
+    "imports",
+    [
+        f"try:\n    import k2\nexcept ImportError:\n    {STAND_IN[0]}",
+        f"if x:\n    import k2\nelse:\n    {STAND_IN[1]}",
+        "import k2",
+        f"{STAND_IN[0].replace('as k2', 'as mine')}\nimport k2",
+    ],
+)
+def test_a_stand_in_that_gives_way_to_k2_is_no_matter(findings, installed, imports):
+    installed(True)
+    assert [finding.level for finding in findings(f"{imports}\n{CALLS}\n")] == ["ok"]
+
+
+def test_names_imported_from_the_stand_in_where_k2_is_installed_are_a_problem(findings, installed):
+    installed(True)
+    module = "panda_icefall.losses.k2_functions"
+    model = f"from {module} import do_rnnt_pruning, rnnt_loss_pruned\n"
+    levels = [f.level for f in findings(model + "rnnt_loss_pruned(do_rnnt_pruning(1))\n")]
+    assert levels == ["ok", "warning", "problem"]

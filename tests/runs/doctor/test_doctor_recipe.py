@@ -19,10 +19,13 @@ if __name__ == "__main__":
     pass
 """
 MODEL = """
-import panda_icefall.losses.k2_functions as k2
+try:
+    import k2
+except ImportError:
+    import panda_icefall.losses.k2_functions as k2
 class Model:
     def forward(self):
-        return k2.rnnt_loss_pruned(1)
+        return k2.rnnt_loss_pruned(k2.do_rnnt_pruning(1))
 """
 
 

@@ -90,7 +90,6 @@ def test_a_script_other_than_train_py_is_named_itself(train_py):
         (lambda s: s.replace(DECORATOR + b"\n", b""), "`@with_panda .*stands in 0 lines"),
         (lambda s: s.replace(IMPORT, IMPORT + b"\n" + IMPORT), "stands in 2 lines, expected 1"),
         (lambda s: s.replace(b"def main", b"def mine(): ...\n\ndef main"), "lines 3 and 5 are no"),
-        (lambda s: s.replace(b"def main", b"def main(x"), "not Python source"),
     ],
 )
 def test_a_patch_in_part_is_refused_and_can_be_taken_out(train_py, change, reason):
@@ -107,6 +106,97 @@ def test_a_patch_in_part_is_refused_and_can_be_taken_out(train_py, change, reaso
     revert_patch(train_py.parent)
     assert IMPORT not in train_py.read_bytes()
     assert DECORATOR not in train_py.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "reason"),
+    [
+        (DECORATOR, b"@with_panda", "line 5 uses with_panda, which the patch imports"),
+        (b"    pass", b"    return with_panda", "line 7 uses with_panda"),
+        (b'if __name__ == "__main__":', b"if with_panda:", "line 9 uses with_panda"),
+        (b"import os", b"def f():\n    return [with_panda for _ in ()]", "line 2 uses with_panda"),
+        (b"def main", b"def main(x", r"without lines 3 and 5 it is not Python source: .*line 4"),
+    ],
+)
+def test_a_file_that_would_be_broken_without_the_lines_is_left_as_it_is(train_py, old, new, reason):
+    apply_patch(train_py.parent)
+    broken = train_py.read_bytes().replace(old, new)
+    train_py.write_bytes(broken)
+    with pytest.raises(UsageError, match=rf"RECIPE_DIR: .*train\.py: {reason}"):
+        revert_patch(train_py.parent)
+    assert train_py.read_bytes() == broken
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (IMPORT, b"from panda_icefall.runs.native import with_panda"),  # theirs now
+        (b"import os", b"import os\nwith_panda = print"),
+        (b"    pass", b"    with_panda = 1\n    return with_panda"),
+        (b"    pass", b"    return os.with_panda"),
+    ],
+)
+def test_a_with_panda_of_the_files_own_does_not_matter(train_py, old, new):
+    apply_patch(train_py.parent)
+    train_py.write_bytes(train_py.read_bytes().replace(old, new))
+    assert revert_patch(train_py.parent).is_changed
+    compile(train_py.read_bytes(), "train.py", "exec")
+    assert b"@with_panda" not in train_py.read_bytes()
+
+
+TEXTS = [
+    b'X = """\n' + IMPORT + b"\n" + DECORATOR + b'\n"""\n',
+    b'X = f"""\n{1}\n' + DECORATOR + b'\n"""\n',
+    b'X = """\n# edited ' + DECORATOR + b'\n"""\n',
+]
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_lines_within_a_string_are_none_of_ours(train_py, text):
+    source = SOURCE.replace(b"\ndef main", text + b"\ndef main")
+    train_py.write_bytes(source)
+    assert check_patch(train_py.parent).kind is PatchKind.UNPATCHED
+    assert not revert_patch(train_py.parent).is_changed
+    assert len(apply_patch(train_py.parent).lines) == 2
+    assert check_patch(train_py.parent).kind is PatchKind.APPLIED
+    revert_patch(train_py.parent)
+    assert train_py.read_bytes() == source
+
+
+def test_a_line_that_is_no_statement_is_left_to_the_user(train_py):
+    source = SOURCE.replace(b"import os", b"x = (1\n" + DECORATOR + b"\n)")
+    train_py.write_bytes(source)
+    with pytest.raises(UsageError, match="line 2 carries the patch's marker"):
+        revert_patch(train_py.parent)
+    assert train_py.read_bytes() == source
+
+
+def test_a_write_protected_file_is_refused(train_py):
+    train_py.chmod(0o444)
+    message = r"train\.py: it is write-protected \(mode 0444\); `chmod u\+w .*train\.py` first"
+    with pytest.raises(UsageError, match=message):
+        apply_patch(train_py.parent)
+    assert "write-protected (mode 0444)" in check_patch(train_py.parent).refusal
+    assert train_py.read_bytes() == SOURCE
+    train_py.chmod(0o644)
+    apply_patch(train_py.parent)
+    train_py.chmod(0o444)
+    assert check_patch(train_py.parent).kind is PatchKind.APPLIED
+    with pytest.raises(UsageError, match=message):
+        revert_patch(train_py.parent)
+    assert DECORATOR in train_py.read_bytes()
+    assert stat.S_IMODE(train_py.stat().st_mode) == 0o444
+
+
+@pytest.mark.parametrize("named", ["linked", "linked/train.py"])
+def test_a_linked_folder_is_refused_with_the_real_one_named(train_py, tmp_path, named):
+    (tmp_path / "linked").symlink_to(train_py.parent)
+    real = re.escape(str(train_py.parent.resolve()))
+    for verb in (apply_patch, revert_patch, check_patch):
+        with pytest.raises(UsageError, match=rf"linked is a link to {real}, .*name that folder"):
+            verb(tmp_path / named)
+    assert train_py.read_bytes() == SOURCE
+    assert apply_patch(train_py.parent.resolve()).is_changed
 
 
 def test_a_line_of_the_patch_that_was_edited_is_left_to_the_user(train_py):

@@ -40,7 +40,7 @@ class ContractRow:
 
 
 def contract_rows(contract: Any) -> tuple[tuple[str, ...], tuple[ContractRow, ...]]:
-    """Names of the updates, and the rows: loss, selected log-probs, ``log_z``, gradients.
+    """Names of the updates, and the rows: losses, log-probs, ``log_z``, then the gradients.
 
     Args:
       contract: What ``panda-check.json`` holds, or nothing.
@@ -53,19 +53,25 @@ def contract_rows(contract: Any) -> tuple[tuple[str, ...], tuple[ContractRow, ..
     losses = tuple(Cell(number(batch.get("loss_rel"))) for batch in batches)
     if any(cell.value is not None for cell in losses):
         rows.append(ContractRow("loss", False, finite(bounds.get("loss_rel")), losses))
-    for key, name, bound in (
-        ("log_probs", "selected log-probs", "log_prob_rel_l2"),
-        ("log_z", "log_z", "log_z_rel_l2"),
-        ("gradients", "", "gradient_rel_l2"),
+    for key, name, distance, bound in (
+        ("pruned_losses", "pruned loss", "rel_l2", "loss_rel"),
+        ("log_probs", "selected log-probs", "rel_l2", "log_prob_rel_l2"),
+        ("log_probs", "worst log-prob", "max_scaled", "log_prob_elementwise"),
+        ("log_z", "log_z", "rel_l2", "log_z_rel_l2"),
+        ("log_z", "worst log_z", "max_scaled", "log_prob_elementwise"),
+        ("gradients", "", "rel_l2", "gradient_rel_l2"),
     ):
-        rows += _rows_of(batches, key, name, finite(bounds.get(bound)))
+        rows += _rows_of(batches, key, name, distance, finite(bounds.get(bound)))
     return updates, tuple(rows)
 
 
 def _rows_of(
-    batches: list[dict[str, Any]], key: str, name: str, bound: Optional[float]
+    batches: list[dict[str, Any]], key: str, name: str, distance: str, bound: Optional[float]
 ) -> list[ContractRow]:
-    by_update = [{str(d.get("group", key)): d for d in items(batch.get(key))} for batch in batches]
+    by_update = [
+        {str(d.get("group", key)): d for d in items(batch.get(key)) if distance in d}
+        for batch in batches
+    ]
     groups = list(dict.fromkeys(group for distances in by_update for group in distances))
     is_alone = len(groups) == 1
     return [
@@ -73,13 +79,13 @@ def _rows_of(
             name=group if not name else (name if is_alone else f"{name}: {group}"),
             is_gradient=not name,
             bound=bound,
-            cells=tuple(_cell(distances.get(group)) for distances in by_update),
+            cells=tuple(_cell(distances.get(group), distance) for distances in by_update),
         )
         for group in groups
     ]
 
 
-def _cell(distance: Optional[Mapping[str, Any]]) -> Cell:
-    if distance is None:
+def _cell(distances: Optional[Mapping[str, Any]], distance: str) -> Cell:
+    if distances is None:
         return Cell()
-    return Cell(number(distance.get("rel_l2")), distance.get("is_negligible") is True)
+    return Cell(number(distances.get(distance)), distances.get("is_negligible") is True)

@@ -76,7 +76,7 @@ def _quantities(contract: Mapping[str, Any]) -> Table:
     return Table(
         columns,
         found,
-        "Relative distance, worst over the batches: loss, log-probs, log_z, then the gradient of "
+        "Relative distance, worst over the batches: losses, log-probs, log_z, then the gradient of "
         "each parameter group (rel-L2; noise: the dense gradient is rounding noise "
         "itself, judged in absolute terms). Parameters: rel-L2 after the check's optimizer steps; "
         "twin: the same of a dense run whose parameters start out different in the last bit.",

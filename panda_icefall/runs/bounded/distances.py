@@ -1,0 +1,144 @@
+"""How far the arms of a bounded run lie apart: loss curves, final parameters, the resumed run."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from panda_icefall.runs.bounded.arms import losses_of, non_finite_steps
+from panda_icefall.runs.contract.comparison import group_of
+
+__all__ = ["compare_final_parameters", "compare_resumed", "compare_trajectories", "nan_last"]
+
+# Optimizers of Adam's family move an element whose gradient is rounding noise by whole steps; a few
+# such elements can outweigh all others, and it is chance which run has them.
+OUTLIERS = 1e-5
+_LARGEST = 8
+
+Parameters = Mapping[str, Tensor]
+
+
+def compare_trajectories(
+    dense: dict[str, Any], routed: dict[str, Any], twin: dict[str, Any]
+) -> dict[str, Any]:
+    """Loss curves of the three arms: the largest relative difference from the dense one."""
+    differences = _differences(dense, routed)
+    twin_largest = max(_differences(dense, twin), default=math.nan, key=nan_last)
+    largest = max(differences, default=math.nan, key=nan_last)
+    non_finite = {step for arm in (dense, routed, twin) for step in non_finite_steps(arm)}
+    return {
+        "steps": len(differences),
+        "largest_relative_difference": largest,
+        "step_of_largest": differences.index(largest) + 1 if differences else None,
+        "first_relative_difference": differences[0] if differences else math.nan,
+        "twin_largest_relative_difference": twin_largest,
+        "non_finite": len(non_finite),
+    }
+
+
+def nan_last(value: float) -> float:
+    """A key for ``max`` that lets no NaN pass unseen."""
+    return math.inf if math.isnan(value) else value
+
+
+def _differences(dense: dict[str, Any], other: dict[str, Any]) -> list[float]:
+    pairs = zip(losses_of(dense), losses_of(other))
+    return [abs(b - a) / max(abs(a), torch.finfo(torch.float32).tiny) for a, b in pairs]
+
+
+def compare_final_parameters(
+    dense: Parameters, routed: Parameters, twin: Parameters
+) -> dict[str, Any]:
+    """Relative L2 distance of all parameters together, by group, and where it sits.
+
+    Args:
+      dense, routed, twin: State dicts of the same model.
+
+    Returns:
+      ``rel_l2`` and ``twin_rel_l2`` of everything; ``bulk_rel_l2`` and ``twin_bulk_rel_l2``
+      without the elements furthest apart; the names with NaN or infinity in ``non_finite``;
+      ``groups``; and the ``largest_parameters`` with their share of the squared distance.
+    """
+    to_routed, to_twin = _squares(dense, routed), _squares(dense, twin)
+    names: dict[str, list[str]] = {}
+    for name in to_routed:
+        names.setdefault(group_of(name), []).append(name)
+    total = sum(difference for difference, _, _ in to_routed.values())
+    ranked = sorted(to_routed, key=lambda name: to_routed[name][0], reverse=True)
+    return {
+        "rel_l2": _relative(to_routed.values()),
+        "twin_rel_l2": _relative(to_twin.values()),
+        "bulk_rel_l2": _bulk(dense, routed),
+        "twin_bulk_rel_l2": _bulk(dense, twin),
+        "non_finite": [
+            name
+            for name in dense
+            if not all(bool(torch.isfinite(arm[name]).all()) for arm in (dense, routed))
+        ],
+        "groups": [
+            {
+                "group": group,
+                "rel_l2": _relative(to_routed[name] for name in members),
+                "max_abs": max(to_routed[name][2] for name in members),
+                "twin_rel_l2": _relative(to_twin[name] for name in members),
+            }
+            for group, members in names.items()
+        ],
+        "largest_parameters": [
+            {
+                "name": name,
+                "share": to_routed[name][0] / total,
+                "rel_l2": _relative([to_routed[name]]),
+                "twin_rel_l2": _relative([to_twin[name]]),
+            }
+            for name in ranked[:_LARGEST]
+            if to_routed[name][0] > 0
+        ],
+    }
+
+
+def _squares(first: Parameters, second: Parameters) -> dict[str, tuple[float, float, float]]:
+    """Squared distance, squared norm of the first and largest difference, by name."""
+    found = {}
+    for name, value in first.items():
+        if value.is_floating_point():
+            a, b = value.to(torch.float64), second[name].to(torch.float64)
+            difference = (b - a).abs()
+            largest = difference.max().item() if difference.numel() else 0.0
+            found[name] = (difference.square().sum().item(), a.square().sum().item(), largest)
+    return found
+
+
+def _bulk(first: Parameters, second: Parameters) -> float:
+    """Relative L2 distance without the share ``OUTLIERS`` of elements that lie furthest apart."""
+    names = [name for name, value in first.items() if value.is_floating_point()]
+    base = torch.cat([first[name].to(torch.float64).flatten() for name in names])
+    other = torch.cat([second[name].to(torch.float64).flatten() for name in names])
+    apart = (other - base).abs().sort().values  # NaN last
+    if bool(apart.isnan().any()):
+        return math.nan
+    kept = apart[: apart.numel() - int(OUTLIERS * apart.numel())]
+    return _relative([(kept.square().sum().item(), base.square().sum().item())])
+
+
+def _relative(squares: Any) -> float:
+    parts = list(squares)
+    difference, norm = sum(p[0] for p in parts), sum(p[1] for p in parts)
+    if difference == 0.0:
+        return 0.0
+    return math.sqrt(difference / norm) if norm else math.inf
+
+
+def compare_resumed(
+    uninterrupted: Parameters, resumed: Parameters, stopped_after: int, steps: int
+) -> dict[str, Any]:
+    """Final parameters of the resumed run against those of the uninterrupted one."""
+    squares = _squares(uninterrupted, resumed)
+    return {
+        "stopped_after": stopped_after,
+        "steps": steps,
+        "is_bitwise": all(torch.equal(v, resumed[k]) for k, v in uninterrupted.items()),
+        "rel_l2": _relative(squares.values()),
+    }

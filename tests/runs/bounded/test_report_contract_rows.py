@@ -1,0 +1,26 @@
+"""The rows of the report's contract: those that a check's JSON holds, each under its own bound."""
+
+from bounded_content import contract
+
+from panda_icefall.runs.bounded.report.contract import contract_rows
+
+
+def test_an_older_check_without_values_or_single_elements_has_no_rows_of_them():
+    _, rows = contract_rows(contract())
+    names = [row.name for row in rows if not row.is_gradient]
+    assert not [name for name in names if name.startswith(("pruned loss", "worst"))]
+
+
+def test_values_and_worst_elements_have_rows_under_the_bounds_they_are_judged_by():
+    found = contract(updates=2)
+    found["tolerances"] = {**found["tolerances"], "loss_rel": 1e-6, "log_prob_elementwise": 1e-5}
+    for batch in found["batches"]:
+        batch["pruned_losses"] = [{"group": "pruned loss 1", "rel_l2": 3e-7}]
+        batch["log_z"] = [{"group": "pruned loss 1", "rel_l2": 2e-8, "max_scaled": 4e-6}]
+    _, rows = contract_rows(found)
+    by_name = {row.name: row for row in rows}
+    value, worst = by_name["pruned loss"], by_name["worst log_z"]
+    assert (value.bound, [cell.value for cell in value.cells]) == (1e-6, [3e-7] * 2)
+    assert (worst.bound, [cell.value for cell in worst.cells]) == (1e-5, [4e-6] * 2)
+    assert not value.is_gradient
+    assert by_name["log_z"].cells[0].value == 2e-8
