@@ -12,6 +12,7 @@ from panda_icefall.runs.bounded.config import BoundedConfig
 
 __all__ = ["Stage", "child_environment", "plan_stages"]
 
+_MMAP_BYTES = 8 * 2**20
 _EPOCH = ["--num-epochs", "1", "--start-epoch", "1"]
 
 
@@ -119,6 +120,9 @@ def child_environment(icefall_root: Path, device: str) -> Mapping[str, str]:
         "PYTHONPATH": os.pathsep.join(paths),
         "PYTHONDONTWRITEBYTECODE": "1",
     }
-    if device == "cpu":  # recipes take the GPU wherever they see one
-        environment["CUDA_VISIBLE_DEVICES"] = ""
+    if device == "cpu":
+        environment["CUDA_VISIBLE_DEVICES"] = ""  # recipes take the GPU wherever they see one
+        # glibc learns to keep freed blocks of up to 32 MiB: the resident set of an arm with small
+        # blocks would show what it once held, that of one with large blocks what it holds.
+        environment.setdefault("MALLOC_MMAP_THRESHOLD_", str(_MMAP_BYTES))
     return environment

@@ -1,0 +1,87 @@
+"""The child processes of a bounded run, and the environment they get."""
+
+from pathlib import Path
+
+import pytest
+
+from panda_icefall.runs import split_panda_arguments
+from panda_icefall.runs.bounded.config import BoundedConfig
+from panda_icefall.runs.bounded.plan import child_environment, plan_stages
+
+CONTENT = {
+    "recipe": "egs/aishell/ASR/zipformer/train.py",
+    "train_args": {"world-size": 1},
+    "data": {"corpus": "aishell", "lang": "char", "vocab_size": 11, "synthetic": {"seed": 7}},
+    "bounds": {"max_batches": 30, "max_minutes": 5.0, "resume_after": 20},
+    "contract": {"batches": 3, "update_steps": 2, "tolerances": {"loss_rel": 1e-6}},
+    "memory": {"workspace_mib": 4.0},
+}
+
+
+@pytest.fixture
+def stages():
+    config = BoundedConfig.model_validate(CONTENT)
+    planned = plan_stages(config, Path("/x/train.py"), ["--lang-dir", "/d"], Path("/out"))
+    return {stage.name: stage for stage in planned}
+
+
+def options_of(stage):
+    words = list(stage.command)
+    train_py = words.index("/x/train.py")
+    is_check = words[train_py - 1] == "check"
+    return split_panda_arguments(words[train_py + 1 :], is_check=is_check)
+
+
+def test_every_command_is_one_that_the_launcher_understands(stages):
+    assert list(stages) == ["contract", "dense", "routed", "twin", "stopped", "resumed"]
+    for stage in stages.values():
+        options, words = options_of(stage)
+        assert options.workspace_mib == 4.0
+        assert words[:2] == ["--exp-dir", str(stage.exp_dir)]
+        assert ["--lang-dir", "/d", "--world-size", "1", "--num-epochs", "1"] == words[2:8]
+
+
+def test_the_contract_gets_its_bounds(stages):
+    options, _ = options_of(stages["contract"])
+    assert (options.check_batches, options.check_update_steps) == (3, 2)
+    assert options.check_tolerances == "loss_rel=1e-06"
+    assert options.stop_after_check
+
+
+@pytest.mark.parametrize(
+    ("name", "use_panda", "batches", "is_twin"),
+    [
+        ("dense", False, 30, False),
+        ("routed", True, 30, False),
+        ("twin", False, 30, True),
+        ("stopped", True, 20, False),
+        ("resumed", True, 10, False),
+    ],
+)
+def test_arms_differ_in_what_they_are_for_only(stages, name, use_panda, batches, is_twin):
+    options, words = options_of(stages[name])
+    assert (options.use_panda, options.max_batches) == (use_panda, batches)
+    assert options.last_bit_twin is is_twin
+    assert options.batch_seed == 7
+    assert options.memory_log == Path("/out") / name / "memory.jsonl"
+    assert words[words.index("--save-every-n") + 1] == "20"
+    assert ("--start-batch" in words) is (name == "resumed")
+
+
+def test_the_resumed_run_goes_on_in_the_folder_of_the_stopped_one(stages):
+    assert stages["resumed"].exp_dir == stages["stopped"].exp_dir
+    assert len({stage.exp_dir for stage in stages.values()}) == 5
+    assert len({stage.log for stage in stages.values()}) == 6
+
+
+def test_the_environment_hides_gpus_from_cpu_runs_only(monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", "/mine")
+    monkeypatch.delenv("MALLOC_MMAP_THRESHOLD_", raising=False)
+    on_cpu = child_environment(Path("/icefall"), "cpu")
+    assert on_cpu["CUDA_VISIBLE_DEVICES"] == ""
+    assert on_cpu["MALLOC_MMAP_THRESHOLD_"] == str(8 * 2**20)
+    assert on_cpu["PYTHONPATH"].split(":")[1:] == ["/icefall", "/mine"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
+    on_cuda = child_environment(Path("/icefall"), "cuda")
+    assert on_cuda["CUDA_VISIBLE_DEVICES"] == "3"
+    assert "MALLOC_MMAP_THRESHOLD_" not in on_cuda
