@@ -117,9 +117,10 @@ def bounded(config: Path, icefall_root: Path, **options: Any) -> Callable[[], in
 
     Configurations lie under egs/. Exit status 1 where something does not hold.
     """
+    from panda_icefall.runs.bounded.request import check_request
     from panda_icefall.runs.bounded.run import run_bounded
 
-    return functools.partial(run_bounded, config, icefall_root, **options)
+    return functools.partial(run_bounded, check_request(config, icefall_root, **options))
 
 
 @cli.command()

@@ -65,10 +65,18 @@ def check_request(
     device: Optional[str] = None,
     out: Optional[Path] = None,
 ) -> Request:
-    """Check everything that can be wrong; arguments as in ``run_bounded``.
+    """Check everything that can be wrong with a request, before anything starts.
+
+    Args:
+      config_path: The YAML file.
+      icefall_root: An icefall checkout; only read.
+      data: The recipe's data folder.
+      synthetic: Make synthetic data in its layout, inside ``out``, in place of ``data``.
+      device: ``cpu`` or ``cuda``; CUDA where there is one if not given.
+      out: Folder to write; new or empty. ``panda-bounded/<recipe>-<form>`` if not given.
 
     Raises:
-      UsageError: The request cannot be run.
+      UsageError: It cannot be run.
     """
     config = load_config(config_path)
     root = check_icefall_root(icefall_root)

@@ -3,8 +3,7 @@
 import contextlib
 import datetime
 import time
-from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -12,7 +11,7 @@ from rich.console import Console
 from panda_icefall.runs.bounded.judge import Judge
 from panda_icefall.runs.bounded.plan import Stage, child_environment, plan_stages
 from panda_icefall.runs.bounded.report import write_report
-from panda_icefall.runs.bounded.request import Request, check_request
+from panda_icefall.runs.bounded.request import Request
 from panda_icefall.runs.bounded.stage import (
     Deadline,
     Interrupted,
@@ -32,39 +31,22 @@ __all__ = ["run_bounded"]
 EXIT_NOT_HELD = 1
 
 
-def run_bounded(
-    config_path: Path,
-    icefall_root: Path,
-    *,
-    data: Optional[Path] = None,
-    synthetic: bool = False,
-    device: Optional[str] = None,
-    out: Optional[Path] = None,
-) -> int:
+def run_bounded(request: Request) -> int:
     """Train a recipe dense and routed within bounds, compare, and report.
 
-    Everything that can be wrong with the request is found before anything starts. The report is
-    written anew after every stage, so that a run that ends early, however it ends, leaves one that
-    says so.
+    The report is written anew after every stage, so that a run that ends early, however it ends,
+    leaves one that says so.
 
     Args:
-      config_path: The YAML file.
-      icefall_root: An icefall checkout; only read.
-      data: The recipe's data folder.
-      synthetic: Make synthetic data in its layout, inside ``out``, in place of ``data``.
-      device: ``cpu`` or ``cuda``; CUDA where there is one if not given.
-      out: Folder to write; new or empty. ``panda-bounded/<recipe>-<form>`` if not given.
+      request: From ``check_request``, which has found everything that can be wrong with it.
 
     Returns:
       0 where every verdict holds, 1 where one does not or a stage failed, 128 + N where signal N
       ended the run.
 
     Raises:
-      UsageError: The request cannot be run.
+      UsageError: The synthetic data cannot be made.
     """
-    request = check_request(
-        config_path, icefall_root, data=data, synthetic=synthetic, device=device, out=out
-    )
     return BoundedRun(request).run()
 
 

@@ -11,6 +11,7 @@ import torch
 import yaml
 
 from panda_icefall.runs import UsageError
+from panda_icefall.runs.bounded.request import check_request
 from panda_icefall.runs.bounded.run import run_bounded
 
 STAGES = ["contract", "dense", "routed", "twin", "stopped", "resumed"]
@@ -18,7 +19,7 @@ STAGES = ["contract", "dense", "routed", "twin", "stopped", "resumed"]
 
 def run(checkout, **changes):
     arguments = {"synthetic": True, "device": "cpu", "out": checkout.out, **changes}
-    return run_bounded(checkout.config, checkout.root, **arguments)
+    return run_bounded(check_request(checkout.config, checkout.root, **arguments))
 
 
 def report(checkout):
@@ -218,7 +219,7 @@ def test_what_cannot_be_run_is_said_before_anything_starts(checkout, tmp_path, m
     with pytest.raises(UsageError, match=r"--out: got .*full, which exists and is not empty"):
         run(checkout, out=tmp_path / "full")
     with pytest.raises(UsageError, match="icefall"):
-        run_bounded(checkout.config, tmp_path / "full", synthetic=True)
+        check_request(checkout.config, tmp_path / "full", synthetic=True)
     rewrite(checkout, train_args={"use-fp16": 1})
     with pytest.raises(UsageError, match=r"train_args\.use-fp16: got true on cpu"):
         run(checkout)

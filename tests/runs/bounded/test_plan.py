@@ -38,7 +38,7 @@ def test_every_command_is_one_that_the_launcher_understands(stages):
         options, words = options_of(stage)
         assert options.workspace_mib == 4.0
         assert words[:2] == ["--exp-dir", str(stage.exp_dir)]
-        assert ["--lang-dir", "/d", "--world-size", "1", "--num-epochs", "1"] == words[2:8]
+        assert words[2:8] == ["--lang-dir", "/d", "--world-size", "1", "--num-epochs", "1"]
 
 
 def test_the_contract_gets_its_bounds(stages):
