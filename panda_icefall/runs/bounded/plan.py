@@ -119,6 +119,7 @@ def child_environment(icefall_root: Path, device: str) -> Mapping[str, str]:
         **os.environ,
         "PYTHONPATH": os.pathsep.join(paths),
         "PYTHONDONTWRITEBYTECODE": "1",
+        "PYTHONUNBUFFERED": "1",  # a killed stage's log ends where it ended
     }
     if device == "cpu":
         environment["CUDA_VISIBLE_DEVICES"] = ""  # recipes take the GPU wherever they see one

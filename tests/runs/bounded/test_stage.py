@@ -61,7 +61,7 @@ def wait_until(condition):
 
 def test_output_environment_folder_and_status(run):
     code = (
-        "import os, sys; print(os.environ['GREETING'], os.getcwd()); "
+        "import os, sys; print(os.environ['GREETING'], os.getcwd(), flush=True); "
         "print('oh', file=sys.stderr); sys.exit(3)"
     )
     outcome = run(code)
