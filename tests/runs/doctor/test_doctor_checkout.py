@@ -1,6 +1,7 @@
 """icefall checkouts: clean, dirty, copied without git, not icefall, not importable."""
 
 import subprocess
+import sys
 
 import pytest
 
@@ -103,15 +104,23 @@ def test_the_root_is_the_named_one_else_that_around_the_recipe(copy, tmp_path):
     assert find_root(None, recipe / "train.py") == copy
 
 
-def test_else_the_root_is_the_importable_one(copy, monkeypatch, tmp_path):
+@pytest.fixture
+def importable(copy, monkeypatch):
+    """`copy`, first on the path, in a process that has imported no other icefall."""
+    monkeypatch.delitem(sys.modules, "icefall", raising=False)
     monkeypatch.syspath_prepend(str(copy))
+    return copy
+
+
+def test_else_the_root_is_the_importable_one(importable, tmp_path):
+    copy = importable
     assert imported_root() == copy
     assert find_root(None, None) == copy
     assert find_root(None, tmp_path / "elsewhere" / "train.py") == copy
 
 
-def test_an_importable_root_is_fine_and_another_one_a_warning(copy, tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(str(copy))
+def test_an_importable_root_is_fine_and_another_one_a_warning(importable, tmp_path):
+    copy = importable
     (finding,) = examine_import(copy, is_needed=True)
     assert finding.level == "ok"
     other = tmp_path / "other"
