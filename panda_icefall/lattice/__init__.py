@@ -1,8 +1,18 @@
-"""The transducer lattice: from arc log-probs `px`, `py` to the total score and the occupations.
+"""The transducer lattice: from arc log-probs to the total score and the occupations.
 
 Tensors only: this floor imports nothing of the project, and k2 only at the call that uses it.
 """
 
-from panda_icefall.lattice.recursion import mutual_information_recursion, torch_recursion
+from panda_icefall.lattice.banded import banded_recursion
+from panda_icefall.lattice.recursion import (
+    has_k2_recursion,
+    mutual_information_recursion,
+    torch_recursion,
+)
 
-__all__ = ["mutual_information_recursion", "torch_recursion"]
+__all__ = [
+    "banded_recursion",
+    "has_k2_recursion",
+    "mutual_information_recursion",
+    "torch_recursion",
+]

@@ -55,11 +55,23 @@ def mutual_information_recursion(
     (score -inf) or holds a NaN, k2's occupations are arbitrary finite numbers; see
     `torch_recursion` for the own ones.
     """
-    k2 = _k2_for(px)
-    if k2 is None:
+    if not has_k2_recursion(px.device):
         return torch_recursion(px, py, boundary, return_grad)
+    import k2
+
     check_recursion_inputs(px, py, boundary)
     return k2.mutual_information_recursion(px, py, boundary, return_grad)
+
+
+def has_k2_recursion(device: torch.device) -> bool:
+    """Whether k2 is importable and its recursion can work on tensors of this device."""
+    try:
+        import k2
+    except ImportError:
+        return False
+    if not hasattr(k2, "mutual_information_recursion"):
+        return False
+    return device.type == "cpu" or (device.type == "cuda" and getattr(k2, "with_cuda", False))
 
 
 def torch_recursion(
@@ -84,20 +96,6 @@ def torch_recursion(
         assert py_grad is not None
         return scores, (px_grad, py_grad)
     return scores
-
-
-def _k2_for(px: Tensor) -> Any:
-    """The k2 module if it can run the recursion on the device of `px`, else None."""
-    try:
-        import k2
-    except ImportError:
-        return None
-    if not hasattr(k2, "mutual_information_recursion"):
-        return None
-    runs_here = px.device.type == "cpu" or (
-        px.device.type == "cuda" and getattr(k2, "with_cuda", False)
-    )
-    return k2 if runs_here else None
 
 
 class _AttachOccupations(torch.autograd.Function):

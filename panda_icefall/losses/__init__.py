@@ -2,7 +2,7 @@
 
 from panda_icefall.losses.dense import rnnt_loss_pruned
 from panda_icefall.losses.input_checks import check_lattice_inputs
-from panda_icefall.losses.lattice_terms import pruned_px_py, score
+from panda_icefall.losses.lattice_terms import pruned_px_py, pruned_score, score
 from panda_icefall.losses.pruning import do_rnnt_pruning, get_rnnt_prune_ranges
 from panda_icefall.losses.smoothed import rnnt_loss_simple, rnnt_loss_smoothed
 
@@ -11,6 +11,7 @@ __all__ = [
     "do_rnnt_pruning",
     "get_rnnt_prune_ranges",
     "pruned_px_py",
+    "pruned_score",
     "rnnt_loss_pruned",
     "rnnt_loss_simple",
     "rnnt_loss_smoothed",

@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from panda_icefall.lattice.banded import RNNT_TYPES
 from panda_icefall.lattice.validation import (
     boundary_error,
     boundary_violations,
     check_boundary_form,
 )
 
-RNNT_TYPES = ("regular", "modified", "constrained")
 REDUCTIONS = ("none", "mean", "sum")
 
 

@@ -1,4 +1,4 @@
-"""From two log-probs per site to the loss: the arcs `px`, `py`, and the score of the lattice."""
+"""From two log-probs per site to the loss: over the band itself, or over the full lattice."""
 
 from __future__ import annotations
 
@@ -7,10 +7,14 @@ from typing import Literal, Union, overload
 import torch
 from torch import Tensor
 
-from panda_icefall.lattice import mutual_information_recursion
+from panda_icefall.lattice import (
+    banded_recursion,
+    has_k2_recursion,
+    mutual_information_recursion,
+)
 from panda_icefall.losses.input_checks import check_lattice_inputs, check_options
 
-__all__ = ["check_lattice_inputs", "close_symbol_arcs", "pruned_px_py", "score"]
+__all__ = ["check_lattice_inputs", "close_symbol_arcs", "pruned_px_py", "pruned_score", "score"]
 
 NEG_INF = float("-inf")
 
@@ -138,13 +142,57 @@ def score(
             f"{tuple(py.shape)}, expected {expected}"
         )
     if delay_penalty > 0.0:
-        px = px + _earliness(px, py.shape[2], boundary) * delay_penalty
+        px = px + _earliness(px, px.shape[2], py.shape[2], boundary).unsqueeze(1) * delay_penalty
     result = mutual_information_recursion(px, py, boundary, return_grad)
     scores, grads = result if isinstance(result, tuple) else (result, None)
-    loss = -scores
-    if reduction != "none":
-        loss = loss.mean() if reduction == "mean" else loss.sum()
+    loss = _reduced(-scores, reduction)
     return loss if grads is None else (loss, grads)
+
+
+def pruned_score(
+    target_logp: Tensor,
+    blank_logp: Tensor,
+    ranges: Tensor,
+    S: int,
+    boundary: Tensor | None,
+    rnnt_type: str,
+    delay_penalty: float,
+    reduction: str | None,
+) -> Tensor:
+    """The transducer loss of the retained sites.
+
+    Equal to `score` of `pruned_px_py`. Where k2 is installed it is just that, so that a routed
+    loss has the rounding of the recipe's own one (at scores of 2000 nats k2's float32 occupations
+    are 2e-5 off). Elsewhere it is `banded_recursion`, without the arcs of the full lattice and
+    exact to the rounding of the result.
+
+    Args:
+      target_logp, blank_logp, ranges, S, boundary, rnnt_type: as in `pruned_px_py`.
+      delay_penalty, reduction: as in `score`.
+
+    Returns:
+      The loss in nats, `[B]` or a scalar.
+
+    Raises:
+      ValueError: if an option is unknown or a shape does not fit.
+      TypeError: if a dtype does not fit.
+    """
+    if has_k2_recursion(target_logp.device):
+        px, py = pruned_px_py(target_logp, blank_logp, ranges, S, boundary, rnnt_type)
+        return score(px, py, boundary, rnnt_type, delay_penalty, reduction)
+    check_options(rnnt_type, reduction)
+    if delay_penalty > 0.0:
+        T = ranges.shape[1]
+        earliness = _earliness(target_logp, T, T, boundary).unsqueeze(2)
+        target_logp = target_logp + earliness * delay_penalty
+    scores = banded_recursion(target_logp, blank_logp, ranges, S, boundary, rnnt_type)
+    return _reduced(-scores, reduction)
+
+
+def _reduced(loss: Tensor, reduction: str | None) -> Tensor:
+    if reduction == "none":
+        return loss
+    return loss.mean() if reduction == "mean" else loss.sum()
 
 
 def _spread(logp: Tensor, ranges: Tensor, S: int, frames: int) -> Tensor:
@@ -153,10 +201,9 @@ def _spread(logp: Tensor, ranges: Tensor, S: int, frames: int) -> Tensor:
     return full.scatter_(2, ranges, logp).transpose(1, 2)
 
 
-def _earliness(px: Tensor, T: int, boundary: Tensor | None) -> Tensor:
-    """Frames before the middle of the utterance, `[B or 1, 1, frames]`, in the dtype of `px`."""
-    frame = torch.arange(px.shape[2], device=px.device, dtype=px.dtype)
+def _earliness(like: Tensor, frames: int, T: int, boundary: Tensor | None) -> Tensor:
+    """Frames before the middle of the utterance, `[B or 1, frames]`, in the dtype of `like`."""
+    frame = torch.arange(frames, device=like.device, dtype=like.dtype)
     if boundary is None:
-        return ((T - 1) / 2 - frame).reshape(1, 1, -1)
-    middle = (boundary[:, 3].to(px.dtype) - 1) / 2
-    return middle.reshape(-1, 1, 1) - frame
+        return ((T - 1) / 2 - frame).unsqueeze(0)
+    return (boundary[:, 3:4].to(like.dtype) - 1) / 2 - frame

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from panda_icefall.losses.hat import check_hat, selected_hat_log_probs
-from panda_icefall.losses.lattice_terms import check_lattice_inputs, pruned_px_py, score
+from panda_icefall.losses.lattice_terms import check_lattice_inputs, pruned_score
 from panda_icefall.losses.sites import SiteLogProbs, inside_boundary, next_symbols
 from panda_icefall.normalizer import (
     DEFAULT_WORKSPACE_BYTES,
@@ -94,5 +94,6 @@ def selected_rnnt_loss_pruned(
         live = inside_boundary(ranges, None) if live is None else live
         log_z = log_z.detach().reshape(ranges.shape)
         observer(SiteLogProbs(target.detach(), blank.detach(), log_z, live))
-    px, py = pruned_px_py(target, blank, ranges, symbols.shape[1], boundary, rnnt_type)
-    return score(px, py, boundary, rnnt_type, delay_penalty, reduction)
+    return pruned_score(
+        target, blank, ranges, symbols.shape[1], boundary, rnnt_type, delay_penalty, reduction
+    )

@@ -7,8 +7,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from panda_icefall.lattice import mutual_information_recursion, torch_recursion
-from panda_icefall.lattice import recursion as recursion_module
+from panda_icefall.lattice import (
+    has_k2_recursion,
+    mutual_information_recursion,
+    torch_recursion,
+)
 
 NEG_INF = float("-inf")
 
@@ -293,12 +296,13 @@ def test_the_own_recursion_runs_where_k2_has_none(monkeypatch, stub):
 
 
 def test_k2_is_left_aside_for_cuda_tensors_if_built_without_cuda(monkeypatch):
-    on_cuda = SimpleNamespace(device=torch.device("cuda"))
+    cuda, cpu = torch.device("cuda"), torch.device("cpu")
     stub = SimpleNamespace(mutual_information_recursion=None, with_cuda=False)
     monkeypatch.setitem(sys.modules, "k2", stub)
-    assert recursion_module._k2_for(on_cuda) is None
+    assert has_k2_recursion(cpu)
+    assert not has_k2_recursion(cuda)
     stub.with_cuda = True
-    assert recursion_module._k2_for(on_cuda) is stub
+    assert has_k2_recursion(cuda)
 
 
 # Against real k2.

@@ -1,12 +1,18 @@
 """Arcs from per-site log-probs, the score of a lattice, and what the losses refuse."""
 
 import math
+import sys
 
 import pytest
 import torch
 
 from panda_icefall.lattice import torch_recursion
-from panda_icefall.losses.lattice_terms import check_lattice_inputs, pruned_px_py, score
+from panda_icefall.losses.lattice_terms import (
+    check_lattice_inputs,
+    pruned_px_py,
+    pruned_score,
+    score,
+)
 
 NEG_INF = float("-inf")
 B, T, S, S_RANGE = 3, 5, 4, 3
@@ -99,6 +105,44 @@ def test_log_probs_that_do_not_fit_the_ranges_are_refused(name, shape):
 def test_an_unknown_type_of_arcs_is_refused():
     with pytest.raises(ValueError, match=r"rnnt_type: got 'strict', expected one of regular, mod"):
         pruned_px_py(*make_logp(), RANGES, S, None, "strict")
+
+
+# pruned_score
+
+
+@pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
+@pytest.mark.parametrize("delay_penalty", [0.0, 0.3, -1.0])
+@pytest.mark.parametrize("boundary", [None, BOUNDARY], ids=["full", "ragged"])
+@pytest.mark.parametrize("rnnt_type", ["regular", "modified", "constrained"])
+def test_without_k2_the_band_gives_the_loss_of_the_full_lattice(
+    monkeypatch, rnnt_type, boundary, delay_penalty, reduction
+):
+    monkeypatch.setitem(sys.modules, "k2", None)
+    logp = make_logp()
+    options = (boundary, rnnt_type, delay_penalty, reduction)
+    px, py = pruned_px_py(*logp, RANGES, S, boundary, rnnt_type)
+    expected = score(px, py, *options)
+    got = pruned_score(*logp, RANGES, S, *options)
+    torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.k2
+def test_with_k2_the_loss_and_its_gradients_have_the_rounding_of_k2(monkeypatch):
+    target_logp, blank_logp = (logp.detach().float().requires_grad_() for logp in make_logp())
+    options = (BOUNDARY, "regular", 0.3, "sum")
+    px, py = pruned_px_py(target_logp, blank_logp, RANGES, S, BOUNDARY, "regular")
+    expected = score(px, py, *options)
+    got = pruned_score(target_logp, blank_logp, RANGES, S, *options)
+    assert torch.equal(got, expected)
+    inputs = (target_logp, blank_logp)
+    mine, theirs = torch.autograd.grad(got, inputs), torch.autograd.grad(expected, inputs)
+    assert all(map(torch.equal, mine, theirs))
+
+
+def test_an_unknown_reduction_of_the_band_is_refused(monkeypatch):
+    monkeypatch.setitem(sys.modules, "k2", None)
+    with pytest.raises(ValueError, match=r"reduction: got 'max', expected one of none"):
+        pruned_score(*make_logp(), RANGES, S, None, "regular", 0.0, "max")
 
 
 # score
