@@ -51,7 +51,11 @@ def test_optional_packages_are_imported_where_used_only():
         for node in tree.body:  # module level
             if isinstance(node, (ast.Import, ast.ImportFrom)):
                 for name in imported(ast.Module(body=[node], type_ignores=[])):
-                    assert name.split(".")[0] not in OPTIONAL, f"{file}: {name}"
+                    package, *modules = name.split(".")
+                    # A module of kernels needs Triton as it loads, so it is itself loaded late.
+                    if not (package == "triton" and file.name.startswith("triton_")):
+                        assert package not in OPTIONAL, f"{file}: {name}"
+                    assert not any(m.startswith("triton_") for m in modules), f"{file}: {name}"
 
 
 def test_importing_the_package_loads_no_optional_package():

@@ -88,6 +88,24 @@ class BandLayout:
             s_begin % s_range, s_end % s_range, low[:, :, 0].gather(1, t_begin) > s_begin,
         )  # fmt: skip
 
+    def by_step(self, symbol_logp: Tensor, blank_logp: Tensor) -> Tensor:
+        """The arcs `[B, T, s_range]` in step order, float64, the waiting ones and -inf among them.
+
+        Returns:
+          `[D * B * 2 * s_range + 1]`; the last place is that of the arcs that do not exist.
+        """
+        D, B, _, s_range = self.shape
+        steps = symbol_logp.new_full((D * B * 2 * s_range + 1,), float("-inf"), dtype=torch.float64)
+        steps[self.symbol_index] = symbol_logp.to(steps.dtype)
+        steps[self.blank_index] = blank_logp.to(steps.dtype)
+        steps[:-1].view(self.shape)[:, :, 1].masked_fill_(self.waits, 0)
+        return steps
+
+    def by_site(self, steps: Tensor) -> tuple[Tensor, Tensor]:
+        """Symbol and blank arcs `[B, T, s_range]` out of step order, 0 where there is none."""
+        steps[-1] = 0
+        return steps[self.symbol_index], steps[self.blank_index]
+
 
 def _reachable(start: Tensor, s_range: int, boundary: Tensor) -> tuple[Tensor, Tensor]:
     """First and last state of each frame `0..T` that counts, int64 `[B, T+1, 1]`; none: `high=-1`.

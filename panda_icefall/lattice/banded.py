@@ -13,13 +13,14 @@ the first. No column is looked up or shifted inside the loop, however the band m
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from panda_icefall.engine_choice import is_triton_chosen
 from panda_icefall.lattice.band_layout import BandLayout
 from panda_icefall.lattice.validation import (
     boundary_error,
@@ -38,6 +39,7 @@ def banded_recursion(
     S: int,
     boundary: Tensor | None = None,
     rnnt_type: str = "regular",
+    engine: str = "auto",
 ) -> Tensor:
     """Log-probability of all paths through the retained sites, differentiable in both log-probs.
 
@@ -54,6 +56,7 @@ def banded_recursion(
       S: symbols in the padded batch.
       boundary: int64 `[B, 4]` rows `s_begin, t_begin, s_end, t_end`; `[0, 0, S, T]` if None.
       rnnt_type: `regular`, `modified` or `constrained`, as in k2.
+      engine: `torch`, `triton`, or `auto`: Triton on CUDA where it is installed, else torch.
 
     Returns:
       The scores `[B]` in nats, in the dtype of the log-probs; -inf if no path stays in the band.
@@ -61,10 +64,12 @@ def banded_recursion(
     Raises:
       ValueError: if a shape, a device, an option or a boundary row does not fit; the row is named.
       TypeError: if the log-probs are not both float32 or both float64, or an index is not int64.
+      MissingEngineError: if Triton is asked for and not installed.
 
-    Takes `S + T` steps (regular) or `T` steps of three operations on `[B, s_range]`, as many again
-    if there is a gradient to compute, in float64 for any dtype: the occupations are exact to the
-    rounding of their own dtype, however large the scores. One device sync if there is a boundary.
+    Takes `S + T` steps (regular) or `T` steps of three operations on `[B, s_range]` (Triton: in one
+    launch), as many again if there is a gradient to compute, in float64 for any dtype: the
+    occupations are exact to the rounding of their own dtype, however large the scores. One device
+    sync if there is a boundary.
     Arcs outside the boundary or the band are not read and have gradient 0, and so has every arc
     of an utterance with score -inf. A NaN on a path makes the score of its utterance NaN and its
     gradients NaN or 0, those of other utterances unchanged.
@@ -73,20 +78,25 @@ def banded_recursion(
     if rnnt_type == "constrained":
         # The blank of the next state on the same frame belongs to the symbol arc.
         target_logp = target_logp + F.pad(blank_logp[..., 1:], (0, 1), value=NEG_INF)
+    use_triton = is_triton_chosen(engine, target_logp.device)
     layout = BandLayout.of(ranges, S, boundary, is_regular=rnnt_type == "regular")
     if torch.is_grad_enabled() and (target_logp.requires_grad or blank_logp.requires_grad):
-        return _BandedScores.apply(target_logp, blank_logp, layout)
-    return _forward(target_logp, blank_logp, layout)[0].to(target_logp.dtype)
+        return _BandedScores.apply(target_logp, blank_logp, layout, use_triton)
+    forward, _ = _solver(use_triton)
+    return forward(target_logp, blank_logp, layout)[0].to(target_logp.dtype)
 
 
 class _BandedScores(torch.autograd.Function):
     """Scores whose gradient is computed with them: what is saved is two `[B, T, s_range]`."""
 
     @staticmethod
-    def forward(ctx: Any, target_logp: Tensor, blank_logp: Tensor, layout: BandLayout) -> Tensor:
-        scores, terms, a = _forward(target_logp, blank_logp, layout)
+    def forward(
+        ctx: Any, target_logp: Tensor, blank_logp: Tensor, layout: BandLayout, use_triton: bool
+    ) -> Tensor:
+        forward, occupations = _solver(use_triton)
+        scores, *sums = forward(target_logp, blank_logp, layout)
         dtype = target_logp.dtype
-        ctx.save_for_backward(*(x.to(dtype) for x in _occupations(terms, a, layout)))
+        ctx.save_for_backward(*(x.to(dtype) for x in occupations(*sums, layout)))
         return scores.to(dtype)
 
     @staticmethod
@@ -96,7 +106,16 @@ class _BandedScores(torch.autograd.Function):
             occupation * scores_grad[:, None, None] if needed else None
             for occupation, needed in zip(ctx.saved_tensors, ctx.needs_input_grad)
         )
-        return target_grad, blank_grad, None
+        return target_grad, blank_grad, None, None
+
+
+def _solver(use_triton: bool) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """Two functions: the scores with what the other one takes, and the occupations from that."""
+    if use_triton:
+        from panda_icefall.lattice import triton_band
+
+        return triton_band.forward, triton_band.occupations
+    return _forward, _occupations
 
 
 def _forward(
@@ -108,12 +127,8 @@ def _forward(
     last one once more at 0, so that the column to the left is at hand for each of them.
     """
     D, B, _, s_range = layout.shape
-    terms = target_logp.new_full((D * B * 2 * s_range + 1,), NEG_INF, dtype=torch.float64)
-    terms[layout.symbol_index] = target_logp.to(terms.dtype)
-    terms[layout.blank_index] = blank_logp.to(terms.dtype)
+    terms = layout.by_step(target_logp, blank_logp)
     steps = terms[:-1].view(layout.shape)
-    steps[:, :, 1].masked_fill_(layout.waits, 0)
-
     a = terms.new_full((D + 1, B, s_range + 1), NEG_INF)
     start = a.new_zeros(B, 1).masked_fill(layout.is_closed, NEG_INF)
     a[0].scatter_(1, layout.first_column + 1, start)
@@ -153,8 +168,7 @@ def _occupations(terms: Tensor, a: Tensor, layout: BandLayout) -> tuple[Tensor, 
         step.mul_(occupied)
         torch.add(stay_inner, move_inner, out=inner)
         torch.add(stay_last, move_last, out=last)
-    terms[-1] = 0
-    return terms[layout.symbol_index], terms[layout.blank_index]
+    return layout.by_site(terms)
 
 
 def _check_inputs(

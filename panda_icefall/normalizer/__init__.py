@@ -3,17 +3,18 @@
 from panda_icefall.normalizer.counters import TileCounters
 from panda_icefall.normalizer.op import selected_log_probs
 from panda_icefall.normalizer.oracle import dense_selected_log_probs
-from panda_icefall.normalizer.plan import DEFAULT_WORKSPACE_BYTES, TilePlan
+from panda_icefall.normalizer.plan import TilePlan
 from panda_icefall.normalizer.program import RowProgram, RowTable, Slot, Step
+from panda_icefall.normalizer.workspace import auto_workspace_bytes
 
 __all__ = [
-    "DEFAULT_WORKSPACE_BYTES",
     "RowProgram",
     "RowTable",
     "Slot",
     "Step",
     "TileCounters",
     "TilePlan",
+    "auto_workspace_bytes",
     "dense_selected_log_probs",
     "selected_log_probs",
 ]

@@ -37,7 +37,8 @@ def live_sites(
             )
     if live is None or live_count == program.sites:
         return None
-    return live.nonzero().squeeze(1)
+    # Not nonzero(), which would wait for the device once more.
+    return live.to(torch.uint8).sort(descending=True, stable=True).indices[:live_count]
 
 
 def check_form(

@@ -11,12 +11,16 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from panda_icefall.normalizer import torch_engine
+from panda_icefall.normalizer import tile_loop
 from panda_icefall.normalizer.autocast import no_autocast
 from panda_icefall.normalizer.checks import check_form, live_sites
 from panda_icefall.normalizer.counters import TileCounters
-from panda_icefall.normalizer.plan import DEFAULT_WORKSPACE_BYTES, TilePlan
+from panda_icefall.normalizer.engine import RowKernels, row_kernels
+from panda_icefall.normalizer.head import Head
+from panda_icefall.normalizer.plan import TileCosts, TilePlan
+from panda_icefall.normalizer.products import PIECE, is_onednn_chosen
 from panda_icefall.normalizer.program import RowProgram, RowTable, Step
+from panda_icefall.normalizer.workspace import auto_workspace_bytes
 
 
 def selected_log_probs(
@@ -28,9 +32,10 @@ def selected_log_probs(
     selected_mask: Tensor | None = None,
     live: Tensor | None = None,
     head_dtype: torch.dtype | None = None,
-    workspace_bytes: int = DEFAULT_WORKSPACE_BYTES,
+    workspace_bytes: int | None = None,
     adjoint_tolerance: float | None = None,
     counters: TileCounters | None = None,
+    engine: str = "auto",
 ) -> tuple[Tensor, Tensor]:
     """Exact log-probs of K chosen classes per site, and the normaliser over all classes.
 
@@ -49,29 +54,35 @@ def selected_log_probs(
         None: all are.
       head_dtype: dtype that rows, weight and bias are rounded to first, as autocast does for a
         linear layer; arithmetic after that is in float32.
-      workspace_bytes: upper bound of a tile's scratch, in bytes.
+      workspace_bytes: upper bound of a tile's scratch, in bytes. None: by the device, see
+        ``auto_workspace_bytes``.
       adjoint_tolerance: in backward, sites with the smallest absolute adjoints are left out as long
         as the mass left out is at most this share of the total, in ``[0, 1)``; sites with adjoint 0
         always are. None: half the eps of the accumulation dtype (2^-24 for float32). 0: none.
       counters: totals to add to.
+      engine: row kernels to use: "torch", "triton", or "auto", which is Triton on CUDA where it is
+        installed and torch otherwise.
 
     Returns:
       ``selected_logp`` ``[N, K]`` and ``log_z`` ``[N]`` in nats, float64 for float64 inputs and
       float32 otherwise; differentiable once with respect to rows, weight and bias.
 
     Raises:
-      ValueError: a shape, an id, the tolerance or the workspace is out of range.
+      ValueError: a shape, an id, the tolerance, the workspace or the engine is out of range.
       TypeError: a dtype is wrong.
+      MissingEngineError: Triton is asked for and not installed.
 
     Note:
       Sums over sites accumulate in the output's dtype. Saved for backward: the program's inputs,
-      ids and log_z. On CUDA forward syncs with the host once for the checks and once more to list
-      the live sites; backward once.
+      ids and log_z. On CUDA forward syncs with the host once, for the checks and the number of
+      live sites, and backward once, for the number of sites that matter. Equal inputs give bitwise
+      equal results on a CPU, and on CUDA under ``torch.use_deterministic_algorithms``.
     """
     program = rows if isinstance(rows, RowProgram) else _dense_program(rows)
     check_form(program, weight, bias, selected_ids, selected_mask, live, head_dtype)
     if adjoint_tolerance is not None and not 0 <= adjoint_tolerance < 1:
         raise ValueError(f"adjoint_tolerance: got {adjoint_tolerance}, expected 0 <= it < 1")
+    kernels = row_kernels(engine, weight.device)
     if selected_mask is not None:
         selected_ids = torch.where(selected_mask, selected_ids, torch.zeros_like(selected_ids))
     sites = live_sites(program, weight.shape[0], selected_ids, live)
@@ -83,13 +94,15 @@ def selected_log_probs(
     evaluated = program.sites if sites is None else sites.shape[0]
     counters.sites += program.sites
     counters.sites_evaluated += evaluated
-    itemsize = torch.finfo(dtype).bits // 8
-    row_bytes = program.row_bytes() + 2 * program.width * itemsize
+    is_auto = workspace_bytes is None
+    if workspace_bytes is None:
+        workspace_bytes = auto_workspace_bytes(weight.device)
     call = _Call(
-        program.steps, len(program.tables), row_bytes, head_dtype, dtype, workspace_bytes,
-        adjoint_tolerance, counters,
+        program.steps, len(program.tables), head_dtype, dtype, workspace_bytes, is_auto,
+        adjoint_tolerance, counters, kernels,
     )  # fmt: skip
-    call.plan(evaluated, weight.shape[0])
+    for with_gradients in (False, True):  # refuses a workspace that is too small for either
+        call.plan(program, call.head(weight, bias), evaluated, with_gradients)
     tables = [table.values for table in program.tables]
     selected_logp, log_z = _SelectedLogProbs.apply(
         call, program, sites, weight, bias, selected_ids, *tables, *program.parameters
@@ -105,16 +118,27 @@ class _Call:
 
     steps: Sequence[Step]
     tables: int
-    row_bytes: int
     head_dtype: torch.dtype | None
     dtype: torch.dtype
     workspace_bytes: int
+    is_auto: bool
     adjoint_tolerance: float
     counters: TileCounters
+    kernels: RowKernels
 
-    def plan(self, sites: int, classes: int) -> TilePlan:
-        itemsize = torch.finfo(self.dtype).bits // 8
-        return TilePlan.make(sites, classes, itemsize, self.row_bytes, self.workspace_bytes)
+    def head(self, weight: Tensor, bias: Tensor | None) -> Head:
+        return Head.of(weight, bias, self.head_dtype, self.dtype)
+
+    def plan(self, program: RowProgram, head: Head, sites: int, with_gradients: bool) -> TilePlan:
+        costs = TileCosts.of(
+            program, torch.finfo(self.dtype).bits // 8, casts_weight=head.casts_weight,
+            by_onednn=is_onednn_chosen(head), with_gradients=with_gradients,
+        )  # fmt: skip
+        classes, workspace_bytes = head.weight.shape[0], self.workspace_bytes
+        if self.is_auto:
+            # However wide the joiner is, tiles that a GEMM is good for.
+            workspace_bytes = max(workspace_bytes, costs.tile_bytes(PIECE, min(classes, PIECE)))
+        return TilePlan.make(sites, classes, costs, workspace_bytes)
 
 
 class _SelectedLogProbs(torch.autograd.Function):
@@ -133,11 +157,13 @@ class _SelectedLogProbs(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         device = weight.device
         sites = _all_sites(ids) if live_sites is None else live_sites
-        plan = call.plan(sites.shape[0], weight.shape[0])
+        head = call.head(weight, bias)
+        plan = call.plan(program, head, sites.shape[0], with_gradients=False)
         with call.counters.timed("forward", device), no_autocast(device):
-            head = torch_engine.Head.cast(weight, bias, call.head_dtype, call.dtype)
             live_ids = ids if live_sites is None else ids.index_select(0, sites)
-            live_logp, live_log_z = torch_engine.forward(program, head, sites, live_ids, plan)
+            live_logp, live_log_z = tile_loop.forward(
+                program, head, sites, live_ids, plan, call.kernels
+            )
         call.counters.tiles_forward += len(plan.row_tiles()) * len(plan.class_tiles())
         ctx.call = call
         indices = [table.index for table in program.tables]
@@ -163,24 +189,24 @@ class _SelectedLogProbs(torch.autograd.Function):
         program = RowProgram(tables, inputs[call.tables :], call.steps)
         with call.counters.timed("backward", weight.device), no_autocast(weight.device):
             sites = _all_sites(ids) if live_sites is None else live_sites
-            adjoints, log_z_adjoints = logp_grad[sites], log_z_grad[sites]
+            adjoints, log_z_adjoints = (g.index_select(0, sites) for g in (logp_grad, log_z_grad))
             kept = _sites_that_matter(adjoints, log_z_adjoints, log_z, call)
-            plan = call.plan(kept.shape[0], weight.shape[0])
-            head = torch_engine.Head.cast(weight, bias, call.head_dtype, call.dtype)
+            head = call.head(weight, bias)
+            plan = call.plan(program, head, kept.shape[0], with_gradients=True)
             _, _, _, needs_weight, needs_bias, _, *needs = ctx.needs_input_grad
             buffers = [
-                torch.zeros(t.shape, dtype=call.dtype, device=t.device) if need else None
+                t.new_zeros(t.shape, dtype=call.dtype) if need else None
                 for t, need in zip(inputs, needs)
             ]
-            wanted = torch_engine.Gradients(
+            wanted = tile_loop.Gradients(
                 tables=buffers[: call.tables],
                 parameters=buffers[call.tables :],
-                weight=torch.zeros_like(head.weight) if needs_weight else None,
-                bias=torch.zeros_like(head.weight[:, 0]) if needs_bias else None,
+                weight=weight.new_zeros(weight.shape, dtype=call.dtype) if needs_weight else None,
+                bias=weight.new_zeros(weight.shape[:1], dtype=call.dtype) if needs_bias else None,
             )
-            torch_engine.backward(
+            tile_loop.backward(
                 program, head, sites[kept], ids[kept], log_z[kept],
-                adjoints[kept], log_z_adjoints[kept], plan, wanted,
+                adjoints[kept], log_z_adjoints[kept], plan, call.kernels, wanted,
             )  # fmt: skip
         call.counters.tiles_backward += len(plan.row_tiles()) * len(plan.class_tiles())
         call.counters.sites_backward += kept.shape[0]

@@ -99,10 +99,10 @@ class RowProgram:
         return self.steps[-1].dtype if self.steps else self.tables[0].values.dtype
 
     def row_bytes(self) -> int:
-        """Bytes that one row's values and their gradients take while a tile is replayed."""
+        """Bytes of one row's values: what the tables give and what the steps make of it."""
         sizes = [table.values.shape[1] * table.values.element_size() for table in self.tables]
         sizes += [step.width * torch.finfo(step.dtype).bits // 8 for step in self.steps]
-        return 2 * sum(sizes)
+        return sum(sizes)
 
     def replay(self, rows: Sequence[Tensor], parameters: Sequence[Tensor]) -> Tensor:
         """The hidden rows ``[n, H]`` of the sites whose table rows are given.

@@ -5,7 +5,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
-from panda_icefall.normalizer import TilePlan, dense_selected_log_probs, selected_log_probs
+from panda_icefall.normalizer import dense_selected_log_probs, selected_log_probs
 
 SITES, HIDDEN, CLASSES = 4_001, 24, 1_013
 WORKSPACE = 256 * 1024
@@ -26,6 +26,22 @@ class LargestTensor(TorchDispatchMode):
         return result
 
 
+class CountOfSize(TorchDispatchMode):
+    """Counts the new tensors, neither views nor arguments, that have a number of elements."""
+
+    def __init__(self, numel):
+        super().__init__()
+        self.numel = numel
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        if all(returned.alias_info is None for returned in func._schema.returns):
+            values = [v for v in tree_flatten(result)[0] if isinstance(v, torch.Tensor)]
+            self.count += sum(v.numel() == self.numel for v in values)
+        return result
+
+
 def problem():
     g = torch.Generator().manual_seed(0)
     rows = torch.randn(SITES, HIDDEN, generator=g).requires_grad_()
@@ -34,16 +50,33 @@ def problem():
     return rows, weight, bias, torch.randint(0, CLASSES, (SITES, 2), generator=g)
 
 
-def test_no_tensor_is_larger_than_a_tile_or_an_input():
+@pytest.mark.parametrize("by_onednn", [True, False])
+@pytest.mark.parametrize("head_dtype", [None, torch.bfloat16])
+def test_no_tensor_is_larger_than_the_workspace_or_an_input(by_onednn, head_dtype):
     rows, weight, bias, ids = problem()
-    row_bytes = 2 * HIDDEN * 4 + 2 * HIDDEN * 4
-    plan = TilePlan.make(SITES, CLASSES, 4, row_bytes, WORKSPACE)
-    assert plan.tile_bytes <= WORKSPACE < SITES * CLASSES * 4 // 50
-    with LargestTensor() as largest:
-        logp, _ = selected_log_probs(rows, weight, bias, ids, workspace_bytes=WORKSPACE)
+    assert WORKSPACE < SITES * CLASSES * 4 // 50
+    with torch.backends.mkldnn.flags(enabled=by_onednn), LargestTensor() as largest:
+        logp, _ = selected_log_probs(
+            rows, weight, bias, ids, head_dtype=head_dtype, workspace_bytes=WORKSPACE
+        )
         logp.sum().backward()
     inputs = max(SITES * HIDDEN * 4, CLASSES * HIDDEN * 4)
-    assert largest.bytes <= max(plan.tile_rows * plan.tile_classes * 4, inputs)
+    assert largest.bytes <= max(WORKSPACE, inputs)
+
+
+@pytest.mark.parametrize("by_onednn", [True, False])
+@pytest.mark.parametrize("head_dtype", [None, torch.bfloat16])
+def test_the_only_tensor_of_the_weights_size_is_its_gradient(by_onednn, head_dtype):
+    g = torch.Generator().manual_seed(0)
+    weight = torch.randn(CLASSES, HIDDEN, generator=g).requires_grad_()
+    rows, ids = torch.randn(300, HIDDEN, generator=g), torch.zeros(300, 1, dtype=torch.int64)
+    made = CountOfSize(weight.numel())
+    with torch.backends.mkldnn.flags(enabled=by_onednn), made:
+        logp, _ = selected_log_probs(
+            rows, weight, None, ids, head_dtype=head_dtype, workspace_bytes=WORKSPACE // 4
+        )
+        logp.sum().backward()
+    assert made.count == 1
 
 
 def test_the_dense_twin_shows_that_the_measurement_sees_logits():
@@ -60,45 +93,6 @@ def test_saved_for_backward_are_the_inputs_ids_and_log_z():
         selected_log_probs(rows, weight, bias, ids, workspace_bytes=WORKSPACE)
     expected = [rows, weight, bias, ids, torch.empty(SITES)]
     assert sorted(tuple(t.shape) for t in saved) == sorted(tuple(t.shape) for t in expected)
-
-
-@pytest.mark.parametrize(
-    ("sites", "classes", "workspace_bytes"),
-    [
-        (1, 1, 1_000),
-        (5, 7, 1_000),
-        (10_000, 500, 2**20),
-        (10_000, 262_144, 2**20),
-        (3, 10**6, 2**16),
-    ],
-)
-def test_a_plan_covers_everything_once_and_stays_inside_its_workspace(
-    sites, classes, workspace_bytes
-):
-    plan = TilePlan.make(sites, classes, 4, 64, workspace_bytes)
-    for total, tiles in ((sites, plan.row_tiles()), (classes, plan.class_tiles())):
-        assert [i for low, high in tiles for i in (low, high)][:: 2 * len(tiles) - 1] == [0, total]
-        assert all(a[1] == b[0] for a, b in zip(tiles, tiles[1:]))
-    assert plan.tile_bytes <= workspace_bytes
-
-
-def test_classes_are_split_only_when_a_useful_row_block_does_not_fit():
-    roomy = TilePlan.make(10_000, 4_336, 4, 64, 8 * 2**20)
-    tight = TilePlan.make(10_000, 262_144, 4, 64, 8 * 2**20)
-    assert roomy.tile_classes == 4_336
-    assert tight.tile_classes < 262_144
-    assert tight.tile_rows == 128
-
-
-def test_a_plan_without_sites_has_no_tiles():
-    plan = TilePlan.make(0, 10, 4, 64, 1_000)
-    assert plan.row_tiles() == []
-    assert plan.tile_bytes == 0
-
-
-def test_offsets_beyond_two_to_the_31_are_planned():
-    plan = TilePlan.make(2**20, 2**18, 4, 64, 8 * 2**20)
-    assert plan.row_tiles()[-1][1] * plan.class_tiles()[-1][1] == 2**38
 
 
 def test_more_than_two_to_the_31_logits_are_addressed_rightly():

@@ -1,10 +1,12 @@
 """The gates must fail on bugs they exist for: each is planted here, and must be caught."""
 
+import dataclasses
+
 import pytest
 import torch
 from gates import low_precision_gate, rounding_gate, structure_gate
 
-from panda_icefall.normalizer import TilePlan, torch_engine
+from panda_icefall.normalizer import TilePlan, tile_loop
 
 SPLIT = 3_001  # bytes: several row tiles and several class tiles
 
@@ -20,29 +22,29 @@ def drop_last_row(patch):
 
 
 def forget_bias_in_backward(patch):
-    backward = torch_engine.backward
+    backward = tile_loop.backward
 
     def wrong(program, head, *args):
-        return backward(program, torch_engine.Head(head.weight, None), *args)
+        return backward(program, dataclasses.replace(head, bias=None), *args)
 
-    patch.setattr(torch_engine, "backward", wrong)
+    patch.setattr(tile_loop, "backward", wrong)
 
 
 def round_normalizer_to_bfloat16(patch):
-    forward = torch_engine.forward
+    forward = tile_loop.forward
 
     def wrong(*args):
         selected_logp, log_z = forward(*args)
         rounded = log_z.bfloat16().to(log_z.dtype)
         return selected_logp + (log_z - rounded)[:, None], rounded
 
-    patch.setattr(torch_engine, "forward", wrong)
+    patch.setattr(tile_loop, "forward", wrong)
 
 
 def accumulate_in_bfloat16(patch):
-    backward = torch_engine.backward
+    backward = tile_loop.backward
 
-    def wrong(program, head, sites, ids, log_z, adjoints, log_z_adjoints, plan, wanted):
+    def wrong(program, head, sites, ids, log_z, adjoints, log_z_adjoints, plan, kernels, wanted):
         for begin, end in plan.row_tiles():
             part = slice(begin, end)
             small = TilePlan(
@@ -50,20 +52,22 @@ def accumulate_in_bfloat16(patch):
             )
             backward(
                 program, head, sites[part], ids[part], log_z[part],
-                adjoints[part], log_z_adjoints[part], small, wanted,
+                adjoints[part], log_z_adjoints[part], small, kernels, wanted,
             )  # fmt: skip
             for buffer in (*wanted.tables, wanted.weight, wanted.bias):
                 buffer.copy_(buffer.bfloat16())
 
-    patch.setattr(torch_engine, "backward", wrong)
+    patch.setattr(tile_loop, "backward", wrong)
 
 
 def ignore_duplicate_ids(patch):
-    scatter_add_ = torch.Tensor.scatter_add_
+    index_put_ = torch.Tensor.index_put_
     patch.setattr(
         torch.Tensor,
-        "scatter_add_",
-        lambda self, dim, index, src: scatter_add_(self, dim, index[:, :1], src[:, :1]),
+        "index_put_",
+        lambda self, at, src, accumulate: index_put_(
+            self, tuple(index[:, :1] for index in at), src[:, :1], accumulate=accumulate
+        ),
     )
 
 

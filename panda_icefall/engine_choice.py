@@ -1,0 +1,52 @@
+"""Plain torch or Triton: the choice of every room that has both, and what is refused."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+
+import torch
+
+ENGINES = ("auto", "torch", "triton")
+
+
+class MissingEngineError(ImportError):
+    """The engine that was asked for is not installed."""
+
+
+def is_triton_chosen(engine: str, device: torch.device) -> bool:
+    """Whether Triton kernels are to work on the tensors of a device.
+
+    Args:
+      engine: "torch", "triton", or "auto": Triton 3 or newer where it is installed and the device
+        is a CUDA one of compute capability 7.0 or newer (Triton's own limit), else torch.
+      device: where the tensors lie.
+
+    Raises:
+      ValueError: there is no such engine, or it cannot work on this device.
+      MissingEngineError: Triton is asked for and not installed.
+    """
+    if engine not in ENGINES:
+        raise ValueError(f"engine: got {engine!r}, expected one of {', '.join(ENGINES)}")
+    if engine == "torch":
+        return False
+    is_installed = importlib.util.find_spec("triton") is not None
+    if engine == "auto":
+        return device.type == "cuda" and is_installed and _runs_on(device)
+    if not is_installed:
+        raise MissingEngineError(
+            "engine: got 'triton', which is not installed; pip install triton, or give 'auto'"
+        )
+    if device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
+        raise ValueError(
+            f"engine: got 'triton' for tensors on {device}, expected CUDA; give 'auto' "
+            f"(Triton's interpreter, TRITON_INTERPRET=1, is for tests)"
+        )
+    return True
+
+
+def _runs_on(device: torch.device) -> bool:
+    import triton
+
+    is_recent = int(triton.__version__.split(".")[0]) >= 3
+    return is_recent and torch.cuda.get_device_capability(device) >= (7, 0)

@@ -1,0 +1,47 @@
+"""Which row kernels work on the tiles: those in plain torch, or the Triton ones."""
+
+from __future__ import annotations
+
+from typing import Protocol, cast
+
+import torch
+from torch import Tensor
+
+from panda_icefall.engine_choice import is_triton_chosen
+from panda_icefall.normalizer import torch_rows
+
+
+class RowKernels(Protocol):
+    """The two functions on one tile of logits; ``torch_rows`` says what they do."""
+
+    def fold(
+        self, logits: Tensor, ids: Tensor, low: int, peak: Tensor, total: Tensor, chosen: Tensor
+    ) -> None: ...
+
+    def gradient_(
+        self,
+        logits: Tensor,
+        ids: Tensor,
+        low: int,
+        log_z: Tensor,
+        softmax_scale: Tensor,
+        adjoints: Tensor,
+    ) -> None: ...
+
+
+def row_kernels(engine: str, device: torch.device) -> RowKernels:
+    """The row kernels for tensors on a device.
+
+    Args:
+      engine: "torch", "triton", or "auto": Triton on CUDA where it is installed, else torch.
+      device: where the logits lie.
+
+    Raises:
+      ValueError: there is no such engine, or it cannot work on this device.
+      MissingEngineError: Triton is asked for and not installed.
+    """
+    if not is_triton_chosen(engine, device):
+        return cast(RowKernels, torch_rows)
+    from panda_icefall.normalizer import triton_rows
+
+    return cast(RowKernels, triton_rows)

@@ -1,0 +1,89 @@
+"""The workspace of those who give none: by the caches of a CPU, by L2 and free memory of a GPU."""
+
+import types
+
+import pytest
+import torch
+
+from panda_icefall.normalizer import TileCounters, selected_log_probs, workspace
+from panda_icefall.normalizer.workspace import MIB, auto_workspace_bytes, last_level_cache_bytes
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+
+
+@pytest.fixture
+def caches(monkeypatch, tmp_path):
+    """Sets what sysfs says about the caches of a core."""
+
+    def install(*sizes):
+        for number, size in enumerate(sizes):
+            (tmp_path / f"index{number}").mkdir()
+            (tmp_path / f"index{number}" / "size").write_text(size + "\n")
+        last_level_cache_bytes.cache_clear()
+        monkeypatch.setattr(workspace, "_CACHES", tmp_path)
+
+    yield install
+    last_level_cache_bytes.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("sizes", "expected"),
+    [
+        (["48K", "32K", "1024K", "32768K"], 16),
+        (["48K", "2M", "36M"], 18),
+        (["32K", "256K", "4096K"], 8),
+        (["32K", "1M", "1G"], 32),
+        ([], 16),
+        (["48K", "unknown"], 16),
+        (["48K", ""], 16),
+    ],
+)
+def test_a_cpu_gives_half_of_its_last_cache_within_bounds(caches, sizes, expected):
+    caches(*sizes)
+    assert auto_workspace_bytes(CPU) == expected * MIB
+
+
+@pytest.mark.parametrize(
+    ("cache_mib", "free_mib", "unused_mib", "expected"),
+    [
+        (50, 80_000, 0, 100),
+        (6, 80_000, 0, 64),
+        (None, 80_000, 0, 64),
+        (500, 80_000, 0, 256),
+        (50, 500, 0, 50),
+        (50, 500, 300, 100),
+        (50, 0, 0, 100 / 128),
+    ],
+)
+def test_a_gpu_gives_twice_its_l2_and_little_of_the_free_memory(
+    monkeypatch, cache_mib, free_mib, unused_mib, expected
+):
+    known = {} if cache_mib is None else {"L2_cache_size": cache_mib * MIB}
+    for name, value in {
+        "get_device_properties": types.SimpleNamespace(**known),
+        "mem_get_info": (free_mib * MIB, 10**12),
+        "memory_reserved": (100 + unused_mib) * MIB,
+        "memory_allocated": 100 * MIB,
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, lambda device, value=value: value)
+    assert auto_workspace_bytes(CUDA) == expected * MIB
+
+
+def tiles(hidden_dim, workspace_bytes):
+    counters = TileCounters()
+    rows, weight = torch.zeros(400, hidden_dim), torch.zeros(400, hidden_dim)
+    ids = torch.zeros(400, 1, dtype=torch.int64)
+    selected_log_probs(rows, weight, None, ids, workspace_bytes=workspace_bytes, counters=counters)
+    return counters.tiles_forward
+
+
+def test_none_takes_what_the_device_gives(monkeypatch):
+    monkeypatch.setattr("panda_icefall.normalizer.op.auto_workspace_bytes", lambda device: 2**20)
+    assert tiles(16, None) == tiles(16, 2**20)
+
+
+def test_without_a_bound_even_the_widest_joiner_has_useful_tiles(monkeypatch):
+    monkeypatch.setattr("panda_icefall.normalizer.op.auto_workspace_bytes", lambda device: 1_000)
+    assert tiles(1_000, None) <= 12
+    with pytest.raises(ValueError, match="workspace_bytes: got 1000, expected at least"):
+        tiles(1_000, 1_000)

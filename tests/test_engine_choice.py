@@ -1,0 +1,87 @@
+"""Which engine serves a device, and what is refused."""
+
+import importlib.util
+import sys
+import types
+
+import pytest
+import torch
+
+from panda_icefall.engine_choice import MissingEngineError, is_triton_chosen
+from panda_icefall.lattice.banded import banded_recursion
+from panda_icefall.normalizer import selected_log_probs
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+
+
+@pytest.fixture
+def installed(monkeypatch):
+    """Sets the Triton that is found (None: no such package) and the GPU's compute capability."""
+
+    def install(version, capability=(9, 0)):
+        package = None if version is None else types.SimpleNamespace(__version__=version)
+        monkeypatch.setitem(sys.modules, "triton", package)
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name: package)
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+
+    return install
+
+
+@pytest.mark.parametrize(
+    ("version", "capability", "chosen"),
+    [
+        ("3.7.1", (9, 0), True),
+        ("3.0.0", (7, 0), True),
+        ("3.7.1", (6, 1), False),
+        ("2.1.0", (8, 0), False),
+        (None, (9, 0), False),
+    ],
+)
+def test_auto_takes_triton_on_gpus_that_it_serves(installed, version, capability, chosen):
+    installed(version, capability)
+    assert is_triton_chosen("auto", CUDA) is chosen
+
+
+def test_auto_takes_torch_on_the_cpu_even_where_the_interpreter_is_on(installed, monkeypatch):
+    installed("3.7.1")
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    assert not is_triton_chosen("auto", CPU)
+
+
+def test_torch_is_taken_where_it_is_asked_for(installed):
+    installed("3.7.1")
+    assert not is_triton_chosen("torch", CUDA)
+
+
+def call_op(engine):
+    rows, weight = torch.zeros(2, 3), torch.zeros(4, 3)
+    selected_log_probs(rows, weight, None, torch.zeros(2, 1, dtype=torch.int64), engine=engine)
+
+
+def call_recursion(engine):
+    logp = torch.zeros(1, 2, 1)
+    banded_recursion(logp, logp, torch.zeros(1, 2, 1, dtype=torch.int64), 0, engine=engine)
+
+
+every_call = pytest.mark.parametrize("call", [call_op, call_recursion])
+
+
+@every_call
+def test_an_unknown_engine_is_refused(call):
+    with pytest.raises(ValueError, match=r"engine: got 'cuda', expected one of auto, torch, trit"):
+        call("cuda")
+
+
+@every_call
+def test_triton_where_it_is_missing_is_refused_with_the_install_line(call, installed):
+    installed(None)
+    with pytest.raises(MissingEngineError, match=r"engine: got 'triton', .*pip install triton"):
+        call("triton")
+
+
+@every_call
+def test_triton_on_the_cpu_is_refused_outside_its_interpreter(call, installed, monkeypatch):
+    installed("3.7.1")
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    with pytest.raises(ValueError, match=r"engine: got 'triton' for tensors on cpu, expected CUDA"):
+        call("triton")

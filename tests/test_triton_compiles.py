@@ -1,0 +1,65 @@
+"""The Triton kernels compile for NVIDIA GPUs: what the interpreter of the other tests cannot tell.
+
+Triton needs no GPU to compile. It does so in its own process, as here the interpreter is on.
+"""
+
+import os
+import platform
+import subprocess
+import sys
+
+import pytest
+
+pytest.importorskip("triton", minversion="3.7", reason="needs triton 3.7's compiler interface")
+
+PROGRAM = """
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from panda_icefall.lattice import triton_band
+from panda_icefall.normalizer import triton_rows
+
+# What is no pointer and no block size is an int.
+POINTERS = {
+    "logits": "*bf16", "ids": "*i64", "chosen": "*fp32", "peak": "*fp32", "total": "*fp32",
+    "adjoints": "*fp32", "log_z": "*fp32", "softmax_scale": "*fp32", "terms": "*fp64",
+    "scores": "*fp64", "last_step": "*fp64", "first_column": "*i64", "last_column": "*i64",
+    "is_closed": "*u8",
+}
+DOUBLES = {name: t.replace("fp32", "fp64").replace("bf16", "fp64") for name, t in POINTERS.items()}
+BLOCKS = {"BLOCK": 1024, "K_BLOCK": 2, "COLUMNS": 8}
+
+def compile_for(capability, kernel, pointers, constants):
+    constants = {n: v for n, v in constants.items() if n in kernel.arg_names}
+    signature = {n: pointers.get(n, "i32") for n in kernel.arg_names}
+    signature.update(dict.fromkeys(constants, "constexpr"))
+    source = ASTSource(
+        kernel, signature, {(kernel.arg_names.index(n),): v for n, v in constants.items()}
+    )
+    compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32))
+    assert compiled.asm["cubin"]
+    print(kernel.__name__, capability)
+
+kernels = (
+    triton_rows._fold_row, triton_rows._gradient_block, triton_band._forward, triton_band._occupy
+)
+for kernel in kernels:
+    compile_for(70, kernel, POINTERS, BLOCKS)
+    compile_for(90, kernel, DOUBLES, BLOCKS)
+    # Triton makes a constant of every int that is 1: sizes and strides of the smallest problem.
+    ones = {n: 1 for n in kernel.arg_names if n not in POINTERS}
+    compile_for(80, kernel, POINTERS, ones)
+"""
+
+
+@pytest.mark.skipif(
+    (sys.platform, platform.machine()) != ("linux", "x86_64"), reason="ptxas runs on linux x86-64"
+)
+def test_every_kernel_compiles_for_old_and_new_gpus_and_for_sizes_of_one(tmp_path):
+    environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert len(done.stdout.splitlines()) == 12
