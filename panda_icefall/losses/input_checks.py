@@ -121,6 +121,37 @@ def check_floats(name: str, values: Tensor, shape: str) -> None:
         )
 
 
+def check_logits(lm: Tensor, am: Tensor, symbols: Tensor) -> None:
+    """Refuse unnormalised log-probs that do not fit each other or the symbols.
+
+    Args:
+      lm: `[B, S+1, C]`, float32 or float64.
+      am: `[B, T, C]`, of the dtype of `lm`.
+      symbols: `[B, S]`.
+
+    Raises:
+      ValueError: a shape or a device.
+      TypeError: a dtype.
+    """
+    check_floats("lm", lm, "[B, S+1, C]")
+    check_floats("am", am, "[B, T, C]")
+    if lm.dtype != am.dtype:
+        raise TypeError(f"am: got {am.dtype}, expected lm's {lm.dtype}; convert one of them")
+    if lm.shape[0] != am.shape[0] or lm.shape[2] != am.shape[2] or lm.shape[1] < 1:
+        raise ValueError(
+            f"lm: got shape {tuple(lm.shape)}, expected [B, S+1, C] = "
+            f"[{am.shape[0]}, S+1, {am.shape[2]}] for am of shape {tuple(am.shape)}"
+        )
+    for name, tensor in (("am", am), ("symbols", symbols)):
+        if tensor.device != lm.device:
+            raise ValueError(f"{name}: got device {tensor.device}, expected lm's {lm.device}")
+    if tuple(symbols.shape) != (lm.shape[0], lm.shape[1] - 1):
+        raise ValueError(
+            f"symbols: got shape {tuple(symbols.shape)}, expected [B, S] = "
+            f"[{lm.shape[0]}, {lm.shape[1] - 1}] for lm of shape {tuple(lm.shape)}"
+        )
+
+
 def _check_int64(name: str, ids: Tensor) -> None:
     if ids.dtype != torch.int64:
         raise TypeError(f"{name}: got {ids.dtype}, expected torch.int64; call {name}.long()")

@@ -12,7 +12,6 @@ from panda_icefall.losses.hat import check_hat, selected_hat_log_probs
 from panda_icefall.losses.lattice_terms import check_lattice_inputs, pruned_score
 from panda_icefall.losses.sites import SiteLogProbs, inside_boundary, next_symbols
 from panda_icefall.normalizer import (
-    DEFAULT_WORKSPACE_BYTES,
     RowProgram,
     TileCounters,
     selected_log_probs,
@@ -34,7 +33,7 @@ def selected_rnnt_loss_pruned(
     *,
     observer: Callable[[SiteLogProbs], None] | None = None,
     head_dtype: torch.dtype | None = None,
-    workspace_bytes: int = DEFAULT_WORKSPACE_BYTES,
+    workspace_bytes: int | None = None,
     adjoint_tolerance: float | None = None,
     counters: TileCounters | None = None,
 ) -> Tensor:

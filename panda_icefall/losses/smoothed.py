@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from panda_icefall.losses.input_checks import check_floats, check_lattice_inputs
+from panda_icefall.losses.input_checks import check_lattice_inputs, check_logits
 from panda_icefall.losses.lattice_terms import NEG_INF, Loss, close_symbol_arcs, score
 
 
@@ -82,7 +82,7 @@ def rnnt_loss_smoothed(
 
     Runs with autocast off: the normalisers are matrix products of probabilities.
     """
-    _check_projections(lm, am)
+    check_logits(lm, am, symbols)
     check_lattice_inputs(
         symbols,
         None,
@@ -94,29 +94,12 @@ def rnnt_loss_smoothed(
         T=am.shape[1],
     )
     B, S1, _ = lm.shape
-    if tuple(symbols.shape) != (B, S1 - 1):
-        raise ValueError(
-            f"symbols: got shape {tuple(symbols.shape)}, expected [B, S] = [{B}, {S1 - 1}] "
-            f"for lm of shape {tuple(lm.shape)}"
-        )
     with torch.autocast(lm.device.type, enabled=False):
         px, py = _smoothed_arcs(lm, am, symbols, termination_symbol, lm_only_scale, am_only_scale)
         if rnnt_type == "regular":
             px = torch.cat((px, px.new_full((B, S1 - 1, 1), NEG_INF)), dim=2)
         px = close_symbol_arcs(px, py, boundary, rnnt_type)
         return score(px, py, boundary, rnnt_type, delay_penalty, reduction, return_grad)
-
-
-def _check_projections(lm: Tensor, am: Tensor) -> None:
-    check_floats("lm", lm, "[B, S+1, C]")
-    check_floats("am", am, "[B, T, C]")
-    if lm.dtype != am.dtype:
-        raise TypeError(f"am: got {am.dtype}, expected lm's {lm.dtype}; convert one of them")
-    if lm.shape[0] != am.shape[0] or lm.shape[2] != am.shape[2] or lm.shape[1] < 1:
-        raise ValueError(
-            f"lm: got shape {tuple(lm.shape)}, expected [B, S+1, C] = "
-            f"[{am.shape[0]}, S+1, {am.shape[2]}] for am of shape {tuple(am.shape)}"
-        )
 
 
 def _smoothed_arcs(

@@ -6,8 +6,11 @@ import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
-from panda_icefall.losses.simple_tiled import selected_rnnt_loss_smoothed
-from panda_icefall.losses.simple_tiled.plan import Block, Selections, SimpleTilePlan
+from panda_icefall.losses.simple_tiled import (
+    selected_rnnt_loss_smoothed,
+    tiled_rnnt_loss_smoothed,
+)
+from panda_icefall.losses.simple_tiled.plan import Block, SimpleTilePlan
 from panda_icefall.losses.smoothed import rnnt_loss_smoothed
 
 B, T, S, C, AM_WIDTH, LM_WIDTH = 7, 101, 5, 1_013, 24, 20
@@ -15,16 +18,24 @@ WORKSPACE = 128 * 1024
 
 
 class TensorSizes(TorchDispatchMode):
-    """Collects the numbers of elements of all tensors that operations return."""
+    """Collects the numbers of elements of all tensors that operations return.
+
+    Attributes:
+      numels: of all of them, views and arguments changed in place included.
+      made: of those that are neither views nor arguments.
+    """
 
     def __init__(self):
         super().__init__()
         self.numels = set()
+        self.made = []
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
         values = [v for v in tree_flatten(result)[0] if isinstance(v, torch.Tensor)]
         self.numels.update(v.numel() for v in values)
+        if all(returned.alias_info is None for returned in func._schema.returns):
+            self.made += [v.numel() for v in values]
         return result
 
 
@@ -34,6 +45,11 @@ def problem(classes=C):
     shapes += (B, S + 1, LM_WIDTH), (classes, LM_WIDTH), (classes,)
     tensors = [torch.randn(*shape, generator=g).requires_grad_() for shape in shapes]
     return tensors, torch.randint(classes, (B, S), generator=g)
+
+
+def saved_in(tensors):
+    """Appends what autograd saves to the list."""
+    return torch.autograd.graph.saved_tensors_hooks(lambda t: tensors.append(t) or t, lambda t: t)
 
 
 @pytest.mark.parametrize("head_dtype", [None, torch.bfloat16])
@@ -62,7 +78,7 @@ def test_the_materialised_twin_shows_that_the_measurement_sees_projections():
 def test_saved_for_backward_are_the_inputs_and_what_remains_of_the_classes(am_only_scale):
     tensors, symbols = problem()
     saved = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
+    with saved_in(saved):
         selected_rnnt_loss_smoothed(
             *tensors, symbols, 0, lm_only_scale=0.25, am_only_scale=am_only_scale
         )
@@ -84,11 +100,32 @@ def test_memory_grows_with_the_classes_by_their_weights_alone():
     assert largest[0] == pytest.approx(largest[1], rel=0.05)
 
 
+@pytest.mark.parametrize("am_only_scale", [0.0, 0.25])
+def test_of_tensors_one_gradient_of_each_is_made_and_nothing_else_of_their_size(am_only_scale):
+    tensors, symbols = problem()
+    am, lm = (F.linear(*tensors[i : i + 3]).detach().requires_grad_() for i in (0, 3))
+    scale_and_workspace = {"am_only_scale": am_only_scale, "workspace_bytes": WORKSPACE}
+    saved = []
+    with saved_in(saved):
+        tiled_rnnt_loss_smoothed(lm, am, symbols, 0, **scale_and_workspace)
+    with TensorSizes() as sizes:
+        loss, _ = tiled_rnnt_loss_smoothed(
+            lm, am, symbols, 0, **scale_and_workspace, return_grad=True
+        )
+        loss.backward()
+    assert sizes.made.count(am.numel()) == sizes.made.count(lm.numel()) == 1
+    large = max(n for n in sizes.made if n not in (am.numel(), lm.numel()))
+    assert large <= max(WORKSPACE // 4, B * (S + 1) * (T + 1) * 2)
+    others = [t for t in saved if t.data_ptr() not in (am.data_ptr(), lm.data_ptr())]
+    assert {am.data_ptr(), lm.data_ptr()} <= {t.data_ptr() for t in saved}
+    assert max(t.numel() for t in others) <= max(B * (S + 1) * (T + 1), C)
+
+
 @pytest.mark.parametrize("casts_weight", [False, True])
 @pytest.mark.parametrize(
     ("t_ends", "states", "classes", "workspace_bytes"),
     [
-        ([1], 1, 1, 200),
+        ([1], 1, 1, 250),
         ([9, 4, 0], 3, 7, 3_000),
         ([150] * 20, 15, 4_336, 2**20),
         ([400, 390, 120] * 7, 60, 262_144, 8 * 2**20),
@@ -104,36 +141,32 @@ def test_a_plan_covers_everything_once_and_stays_inside_its_workspace(
     tiles = plan.class_tiles()
     assert (tiles[0][0], tiles[-1][1]) == (0, classes)
     assert all(a[1] == b[0] for a, b in zip(tiles, tiles[1:]))
-    covered = [b for block in plan.blocks for b in range(block.begin, block.end)]
-    assert covered == list(range(len(t_ends)))
-    for block in plan.blocks:
-        assert block.frames == max(t_ends[block.utterances])
+    assert plan.tiles == len(tiles) * len(plan.blocks)
+    for b, t_end in enumerate(t_ends):
+        cuts = [(block.begin, block.end) for block in plan.blocks if b in block.utterances]
+        assert cuts[0][0] == 0
+        assert cuts[-1][1] >= t_end
+        assert all(cut[1] == following[0] for cut, following in zip(cuts, cuts[1:]))
     assert plan.tile_bytes <= workspace_bytes
 
 
-def test_a_larger_workspace_takes_more_utterances_and_then_more_classes():
+def test_a_larger_workspace_takes_more_utterances_up_to_the_useful_rows_and_then_more_classes():
     tiles = []
-    for workspace_mib in (1, 4, 64):
-        plan = SimpleTilePlan.make([150] * 20, 15, 4_336, (512, 512), 4, workspace_mib * 2**20)
-        tiles.append((plan.tile_utterances, plan.tile_classes))
-    assert tiles == [(1, 282), (3, 547), (20, 2030)]
+    for workspace_mib in (1, 3, 8, 64):
+        plan = SimpleTilePlan.make(
+            [150] * 20, 15, 4_336, (512, 512), 4, workspace_mib * 2**20, useful_rows=600
+        )
+        tiles.append((len(plan.blocks[0].utterances), plan.tile_classes))
+    assert tiles == [(1, 723), (2, 542), (4, 868), (4, 4336)]
 
 
-def test_selections_meet_each_symbol_and_blank_once_in_its_tile():
-    plan = SimpleTilePlan.make([3, 3, 2], 4, 10, (1, 1), 8, 800)
-    assert plan.tile_classes < 10
-    symbols = torch.tensor([[9, 0, 0], [4, 2, 9], [2, 7, 1]])
-    selections = Selections.make(symbols, 2, plan)
-    met = []
-    for low, high in plan.class_tiles():
-        for block in plan.blocks:
-            for b, s, c in zip(*(t.tolist() for t in selections.inside(low, block))):
-                assert 0 <= c < high - low
-                met.append((b + block.begin, s, c + low))
-    ids = torch.cat((symbols, torch.full((3, 1), 2)), dim=1).tolist()
-    assert sorted(met) == [(b, s, ids[b][s]) for b in range(3) for s in range(4)]
+def test_utterances_of_like_length_share_a_tile_and_no_frame_behind_the_longest_is_computed():
+    plan = SimpleTilePlan.make([3, 9, 0, 7], 2, 4, (1, 1), 4, 10_000, useful_rows=15)
+    assert plan.blocks == (Block((1, 3), 0, 9), Block((0, 2), 0, 3))
 
 
-def test_only_the_frames_of_the_longest_utterance_of_a_block_are_computed():
-    plan = SimpleTilePlan.make([9, 7, 3, 0], 2, 4, (1, 1), 4, 2 * (2 * 4 * 11 * 5))
-    assert plan.blocks == (Block(0, 2, 9), Block(2, 4, 3))
+def test_an_utterance_that_does_not_fit_takes_several_blocks_of_its_frames():
+    plan = SimpleTilePlan.make([90, 9, 0], 4, 20, (30, 5), 4, 30_000)
+    assert plan.blocks[:2] == (Block((0,), 0, 45), Block((0,), 45, 90))
+    assert [block.utterances for block in plan.blocks[2:]] == [(1, 2)]
+    assert plan.tile_bytes <= 30_000

@@ -1,33 +1,32 @@
-"""How the simple loss's projections are cut into tiles, and which tile holds which symbol."""
+"""How the simple loss is cut into tiles: utterances of like length by classes."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-# A GEMM over fewer classes or rows than this is bound by reading its operands.
+# A tile of fewer classes, or of fewer rows on a CPU, makes GEMMs that are bound by reading.
 USEFUL_CLASSES = 512
+USEFUL_ROWS = 256
+# Launches cost more than the padding of a block's shorter utterances where there is a device.
+USEFUL_ROWS_ON_DEVICE = 4096
 
 
 @dataclass(frozen=True)
 class Block:
-    """Neighbouring utterances that one tile works on, and the frames of the longest of them.
+    """Utterances that one tile works on, and their frames.
 
     Attributes:
-      begin, end: the utterances, half open.
-      frames: leading frames that are computed; the others lie outside every boundary.
+      utterances: indices in the batch.
+      begin, end: frames, half open; those of one utterance may take several blocks.
     """
 
+    utterances: tuple[int, ...]
     begin: int
     end: int
-    frames: int
-
-    @property
-    def utterances(self) -> slice:
-        return slice(self.begin, self.end)
 
 
 @dataclass(frozen=True)
@@ -37,15 +36,15 @@ class SimpleTilePlan:
     Attributes:
       classes: C.
       tile_classes: classes of one tile.
-      tile_utterances: utterances of one tile.
-      tile_bytes: bytes of one tile's scratch: two arrays for each of am and lm, the rows they are
-        computed from and their gradients, and the weight where it has to be cast.
-      blocks: all utterances, in order.
+      tile_bytes: bytes of the largest tile's scratch: two arrays for each of am and lm, the rows
+        they are computed from, the weights of the selected classes and the gradients of both,
+        and the weight where it has to be cast.
+      blocks: all utterances, the longest first, and all frames up to the last that the longest of
+        a block needs; the others lie outside every boundary.
     """
 
     classes: int
     tile_classes: int
-    tile_utterances: int
     tile_bytes: int
     blocks: tuple[Block, ...]
 
@@ -60,6 +59,7 @@ class SimpleTilePlan:
         workspace_bytes: int,
         *,
         casts_weight: bool = False,
+        useful_rows: int = USEFUL_ROWS,
     ) -> SimpleTilePlan:
         """Choose the tile sizes for one workspace budget.
 
@@ -67,91 +67,69 @@ class SimpleTilePlan:
           t_ends: frames to compute of each utterance, B numbers.
           states: S + 1.
           classes: C >= 1.
-          widths: input dimensions of the am and of the lm projection.
+          widths: input dimensions of the am and of the lm projection; 0 where there is none.
           itemsize: bytes of one number in the accumulation dtype.
           workspace_bytes: upper bound of `tile_bytes`.
           casts_weight: whether a tile of each weight has to be cast first, in two steps.
+          useful_rows: frames and states of a block beyond which it takes no more utterances.
 
         Raises:
-          ValueError: the workspace cannot hold one utterance with a single class.
+          ValueError: the workspace cannot hold one frame and the states with a single class.
         """
-        frames = max(t_ends, default=0)
         am_width, lm_width = widths
-        rows_bytes = 2 * itemsize * (frames * am_width + states * lm_width)
-        class_bytes = 2 * itemsize * (frames + states)
         weight_bytes = 2 * itemsize * (am_width + lm_width) if casts_weight else 0
-
-        def tile_bytes(utterances: int, tile_classes: int) -> int:
-            per_class = utterances * class_bytes + weight_bytes
-            return utterances * rows_bytes + tile_classes * per_class
-
-        if workspace_bytes < tile_bytes(1, 1):
-            raise ValueError(
-                f"workspace_bytes: got {workspace_bytes}, expected at least {tile_bytes(1, 1)} "
-                f"(one utterance of {frames} frames and {states} states, one class); raise it"
-            )
         useful = min(classes, USEFUL_CLASSES)
-        affordable = (workspace_bytes - useful * weight_bytes) // (
-            rows_bytes + useful * class_bytes
-        )
-        utterances = max(1, min(len(t_ends), affordable))
-        left = workspace_bytes - utterances * rows_bytes
-        tile_classes = min(classes, left // (utterances * class_bytes + weight_bytes))
-        blocks = tuple(
-            Block(begin, min(begin + utterances, len(t_ends)), max(t_ends[begin:][:utterances]))
-            for begin in range(0, len(t_ends), utterances)
-        )
-        return cls(classes, tile_classes, utterances, tile_bytes(utterances, tile_classes), blocks)
+
+        def tile_bytes(utterances: int, frames: int, tile_classes: int) -> int:
+            chosen = states * (am_width + lm_width)
+            numbers = frames * am_width + states * lm_width + chosen
+            numbers += tile_classes * (frames + states)
+            return 2 * itemsize * utterances * numbers + tile_classes * weight_bytes
+
+        least = tile_bytes(1, 1, 1)
+        if workspace_bytes < least:
+            raise ValueError(
+                f"workspace_bytes: got {workspace_bytes}, expected at least {least} "
+                f"(one frame and {states} states of one utterance, one class); raise it"
+            )
+        per_frame = tile_bytes(1, 1, useful) - tile_bytes(1, 0, useful)
+        most_frames = max(1, (workspace_bytes - tile_bytes(1, 0, useful)) // per_frame)
+        blocks: list[Block] = []
+        by_length = sorted(range(len(t_ends)), key=lambda b: -t_ends[b])
+        while by_length:
+            frames = t_ends[by_length[0]]
+            wanted = -(-useful_rows // (frames + states))
+            while wanted > 1 and tile_bytes(wanted, frames, useful) > workspace_bytes:
+                wanted -= 1
+            utterances = tuple(by_length[:wanted])
+            del by_length[:wanted]
+            parts = max(1, -(-frames // most_frames)) if wanted == 1 else 1
+            cuts = [frames * part // parts for part in range(parts + 1)]
+            blocks += [Block(utterances, *cut) for cut in zip(cuts, cuts[1:])]
+
+        sizes = [(len(block.utterances), block.end - block.begin) for block in blocks]
+        fixed = max((tile_bytes(n, frames, 0) for n, frames in sizes), default=0)
+        per_class = max((tile_bytes(*size, 1) - tile_bytes(*size, 0) for size in sizes), default=1)
+        affordable = min(classes, max(1, (workspace_bytes - fixed) // per_class))
+        tiles = -(-classes // affordable)
+        tile_classes = -(-classes // tiles)
+        largest = max((tile_bytes(*size, tile_classes) for size in sizes), default=0)
+        return cls(classes, tile_classes, largest, tuple(blocks))
+
+    @property
+    def tiles(self) -> int:
+        """Tiles of one pass over everything."""
+        return len(self.blocks) * -(-self.classes // self.tile_classes)
 
     def class_tiles(self) -> list[tuple[int, int]]:
         """Half-open class intervals that cover `[0, classes)`."""
         step = self.tile_classes
         return [(low, min(low + step, self.classes)) for low in range(0, self.classes, step)]
 
-
-@dataclass(frozen=True)
-class Selections:
-    """The classes that the loss reads of each utterance, in the order in which tiles meet them.
-
-    Attributes:
-      ids: int64 `[B, S+1]`, the symbols and, in the last column, the blank.
-      blank: the termination symbol.
-      order: int64 `[B * (S+1)]`, flat positions in `ids`, by class tile and then by utterance.
-      starts: where in `order` utterance b of class tile i begins, at `i * B + b`.
-      tile_classes: classes of a tile.
-    """
-
-    ids: Tensor
-    blank: int
-    order: Tensor
-    starts: list[int]
-    tile_classes: int
-
-    @classmethod
-    def make(cls, symbols: Tensor, blank: int, plan: SimpleTilePlan) -> Selections:
-        """Sort `symbols` `[B, S]` and the blank into the plan's tiles; one device sync."""
-        B = symbols.shape[0]
-        ids = torch.cat((symbols, symbols.new_full((B, 1), blank)), dim=1)
-        utterance = torch.arange(B, device=ids.device).unsqueeze(1)
-        tile = torch.div(ids, plan.tile_classes, rounding_mode="floor")
-        keys, order = (tile * B + utterance).flatten().sort(stable=True)
-        borders = torch.arange(len(plan.class_tiles()) * B + 1, device=ids.device)
-        starts = torch.searchsorted(keys, borders).tolist()
-        return cls(ids, blank, order, starts, plan.tile_classes)
-
-    def inside(self, low: int, block: Block) -> tuple[Tensor, Tensor, Tensor]:
-        """The selections in a tile: utterance within the block, column of `ids`, class within it.
-
-        Args:
-          low: the tile's first class.
-          block: its utterances.
-
-        Returns:
-          Three int64 `[n]`.
-        """
-        B, columns = self.ids.shape
-        first = low // self.tile_classes * B
-        positions = self.order[self.starts[first + block.begin] : self.starts[first + block.end]]
-        utterance = torch.div(positions, columns, rounding_mode="floor")
-        chosen = self.ids.flatten()[positions] - low
-        return utterance - block.begin, positions - utterance * columns, chosen
+    def blocks_on(self, device: torch.device) -> Iterator[tuple[Tensor, slice]]:
+        """Each block's utterances, int64 `[n]` on the device, and its frames; one copy to it."""
+        order = [b for block in self.blocks for b in block.utterances]
+        parts = torch.tensor(order, device=device, dtype=torch.int64).split(
+            [len(block.utterances) for block in self.blocks]
+        )
+        return zip(parts, (slice(block.begin, block.end) for block in self.blocks))

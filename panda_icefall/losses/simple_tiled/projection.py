@@ -1,150 +1,109 @@
-"""A projection to classes that exists only as tiles, its running maxima, and its gradients."""
+"""A projection to classes that exists only as tiles, and the gradients of its three tensors."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from panda_icefall.losses.simple_tiled.plan import Block
-
-NEG_INF = float("-inf")
+from panda_icefall.losses.simple_tiled.source import LogitBlock, LogitSource, Parts
 
 
 @dataclass(frozen=True)
-class Projection:
-    """`F.linear(input, weight, bias)` `[B, R, C]`, computed a tile at a time.
+class Projection(LogitSource):
+    """`F.linear(input, weight, bias)` `[B, R, C]`; the parts are these three tensors.
 
     Attributes:
-      input: `[B, R, D]`.
-      weight: `[C, D]`.
-      bias: `[C]` or None.
       head_dtype: dtype that all three are rounded to first, or None.
-      dtype: dtype of the arithmetic, float32 or float64.
     """
 
-    input: Tensor
-    weight: Tensor
-    bias: Tensor | None
-    head_dtype: torch.dtype | None
-    dtype: torch.dtype
-    _scratch: dict[str, Tensor] = field(default_factory=dict)
+    head_dtype: torch.dtype | None = None
 
-    def full(self, *shape: int, value: float = 0.0) -> Tensor:
-        """A new tensor of the arithmetic's dtype."""
-        return torch.full(shape, value, dtype=self.dtype, device=self.weight.device)
+    @classmethod
+    def of(
+        cls, parts: Sequence[Tensor | None], head_dtype: torch.dtype | None = None
+    ) -> Projection:
+        """The projection of `input` `[B, R, D]` by `weight` `[C, D]` and `bias` `[C]` or None."""
+        input, weight, _ = parts
+        assert input is not None
+        assert weight is not None
+        return cls(
+            parts=tuple(parts),
+            dtype=input.dtype if head_dtype is None else torch.float32,
+            device=input.device,
+            rows=input.shape[1],
+            classes=weight.shape[0],
+            width=input.shape[2],
+            casts_weight=head_dtype is not None,
+            head_dtype=head_dtype,
+        )
 
-    def buffer(self, name: str, *shape: int) -> Tensor:
-        """An uninitialised tensor, on the memory of the last one of this name where it fits."""
-        size = torch.Size(shape).numel()
-        if name not in self._scratch or self._scratch[name].numel() < size:
-            self._scratch[name] = torch.empty(size, dtype=self.dtype, device=self.weight.device)
-        return self._scratch[name][:size].view(shape)
+    @property
+    def remake(self) -> Callable[[Sequence[Tensor | None]], LogitSource]:
+        return functools.partial(Projection.of, head_dtype=self.head_dtype)
 
-    def release(self) -> None:
-        """Give the buffers back."""
-        self._scratch.clear()
+    def open(self, utterances: Tensor, rows: slice, grads: Parts | None = None) -> LogitBlock:
+        return _ProjectedRows(self, utterances, rows, grads or (None, None, None))
 
     def operand(self, tensor: Tensor) -> Tensor:
         """What the linear layer reads, widened: products of half values are exact in float32."""
         tensor = tensor if self.head_dtype is None else tensor.to(self.head_dtype)
         return tensor.to(self.dtype)
 
-    def rows(self, block: Block, length: int) -> Tensor:
-        """The operand `[n * length, D]` of a block's first `length` frames or states."""
-        rows = self.input[block.utterances, :length]
-        return self.operand(rows).reshape(-1, rows.shape[2])
 
-    def tile(self, block: Block, length: int, low: int, high: int) -> Tensor:
-        """`[n, length, high - low]` of the classes in `[low, high)`, in the buffer "tile"."""
-        rows, weight = self.rows(block, length), self.operand(self.weight[low:high]).t()
-        out = self.buffer("tile", rows.shape[0], high - low)
-        if self.bias is None:
+class _ProjectedRows(LogitBlock):
+    """A block's rows, gathered once, and their gradients, sent to the input once."""
+
+    def __init__(self, source: Projection, utterances: Tensor, rows: slice, grads: Parts) -> None:
+        input, weight, self._bias = source.parts
+        assert input is not None
+        assert weight is not None
+        self._source, self._weight = source, weight
+        self._utterances, self._places = utterances, rows
+        self._rows = source.operand(input[:, rows].index_select(0, utterances))
+        self._input_grad, self._weight_grad, self._bias_grad = grads
+        self._row_grads = None if self._input_grad is None else torch.zeros_like(self._rows)
+
+    def tile(self, low: int, high: int) -> Tensor:
+        rows, operand = self._rows.flatten(0, 1), self._source.operand
+        weight = operand(self._weight[low:high]).t()
+        out = self._source.buffer("tile", rows.shape[0], high - low)
+        if self._bias is None:
             torch.mm(rows, weight, out=out)
         else:
-            torch.addmm(self.operand(self.bias[low:high]), rows, weight, out=out)
-        return out.view(block.end - block.begin, length, high - low)
+            torch.addmm(operand(self._bias[low:high]), rows, weight, out=out)
+        return out.view(*self._rows.shape[:2], high - low)
 
+    def at(self, ids: Tensor) -> Tensor:
+        chosen = torch.bmm(self._weights_at(ids), self._rows.transpose(1, 2))
+        if self._bias is not None:
+            chosen += self._source.operand(self._bias[ids]).unsqueeze(2)
+        return chosen
 
-@dataclass(frozen=True)
-class Peaks:
-    """Running maxima over the classes, and the class where each was met first.
+    def add(self, grad: Tensor, low: int, high: int) -> None:
+        flat = grad.flatten(0, 1)
+        if self._row_grads is not None:
+            self._row_grads.flatten(0, 1).addmm_(flat, self._source.operand(self._weight[low:high]))
+        if self._weight_grad is not None:
+            self._weight_grad[low:high].addmm_(flat.t(), self._rows.flatten(0, 1))
+        if self._bias_grad is not None:
+            self._bias_grad[low:high] += flat.sum(dim=0)
 
-    Attributes:
-      values: `[B, R]`, -inf before the first tile.
-      classes: int64 `[B, R]`.
-    """
+    def add_at(self, ids: Tensor, grad: Tensor) -> None:
+        if self._row_grads is not None:
+            self._row_grads.baddbmm_(grad.transpose(1, 2), self._weights_at(ids))
+        if self._weight_grad is not None:
+            weights = torch.bmm(grad, self._rows).flatten(0, 1)
+            self._weight_grad.index_add_(0, ids.flatten(), weights)
+        if self._bias_grad is not None:
+            self._bias_grad.index_add_(0, ids.flatten(), grad.sum(dim=2).flatten())
 
-    values: Tensor
-    classes: Tensor
+    def close(self) -> None:
+        if self._input_grad is not None and self._row_grads is not None:
+            self._input_grad[:, self._places].index_add_(0, self._utterances, self._row_grads)
 
-    @classmethod
-    def none_of(cls, projection: Projection) -> Peaks:
-        """Before the first tile."""
-        values = projection.full(*projection.input.shape[:2], value=NEG_INF)
-        return cls(values, torch.zeros_like(values, dtype=torch.int64))
-
-    def raised_by(self, tile: Tensor, block: Block, low: int) -> Tensor:
-        """Take a tile of classes from `low` on into account.
-
-        Returns:
-          `[n, length]`, the factors of what was summed before: 0 where that was nothing.
-        """
-        values = self.values[block.utterances, : tile.shape[1]]
-        classes = self.classes[block.utterances, : tile.shape[1]]
-        tile_values, tile_classes = tile.max(dim=2)
-        classes.copy_(torch.where(tile_values > values, tile_classes + low, classes))
-        before = values.clone()
-        values.copy_(torch.maximum(values, tile_values))
-        return before.sub_(_subtrahend(values)).exp_()
-
-    def exp_below(self, tile: Tensor, block: Block) -> Tensor:
-        """`exp(tile - values)` in place."""
-        values = self.values[block.utterances, : tile.shape[1]]
-        return tile.sub_(_subtrahend(values).unsqueeze(2)).exp_()
-
-
-def _subtrahend(values: Tensor) -> Tensor:
-    """0 for -inf, which minus itself is no number; NaN and +inf stay, so that trouble shows."""
-    return values.masked_fill(values == NEG_INF, 0.0)
-
-
-@dataclass(frozen=True)
-class ProjectionGrads:
-    """Gradients in the arithmetic's dtype that tiles add to; None where none is wanted.
-
-    Attributes:
-      input, weight, bias: shaped as those of the projection.
-    """
-
-    input: Tensor | None
-    weight: Tensor | None
-    bias: Tensor | None
-
-    @classmethod
-    def zeros(cls, projection: Projection, needs: tuple[bool, bool, bool]) -> ProjectionGrads:
-        """Buffers for those of input, weight and bias that need a gradient."""
-        tensors = (projection.input, projection.weight, projection.bias)
-        return cls(
-            *(
-                projection.full(*tensor.shape) if tensor is not None and need else None
-                for tensor, need in zip(tensors, needs)
-            )
-        )
-
-    def in_order(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        return self.input, self.weight, self.bias
-
-    def add(self, projection: Projection, grad: Tensor, block: Block, low: int, high: int) -> None:
-        """Send a tile's gradient `[n, length, high - low]` back through the linear layer."""
-        n, length, _ = grad.shape
-        flat = grad.view(n * length, high - low)
-        if self.input is not None:
-            rows = projection.buffer("rows", flat.shape[0], self.input.shape[2])
-            torch.mm(flat, projection.operand(projection.weight[low:high]), out=rows)
-            self.input[block.utterances, :length] += rows.view(n, length, -1)
-        if self.weight is not None:
-            self.weight[low:high].addmm_(flat.t(), projection.rows(block, length))
-        if self.bias is not None:
-            self.bias[low:high] += flat.sum(dim=0)
+    def _weights_at(self, ids: Tensor) -> Tensor:
+        return self._source.operand(self._weight[ids])  # [n, K, D]

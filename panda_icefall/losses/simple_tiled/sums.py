@@ -19,9 +19,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from panda_icefall.losses.simple_tiled.plan import Block, Selections, SimpleTilePlan
-from panda_icefall.losses.simple_tiled.projection import Peaks, Projection
+from panda_icefall.losses.simple_tiled.plan import SimpleTilePlan
+from panda_icefall.losses.simple_tiled.source import LogitSource, exp_below_, raise_peak
 from panda_icefall.losses.simple_tiled.unigram import unigram_of
+
+NEG_INF = float("-inf")
 
 
 @dataclass(frozen=True)
@@ -29,14 +31,14 @@ class Masses:
     """The sums over classes of the module's formulas; 1 at frames outside the plan's blocks.
 
     Attributes:
-      am_peaks, lm_peaks: of `[B, T]` and `[B, S+1]`.
+      am_peak, lm_peak: `[B, T]` and `[B, S+1]`.
       mass: `[B, S+1, T]`.
       lm_mass: `[B, S+1]`.
       unigram, unigram_mass: `[C]` and `[B, T]`, or None where the unigram is not wanted.
     """
 
-    am_peaks: Peaks
-    lm_peaks: Peaks
+    am_peak: Tensor
+    lm_peak: Tensor
     mass: Tensor
     lm_mass: Tensor
     unigram: Tensor | None
@@ -50,74 +52,75 @@ class Sums(Masses):
     Attributes:
       am_selected: `[B, S+1, T]`, am at the symbol of each s and, for the last s, at the blank;
         relative to `am_peak`, and 0 at frames outside the plan's blocks.
-      lm_symbol, lm_blank: `[B, S+1]`, lm at the same classes, relative to `lm_peak`.
+      lm_selected: `[B, S+1, S+1]`, lm at the same classes, the states last; relative to `lm_peak`.
     """
 
     am_selected: Tensor
-    lm_symbol: Tensor
-    lm_blank: Tensor
+    lm_selected: Tensor
 
 
 def sum_over_classes(
-    am: Projection,
-    lm: Projection,
-    selections: Selections,
+    am: LogitSource,
+    lm: LogitSource,
+    ids: Tensor,
     plan: SimpleTilePlan,
     unigram_plan: SimpleTilePlan | None,
 ) -> Sums:
-    """The sums, from one pass over the classes; a unigram takes two of lm before it."""
-    B, states = selections.ids.shape
-    T = am.input.shape[1]
+    """The sums, from one pass over the classes; a unigram takes two of lm before it.
+
+    Args:
+      am, lm: to `[B, T, C]` and `[B, S+1, C]`.
+      ids: int64 `[B, S+1]`, the symbols and, in the last column, the blank.
+      plan: the tiles.
+      unigram_plan: tiles of the states alone; None where no unigram is wanted.
+    """
+    (B, states), T = ids.shape, am.rows
     sums = Sums(
-        am_peaks=Peaks.none_of(am),
-        lm_peaks=Peaks.none_of(lm),
+        am_peak=am.full(B, T, value=NEG_INF),
+        lm_peak=lm.full(B, states, value=NEG_INF),
         mass=am.full(B, states, T, value=1.0),
         lm_mass=lm.full(B, states, value=1.0),
         unigram=None if unigram_plan is None else unigram_of(lm, unigram_plan),
         unigram_mass=None if unigram_plan is None else am.full(B, T, value=1.0),
         am_selected=am.full(B, states, T),
-        lm_symbol=lm.full(B, states),
-        lm_blank=lm.full(B, states),
+        lm_selected=lm.full(B, states, states),
     )
-    for low, high in plan.class_tiles():
-        for block in plan.blocks:
-            _add_tile(am, lm, selections, sums, block, low, high)
-    for block in plan.blocks:
-        part, frames = block.utterances, slice(block.frames)
-        sums.am_selected[part, :, frames] -= sums.am_peaks.values[part, None, frames]
-    sums.lm_symbol.sub_(sums.lm_peaks.values)
-    sums.lm_blank.sub_(sums.lm_peaks.values)
+    for utterances, live in plan.blocks_on(ids.device):
+        _sum_block(am, lm, ids, plan, sums, utterances, live)
     return sums
 
 
-def _add_tile(
-    am: Projection,
-    lm: Projection,
-    selections: Selections,
+def _sum_block(
+    am: LogitSource,
+    lm: LogitSource,
+    ids: Tensor,
+    plan: SimpleTilePlan,
     sums: Sums,
-    block: Block,
-    low: int,
-    high: int,
+    utterances: Tensor,
+    live: slice,
 ) -> None:
-    """Add the classes of one tile to the sums of its utterances."""
-    part, frames = block.utterances, slice(block.frames)
-    am_tile = am.tile(block, block.frames, low, high)
-    lm_tile = lm.tile(block, selections.ids.shape[1], low, high)
-
-    b, s, c = selections.inside(low, block)
-    t = torch.arange(block.frames, device=b.device)
-    sums.am_selected[part, :, frames][b, s] = am_tile[b[:, None], t, c[:, None]]
-    sums.lm_symbol[part][b, s] = lm_tile[b, s, c]
-    if low <= selections.blank < high:
-        sums.lm_blank[part] = lm_tile[:, :, selections.blank - low]
-
-    am_factor = sums.am_peaks.raised_by(am_tile, block, low)
-    lm_factor = sums.lm_peaks.raised_by(lm_tile, block, low)
-    am_exp = sums.am_peaks.exp_below(am_tile, block)
-    lm_exp = sums.lm_peaks.exp_below(lm_tile, block)
-    mass = sums.mass[part, :, frames].mul_(lm_factor.unsqueeze(2)).mul_(am_factor.unsqueeze(1))
-    mass += torch.bmm(lm_exp, am_exp.transpose(1, 2))
-    sums.lm_mass[part].mul_(lm_factor).add_(lm_exp.sum(dim=2))
-    if sums.unigram is not None and sums.unigram_mass is not None:
-        unigram_mass = sums.unigram_mass[part, frames].mul_(am_factor)
-        unigram_mass += torch.matmul(am_exp, sums.unigram[low:high])
+    """Fill in the sums of some utterances at some frames."""
+    n, states, frames = len(utterances), lm.rows, live.stop - live.start
+    am_rows, lm_rows = am.open(utterances, live), lm.open(utterances, lm.all_rows)
+    am_peak = am.full(n, frames, value=NEG_INF)
+    lm_peak = lm.full(n, states, value=NEG_INF)
+    mass, lm_mass = am.full(n, states, frames), lm.full(n, states)
+    unigram_mass = am.full(n, frames)
+    for low, high in plan.class_tiles():
+        am_tile, lm_tile = am_rows.tile(low, high), lm_rows.tile(low, high)
+        am_factor, lm_factor = raise_peak(am_peak, am_tile), raise_peak(lm_peak, lm_tile)
+        am_exp, lm_exp = exp_below_(am_tile, am_peak), exp_below_(lm_tile, lm_peak)
+        mass.mul_(lm_factor.unsqueeze(2)).mul_(am_factor.unsqueeze(1))
+        mass.baddbmm_(lm_exp, am_exp.transpose(1, 2))
+        lm_mass.mul_(lm_factor).add_(lm_exp.sum(dim=2))
+        if sums.unigram is not None:
+            unigram_mass.mul_(am_factor).add_(torch.matmul(am_exp, sums.unigram[low:high]))
+    chosen = ids[utterances]
+    sums.am_peak[utterances, live] = am_peak
+    sums.lm_peak[utterances] = lm_peak
+    sums.mass[utterances, :, live] = mass
+    sums.lm_mass[utterances] = lm_mass
+    sums.am_selected[utterances, :, live] = am_rows.at(chosen).sub_(am_peak.unsqueeze(1))
+    sums.lm_selected[utterances] = lm_rows.at(chosen).sub_(lm_peak.unsqueeze(1))
+    if sums.unigram_mass is not None:
+        sums.unigram_mass[utterances, live] = unigram_mass

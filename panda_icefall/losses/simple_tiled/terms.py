@@ -1,7 +1,9 @@
-"""What the simple loss's arcs are made of, as a differentiable function of the projections."""
+"""What the simple loss's arcs are made of, as a differentiable function of am and lm."""
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,9 +12,10 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from panda_icefall.losses.simple_tiled.gradients import Adjoints, add_gradients
-from panda_icefall.losses.simple_tiled.plan import Selections, SimpleTilePlan
-from panda_icefall.losses.simple_tiled.projection import Peaks, Projection, ProjectionGrads
+from panda_icefall.losses.simple_tiled.plan import SimpleTilePlan
+from panda_icefall.losses.simple_tiled.source import LogitSource
 from panda_icefall.losses.simple_tiled.sums import Masses, sum_over_classes
+from panda_icefall.normalizer import TileCounters
 from panda_icefall.normalizer.autocast import no_autocast
 
 
@@ -22,7 +25,7 @@ class SimpleTerms:
 
     Attributes:
       am_selected: `[B, S+1, T]`, am at the symbols and, for the last s, at the blank.
-      lm_symbol, lm_blank: `[B, S+1]`, lm at the same classes; the last symbol is not used.
+      lm_selected: `[B, S+1, S+1]`, lm at the same classes, the states last.
       log_mass: `[B, S+1, T]`, joint normaliser.
       lm_log_mass: `[B, S+1]`, normaliser of lm alone.
       unigram_logp: `[B, S+1]` at the symbols and, for the last s, at the blank; or None.
@@ -30,8 +33,7 @@ class SimpleTerms:
     """
 
     am_selected: Tensor
-    lm_symbol: Tensor
-    lm_blank: Tensor
+    lm_selected: Tensor
     log_mass: Tensor
     lm_log_mass: Tensor
     unigram_logp: Tensor | None
@@ -39,78 +41,81 @@ class SimpleTerms:
 
 
 def simple_terms(
-    am: Projection,
-    lm: Projection,
-    selections: Selections,
+    am: LogitSource,
+    lm: LogitSource,
+    ids: Tensor,
     plan: SimpleTilePlan,
     unigram_plan: SimpleTilePlan | None,
+    counters: TileCounters | None = None,
 ) -> SimpleTerms:
-    """The terms of the arcs, differentiable once in the tensors of both projections.
+    """The terms of the arcs, differentiable once in the parts of both sources.
 
     Args:
-      am: projection to `[B, T, C]`.
-      lm: projection to `[B, S+1, C]`, of the same dtypes.
-      selections: the classes to select.
+      am: `[B, T, C]`.
+      lm: `[B, S+1, C]`, of the same dtype.
+      ids: int64 `[B, S+1]`, the symbols and, in the last column, the blank.
       plan: the tiles; frames outside its blocks have no meaning.
       unigram_plan: tiles of the states alone, for the unigram; None where it is not wanted.
+      counters: adds up tiles and seconds, or None.
 
-    Saved for backward: the projections' tensors, the ids, the masses, the maxima, the unigram.
+    Saved for backward: the parts, the ids, the masses, the maxima, the unigram.
+
+    The maxima are constants to the gradient. They cancel but for k2's tiny in the joint
+    normaliser: through it k2 sends `tiny / (mass + tiny)` of an arc's gradient to the classes of
+    the maxima, which is below every rounding unless am and lm disagree by 70 nats (float32)
+    or 670 (float64); where the normaliser is 0 in float32, k2's gradient is not finite either.
     """
-    call = _Call(am.head_dtype, am.dtype, selections.blank, selections.starts, plan, unigram_plan)
-    tensors = (am.input, am.weight, am.bias, lm.input, lm.weight, lm.bias)
-    with no_autocast(am.weight.device):
-        return SimpleTerms(*_SimpleTerms.apply(call, selections.ids, selections.order, *tensors))
+    call = _Call(am.remake, lm.remake, len(am.parts), plan, unigram_plan, counters)
+    with no_autocast(am.device):
+        return SimpleTerms(*_SimpleTerms.apply(call, ids, *am.parts, *lm.parts))
 
 
 @dataclass(frozen=True)
 class _Call:
     """What forward and backward share besides tensors, which autograd must hold."""
 
-    head_dtype: torch.dtype | None
-    dtype: torch.dtype
-    blank: int
-    starts: list[int]
+    make_am: Callable[[Sequence[Tensor | None]], LogitSource]
+    make_lm: Callable[[Sequence[Tensor | None]], LogitSource]
+    am_parts: int
     plan: SimpleTilePlan
     unigram_plan: SimpleTilePlan | None
+    counters: TileCounters | None
 
-    def projection(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Projection:
-        return Projection(input, weight, bias, self.head_dtype, self.dtype)
+    def sources(self, parts: Sequence[Tensor | None]) -> tuple[LogitSource, LogitSource]:
+        return self.make_am(parts[: self.am_parts]), self.make_lm(parts[self.am_parts :])
 
-    def selections(self, ids: Tensor, order: Tensor) -> Selections:
-        return Selections(ids, self.blank, order, self.starts, self.plan.tile_classes)
+    @property
+    def tiles(self) -> int:
+        """Tiles of forward; backward has as many."""
+        return self.plan.tiles + (2 * self.unigram_plan.tiles if self.unigram_plan else 0)
+
+    def timed(self, phase: str, device: torch.device) -> contextlib.AbstractContextManager[None]:
+        """Adds the time of the enclosed work, "forward" or "backward", to the counters."""
+        if self.counters is None:
+            return contextlib.nullcontext()
+        return self.counters.timed(phase, device)
 
 
 class _SimpleTerms(torch.autograd.Function):
-    """Autograd node from the six tensors of the projections to the fields of `SimpleTerms`."""
+    """Autograd node from the parts of the sources to the fields of `SimpleTerms`."""
 
     @staticmethod
     def forward(  # type: ignore[override]
-        ctx: Any,
-        call: _Call,
-        ids: Tensor,
-        order: Tensor,
-        am_input: Tensor,
-        am_weight: Tensor,
-        am_bias: Tensor | None,
-        lm_input: Tensor,
-        lm_weight: Tensor,
-        lm_bias: Tensor | None,
+        ctx: Any, call: _Call, ids: Tensor, *parts: Tensor | None
     ) -> tuple[Tensor | None, ...]:
-        am = call.projection(am_input, am_weight, am_bias)
-        lm = call.projection(lm_input, lm_weight, lm_bias)
-        selections = call.selections(ids, order)
-        sums = sum_over_classes(am, lm, selections, call.plan, call.unigram_plan)
+        am, lm = call.sources(parts)
+        with call.timed("forward", ids.device):
+            sums = sum_over_classes(am, lm, ids, call.plan, call.unigram_plan)
+        if call.counters is not None:
+            call.counters.tiles_forward += call.tiles
         ctx.call = call
         ctx.save_for_backward(
-            ids, order, am_input, am_weight, am_bias, lm_input, lm_weight, lm_bias,
-            sums.am_peaks.values, sums.am_peaks.classes,
-            sums.lm_peaks.values, sums.lm_peaks.classes,
+            ids, *parts, sums.am_peak, sums.lm_peak,
             sums.mass, sums.lm_mass, sums.unigram, sums.unigram_mass,
         )  # fmt: skip
         return (
             sums.am_selected,
-            sums.lm_symbol,
-            sums.lm_blank,
+            sums.lm_selected,
             (sums.mass + _tiny(sums.mass)).log_(),
             sums.lm_mass.log(),
             None if sums.unigram is None else sums.unigram.log()[ids],
@@ -121,40 +126,34 @@ class _SimpleTerms(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         call: _Call = ctx.call
-        ids, order, *rest = ctx.saved_tensors
-        inputs, (am_values, am_classes, lm_values, lm_classes, *masses) = rest[:6], rest[6:]
-        am, lm = call.projection(*inputs[:3]), call.projection(*inputs[3:])
-        am_peaks, lm_peaks = Peaks(am_values, am_classes), Peaks(lm_values, lm_classes)
-        sums = Masses(am_peaks, lm_peaks, *masses)
-        needs = ctx.needs_input_grad[3:]
-        am_grads = ProjectionGrads.zeros(am, needs[:3])
-        lm_grads = ProjectionGrads.zeros(lm, needs[3:])
-        with no_autocast(am.weight.device):
+        needs = ctx.needs_input_grad[2:]
+        ids, *rest = ctx.saved_tensors
+        parts, sums = rest[: len(needs)], Masses(*rest[len(needs) :])
+        am, lm = call.sources(parts)
+        am_grads = am.zeros_of_parts(needs[: call.am_parts])
+        lm_grads = lm.zeros_of_parts(needs[call.am_parts :])
+        with no_autocast(ids.device), call.timed("backward", ids.device):
             add_gradients(
-                am, lm, call.selections(ids, order), call.plan, call.unigram_plan, sums,
+                am, lm, ids, call.plan, call.unigram_plan, sums,
                 _adjoints(ids, sums, *grads), am_grads, lm_grads,
             )  # fmt: skip
-        wanted = (*am_grads.in_order(), *lm_grads.in_order())
-        return (
-            None, None, None,
-            *(None if g is None else g.to(t.dtype) for g, t in zip(wanted, inputs)),
-        )  # fmt: skip
+        if call.counters is not None:
+            call.counters.tiles_backward += call.tiles
+        wanted = zip((*am_grads, *lm_grads), parts)
+        return (None, None, *(None if g is None else g.to(part.dtype) for g, part in wanted))
 
 
 def _adjoints(
     ids: Tensor,
     sums: Masses,
     am_selected: Tensor,
-    lm_symbol: Tensor,
-    lm_blank: Tensor,
+    lm_selected: Tensor,
     log_mass: Tensor,
     lm_log_mass: Tensor,
     unigram_logp: Tensor | None,
     unigram_log_mass: Tensor | None,
 ) -> Adjoints:
     """From the derivatives by the terms to those by the sums."""
-    tiny = _tiny(sums.mass)
-    by_mass = log_mass / (sums.mass + tiny)
     by_unigram = by_unigram_mass = None
     if sums.unigram is not None and sums.unigram_mass is not None:
         assert unigram_logp is not None
@@ -163,16 +162,12 @@ def _adjoints(
         values = unigram_logp / sums.unigram[ids]
         by_unigram = torch.zeros_like(sums.unigram).index_put_((ids,), values, accumulate=True)
     return Adjoints(
-        mass=by_mass,
+        mass=log_mass / (sums.mass + _tiny(sums.mass)),
         lm_mass=lm_log_mass / sums.lm_mass,
         unigram=by_unigram,
         unigram_mass=by_unigram_mass,
         am_selected=am_selected,
-        lm_symbol=lm_symbol,
-        lm_blank=lm_blank,
-        # The maxima cancel but for k2's tiny: log(mass + tiny) does not fall with them all the way.
-        am_peak=by_mass.sum(dim=1) * tiny,
-        lm_peak=by_mass.sum(dim=2) * tiny,
+        lm_selected=lm_selected,
     )
 
 

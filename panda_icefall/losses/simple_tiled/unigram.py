@@ -6,65 +6,58 @@ import torch
 from torch import Tensor
 
 from panda_icefall.losses.simple_tiled.plan import SimpleTilePlan
-from panda_icefall.losses.simple_tiled.projection import Peaks, Projection, ProjectionGrads
+from panda_icefall.losses.simple_tiled.source import LogitSource, Parts, exp_below_, raise_peak
 
 
-def unigram_of(lm: Projection, plan: SimpleTilePlan) -> Tensor:
+def unigram_of(lm: LogitSource, plan: SimpleTilePlan) -> Tensor:
     """`mean(softmax(lm), dim=(0, 1)) + tiny` `[C]`, from two passes over the classes.
 
     As in k2, the padding of shorter utterances counts as states.
 
     Args:
-      lm: projection to `[B, S+1, C]`; its buffers are given back.
+      lm: to `[B, S+1, C]`; its buffers are given back.
       plan: tiles of the states, without any frame.
     """
-    B, states, _ = lm.input.shape
-    peaks = Peaks.none_of(lm)
-    mass = lm.full(B, states, value=1.0)
-    for low, high in plan.class_tiles():
-        for block in plan.blocks:
-            tile = lm.tile(block, states, low, high)
-            factor = peaks.raised_by(tile, block, low)
-            tile_mass = peaks.exp_below(tile, block).sum(dim=2)
-            mass[block.utterances].mul_(factor).add_(tile_mass)
-    unigram = lm.full(lm.weight.shape[0])
-    for low, high in plan.class_tiles():
-        for block in plan.blocks:
-            lm_exp = peaks.exp_below(lm.tile(block, states, low, high), block)
-            shares = mass[block.utterances].reciprocal().view(-1)
-            unigram[low:high] += torch.mv(lm_exp.view(-1, high - low).t(), shares)
+    unigram, sites = lm.full(lm.classes), 0
+    for utterances, _ in plan.blocks_on(lm.device):
+        rows = lm.open(utterances, lm.all_rows)
+        peak = lm.full(len(utterances), lm.rows, value=float("-inf"))
+        mass = lm.full(len(utterances), lm.rows)
+        for low, high in plan.class_tiles():
+            tile = rows.tile(low, high)
+            mass.mul_(raise_peak(peak, tile)).add_(exp_below_(tile, peak).sum(dim=2))
+        shares = mass.reciprocal_().flatten()
+        for low, high in plan.class_tiles():
+            lm_exp = exp_below_(rows.tile(low, high), peak).flatten(0, 1)
+            unigram[low:high] += torch.mv(lm_exp.t(), shares)
+        sites += mass.numel()
     lm.release()
-    return unigram.div_(B * states).add_(torch.finfo(lm.dtype).tiny)
+    return unigram.div_(sites).add_(torch.finfo(lm.dtype).tiny)
 
 
 def unigram_backward(
-    lm: Projection,
-    plan: SimpleTilePlan,
-    peaks: Peaks,
-    adjoint: Tensor,
-    lm_grads: ProjectionGrads,
+    lm: LogitSource, plan: SimpleTilePlan, peak: Tensor, adjoint: Tensor, lm_grads: Parts
 ) -> None:
     """Add the gradient of lm that comes through the unigram, in two passes over the classes.
 
     Args:
       lm, plan: as in `unigram_of`.
-      peaks: maxima of lm over the classes.
+      peak: `[B, S+1]`, maxima of lm over the classes.
       adjoint: `[C]`, derivative of the loss by the unigram.
       lm_grads: gradients to add to.
     """
-    B, states, _ = lm.input.shape
-    # Summed again: a softmax of tiles of another shape than these would not add up to 1.
-    mass, expected = lm.full(B, states), lm.full(B, states)
-    for low, high in plan.class_tiles():
-        for block in plan.blocks:
-            lm_exp = peaks.exp_below(lm.tile(block, states, low, high), block)
-            mass[block.utterances] += lm_exp.sum(dim=2)
-            expected[block.utterances] += torch.matmul(lm_exp, adjoint[low:high])
-    expected /= mass
-    for low, high in plan.class_tiles():
-        for block in plan.blocks:
-            lm_exp = peaks.exp_below(lm.tile(block, states, low, high), block)
-            grad = lm.buffer("grad", *lm_exp.shape)
-            torch.sub(adjoint[low:high], expected[block.utterances].unsqueeze(2), out=grad)
-            grad.mul_(lm_exp).div_((mass[block.utterances] * (B * states)).unsqueeze(2))
-            lm_grads.add(lm, grad, block, low, high)
+    for utterances, _ in plan.blocks_on(lm.device):
+        rows, block_peak = lm.open(utterances, lm.all_rows, lm_grads), peak[utterances]
+        # Summed again: a softmax of tiles of another shape than these would not add up to 1.
+        mass, expected = (lm.full(*block_peak.shape) for _ in range(2))
+        for low, high in plan.class_tiles():
+            lm_exp = exp_below_(rows.tile(low, high), block_peak)
+            mass += lm_exp.sum(dim=2)
+            expected += torch.matmul(lm_exp, adjoint[low:high])
+        expected = expected.div_(mass).unsqueeze(2)
+        sites = mass.mul_(peak.numel()).unsqueeze(2)
+        for low, high in plan.class_tiles():
+            lm_exp = exp_below_(rows.tile(low, high), block_peak)
+            grad = torch.sub(adjoint[low:high], expected, out=lm.buffer("grad", *lm_exp.shape))
+            rows.add(grad.mul_(lm_exp).div_(sites), low, high)
+        rows.close()

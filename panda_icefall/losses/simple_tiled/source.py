@@ -1,0 +1,132 @@
+"""What the simple loss reads of am and lm, and where their gradients go: a tile at a time."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Optional
+
+import torch
+from torch import Tensor
+
+Parts = tuple[Optional[Tensor], ...]
+
+
+@dataclass(frozen=True)
+class LogitSource(ABC):
+    """Unnormalised log-probs `[B, R, C]` of R frames or states, and a scratch to compute them in.
+
+    Attributes:
+      parts: the tensors that autograd knows.
+      dtype: dtype of the arithmetic, float32 or float64.
+      device: where all of it lies.
+      rows: R.
+      classes: C.
+      width: numbers of scratch that one row takes besides its classes.
+      casts_weight: whether a tile of classes is cast before it is used.
+    """
+
+    parts: Parts
+    dtype: torch.dtype
+    device: torch.device
+    rows: int
+    classes: int
+    width: int = 0
+    casts_weight: bool = False
+    _scratch: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    @abstractmethod
+    def remake(self) -> Callable[[Sequence[Tensor | None]], LogitSource]:
+        """From parts to such a source, without a reference to this one's."""
+
+    @abstractmethod
+    def open(self, utterances: Tensor, rows: slice, grads: Parts | None = None) -> LogitBlock:
+        """Some rows of some utterances.
+
+        Args:
+          utterances: int64 `[n]`, all different.
+          rows: the same `length` neighbours of each; begin and end are given.
+          grads: where gradients are added, as from `zeros_of_parts`; None reads only.
+        """
+
+    def zeros_of_parts(self, needs: Sequence[bool]) -> Parts:
+        """Gradients of the parts to add to, in the arithmetic's dtype; None where not needed."""
+        return tuple(
+            self.full(*part.shape) if part is not None and need else None
+            for part, need in zip(self.parts, needs)
+        )
+
+    @property
+    def all_rows(self) -> slice:
+        return slice(0, self.rows)
+
+    def full(self, *shape: int, value: float = 0.0) -> Tensor:
+        """A new tensor of the arithmetic's dtype."""
+        return torch.full(shape, value, dtype=self.dtype, device=self.device)
+
+    def buffer(self, name: str, *shape: int) -> Tensor:
+        """An uninitialised tensor, on the memory of the last one of this name where it fits."""
+        size = torch.Size(shape).numel()
+        if name not in self._scratch or self._scratch[name].numel() < size:
+            self._scratch.pop(name, None)
+            self._scratch[name] = torch.empty(size, dtype=self.dtype, device=self.device)
+        return self._scratch[name][:size].view(shape)
+
+    def release(self) -> None:
+        """Give the buffers back."""
+        self._scratch.clear()
+
+
+class LogitBlock(ABC):
+    """Rows `[n, length]` of a source, read and differentiated by classes."""
+
+    @abstractmethod
+    def tile(self, low: int, high: int) -> Tensor:
+        """`[n, length, high - low]`, the classes `[low, high)`, in the source's buffer "tile"."""
+
+    @abstractmethod
+    def at(self, ids: Tensor) -> Tensor:
+        """`[n, K, length]`, all rows at the classes `ids`, int64 `[n, K]`."""
+
+    @abstractmethod
+    def add(self, grad: Tensor, low: int, high: int) -> None:
+        """Send a tile's gradient `[n, length, high - low]` on."""
+
+    @abstractmethod
+    def add_at(self, ids: Tensor, grad: Tensor) -> None:
+        """Send the gradient `[n, K, length]` of `at` on; classes may repeat."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Send on what gradients were kept until the last tile."""
+
+
+def raise_peak(peak: Tensor, tile: Tensor) -> Tensor:
+    """Raise running maxima in place to those of a further tile of classes.
+
+    Args:
+      peak: `[n, length]`, -inf before the first tile.
+      tile: `[n, length, c]`.
+
+    Returns:
+      `[n, length]`, the factors of what was summed before: 0 where that was nothing.
+    """
+    before = peak.clone()
+    torch.maximum(peak, tile.amax(dim=2), out=peak)
+    return before.sub_(_subtrahend(peak)).exp_()
+
+
+def exp_below_(tile: Tensor, peak: Tensor) -> Tensor:
+    """`exp(tile - peak)` in place, of a tile `[n, length, c]` and maxima `[n, length]`.
+
+    In forward and backward alike: rounded in another way, the gradient of a softmax would no
+    longer sum to 0.
+    """
+    return tile.sub_(_subtrahend(peak).unsqueeze(2)).exp_()
+
+
+def _subtrahend(peak: Tensor) -> Tensor:
+    """0 for -inf, which minus itself is no number; NaN and +inf stay, so that trouble shows."""
+    return peak.masked_fill(peak == float("-inf"), 0.0)

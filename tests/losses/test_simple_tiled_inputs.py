@@ -1,0 +1,143 @@
+"""What the tiled simple loss takes: dtypes, autocast, counters, and what it refuses."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from gates import rms
+from simple_losses import (
+    BLANK,
+    NAMES,
+    B,
+    arguments_of,
+    of_projections,
+    run,
+    symbols_and_boundary,
+    tensors,
+    workspace_of,
+)
+
+from panda_icefall.losses.simple_tiled import (
+    selected_rnnt_loss_smoothed,
+    tiled_rnnt_loss_smoothed,
+)
+from panda_icefall.normalizer import TileCounters
+
+
+@pytest.mark.parametrize("head_dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("tiles", [(2, 7), (5, 100)])
+def test_a_head_dtype_rounds_what_the_linear_layers_read_and_nothing_else(
+    head_dtype, tiles, monkeypatch
+):
+    data, arguments = tensors(dtype=torch.float32), arguments_of()
+    op = {"workspace_bytes": workspace_of(*tiles, monkeypatch, casts_weight=True, itemsize=4)}
+    rounded = [t.to(head_dtype).float() for t in data]
+    expected = run(of_projections, rounded, **arguments, **op)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        got = run(of_projections, data, **arguments, **op, head_dtype=head_dtype)
+    for name, x, ref in zip(NAMES, got, expected):
+        assert rms(x - ref) <= 64 * 2**-23 * rms(ref), name
+
+
+def test_half_inputs_with_a_head_dtype_get_half_gradients():
+    data, arguments = tensors(dtype=torch.bfloat16), arguments_of()
+    got = run(of_projections, data, **arguments, head_dtype=torch.bfloat16)
+    assert {x.dtype for x in got[:3]} == {torch.float32}
+    assert {x.dtype for x in got[3:]} == {torch.bfloat16}
+    expected = run(of_projections, [t.float() for t in data], **arguments)
+    for x, ref in zip(got, expected):
+        torch.testing.assert_close(x.float(), ref, rtol=2**-7, atol=1e-5)
+
+
+def test_autocast_does_not_lower_the_precision():
+    data, arguments = tensors(dtype=torch.float32), arguments_of()
+    expected = run(of_projections, data, **arguments)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        got = run(of_projections, data, **arguments)
+    assert all(torch.equal(x, ref) for x, ref in zip(got, expected))
+
+
+@pytest.mark.parametrize("am_only_scale", [0.0, 0.1])
+def test_tiles_and_seconds_are_counted(am_only_scale, monkeypatch):
+    workspace_bytes = workspace_of(1, 10, monkeypatch)
+    data, arguments = tensors(), arguments_of((0.25, am_only_scale))
+    counters = TileCounters()
+    arguments.update(workspace_bytes=workspace_bytes, counters=counters)
+    run(of_projections, data, **arguments)
+    forward, backward = counters.tiles_forward, counters.tiles_backward
+    assert forward == backward >= B * 4
+    assert (forward > B * 4) == (am_only_scale > 0)
+    assert min(counters.seconds("forward"), counters.seconds("backward")) > 0
+    with torch.no_grad():
+        selected_rnnt_loss_smoothed(*data, **arguments)
+    assert (counters.tiles_forward, counters.tiles_backward) == (2 * forward, backward)
+
+
+@pytest.mark.parametrize(
+    ("changed", "error", "message"),
+    [
+        ({"am_input": torch.zeros(5, 7)}, ValueError, r"am_input: got .*\[B, T, D_am\]"),
+        ({"am_input": torch.zeros(5, 0, 7)}, ValueError, r"am_input: .*none of them 0"),
+        ({"lm_input": torch.zeros(5, 0, 6)}, ValueError, r"lm_input: got .*\[B, S\+1, D_lm\]"),
+        ({"am_weight": torch.zeros(37, 8)}, ValueError, r"am_weight: got .*expected \[C, 7\]"),
+        ({"lm_weight": torch.zeros(6)}, ValueError, r"lm_weight: got shape \(6,\)"),
+        ({"am_bias": torch.zeros(36)}, ValueError, r"am_bias: got shape \(36,\), expected \[37\]"),
+        ({"am_weight": torch.zeros(37, 7).double()}, TypeError, r"am_weight: got torch.float64"),
+        ({"lm_input": torch.zeros(5, 5, 6).double()}, TypeError, r"lm_input: .*am_input's torch"),
+        ({"lm_bias": torch.zeros(37).half()}, TypeError, r"lm_bias: got torch.float16.*head_dtype"),
+        ({"head_dtype": torch.int64}, TypeError, r"head_dtype: got torch.int64, expected None or"),
+        ({"head_dtype": torch.float64}, TypeError, r"head_dtype: got torch.float64"),
+        (
+            {"lm_input": torch.zeros(5, 5, 6).double(), "head_dtype": torch.bfloat16},
+            TypeError,
+            r"lm_input: got torch.float64 with head_dtype=torch.bfloat16.*leave head_dtype out",
+        ),
+        ({"lm_input": torch.zeros(4, 5, 6)}, ValueError, r"lm_input: got 4 utterances, .* 5"),
+        (
+            {"lm_weight": torch.zeros(36, 6), "lm_bias": None},
+            ValueError,
+            r"lm_weight: got 36 classes, expected am_weight's 37",
+        ),
+        ({"lm_input": torch.zeros(5, 4, 6)}, ValueError, r"symbols: got .*\[5, 3\] for lm_input"),
+        ({"lm_weight": torch.zeros(37, 6, device="meta")}, ValueError, r"lm_weight: got device"),
+        ({"symbols": torch.full((5, 4), 37)}, ValueError, r"symbols: got id 37"),
+        ({"termination_symbol": 37}, ValueError, r"termination_symbol: got 37"),
+        ({"rnnt_type": "strict"}, ValueError, r"rnnt_type: got 'strict'"),
+        ({"reduction": "max"}, ValueError, r"reduction: got 'max'"),
+        ({"boundary": torch.tensor([[0, 0, 4, 12]] * 5)}, ValueError, r"boundary: .*T=11"),
+        ({"workspace_bytes": 800}, ValueError, r"workspace_bytes: got 800, expected at least 864"),
+    ],
+)
+def test_unfit_inputs_are_refused(changed, error, message):
+    names = "am_input am_weight am_bias lm_input lm_weight lm_bias".split()
+    arguments = dict(zip(names, tensors(dtype=torch.float32)))
+    arguments["symbols"], arguments["boundary"] = symbols_and_boundary()
+    with pytest.raises(error, match=message):
+        selected_rnnt_loss_smoothed(**{"termination_symbol": BLANK, **arguments, **changed})
+
+
+@pytest.mark.parametrize(
+    ("changed", "error", "message"),
+    [
+        ({"am": torch.zeros(5, 37)}, ValueError, r"am: got shape \(5, 37\), expected \[B, T, C\]"),
+        ({"am": torch.zeros(5, 11, 36)}, ValueError, r"lm: got .* = \[5, S\+1, 36\] for am"),
+        (
+            {"lm": torch.zeros(5, 5, 37).double()},
+            TypeError,
+            r"am: got torch.float32, expected lm's",
+        ),
+        ({"am": torch.zeros(5, 11, 37).half()}, TypeError, r"am: got torch.float16.*am.float\(\)"),
+        ({"lm": torch.zeros(5, 5, 37).bfloat16()}, TypeError, r"lm: .*pass lm.float\(\)"),
+        ({"lm": torch.zeros(5, 4, 37)}, ValueError, r"symbols: got .* = \[5, 3\] for lm"),
+        ({"am": torch.zeros(5, 11, 37, device="meta")}, ValueError, r"am: got device meta"),
+        ({"symbols": torch.full((5, 4), 37)}, ValueError, r"symbols: got id 37"),
+        ({"termination_symbol": 37}, ValueError, r"termination_symbol: got 37"),
+        ({"boundary": torch.tensor([[0, 0, 4, 12]] * 5)}, ValueError, r"boundary: .*T=11"),
+        ({"workspace_bytes": 40}, ValueError, r"workspace_bytes: got 40, expected at least 48"),
+    ],
+)
+def test_unfit_tensors_are_refused(changed, error, message):
+    data = tensors(dtype=torch.float32)
+    arguments = {"am": F.linear(*data[:3]), "lm": F.linear(*data[3:])}
+    arguments["symbols"], arguments["boundary"] = symbols_and_boundary()
+    with pytest.raises(error, match=message):
+        tiled_rnnt_loss_smoothed(**{"termination_symbol": BLANK, **arguments, **changed})
