@@ -1,4 +1,4 @@
-"""How an unmodified recipe gets there: recorded joiners and replaced k2 functions."""
+"""How an unmodified recipe gets there: recorded joiners, projections, replaced k2 functions."""
 
 from panda_icefall.routing.errors import PandaError, UnknownSignatureError
 from panda_icefall.routing.observing import observed
@@ -6,11 +6,13 @@ from panda_icefall.routing.patch import (
     apply,
     patched,
     patched_module,
+    recording_projections,
     reset_counters,
     revert,
     status,
     suspended,
 )
+from panda_icefall.routing.projections import find_projections
 from panda_icefall.routing.status import LossTotals, Status
 
 __all__ = [
@@ -19,9 +21,11 @@ __all__ = [
     "Status",
     "UnknownSignatureError",
     "apply",
+    "find_projections",
     "observed",
     "patched",
     "patched_module",
+    "recording_projections",
     "reset_counters",
     "revert",
     "status",

@@ -1,185 +1,38 @@
-"""The recorded joiner: a graph of per-site operations, turned into a row program or a tensor."""
+"""A recorded joiner as a whole: the tensor it stands for, and the program of its rows."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Callable, Union
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from panda_icefall.normalizer import RowProgram, RowTable, Slot, Step
-from panda_icefall.routing.errors import PandaError
+from panda_icefall.normalizer import RowProgram, Slot, Step
+from panda_icefall.routing.nodes import (
+    NODES,
+    Linear,
+    Node,
+    Operand,
+    Operation,
+    Sites,
+    Table,
+    in_order,
+    linear,
+)
+from panda_icefall.routing.stand_in import Report, StandIn
 
 
-@dataclass(frozen=True, eq=False)
-class Sites:
-    """The retained sites of one ``do_rnnt_pruning`` call: ``ranges`` ``[B, T, s_range]`` int64."""
-
-    ranges: Tensor
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        B, T, s_range = self.ranges.shape
-        return B, T, s_range
-
-
-class _Inputs:
-    """Mixin of nodes that hold tensors, whose values are read only when the loss is computed."""
-
-    def tensors(self) -> tuple[Tensor, ...]:
-        raise TypeError("a node says which tensors it holds")
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "_versions", [_version(t) for t in self.tensors()])
-
-    def check_unchanged(self) -> None:
-        """Refuse to go on with values that the joiner never saw.
-
-        Raises:
-          PandaError: a tensor was changed in place since it was recorded.
-        """
-        for tensor, version in zip(self.tensors(), self._versions):  # type: ignore[attr-defined]
-            if _version(tensor) != version:
-                raise PandaError(
-                    f"a tensor of shape {tuple(tensor.shape)} that the joiner read was changed in "
-                    f"place before the loss: got version {_version(tensor)}, expected {version}; "
-                    f"PANDA computes the joiner with the loss, so give it a copy (clone())"
-                )
-
-
-def _version(tensor: Tensor) -> int:
-    # Inference tensors count no versions.
-    return 0 if tensor.is_inference() else tensor._version
-
-
-@dataclass(frozen=True, eq=False)
-class Table(_Inputs):
-    """A compact input: ``am`` ``[B, T, X]`` (read at t) or ``lm`` ``[B, S + 1, X]`` (read at s)."""
-
-    values: Tensor
-    by_symbol: bool
-
-    def tensors(self) -> tuple[Tensor, ...]:
-        return (self.values,)
-
-    @property
-    def width(self) -> int:
-        return self.values.shape[-1]
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.values.dtype
-
-    def at_sites(self, sites: Sites) -> Tensor:
-        """The ordinary ``[B, T, s_range, X]`` tensor."""
-        B, T, s_range = sites.shape
-        if not self.by_symbol:
-            return self.values.unsqueeze(2).expand(B, T, s_range, self.width)
-        return (
-            self.as_rows(sites)
-            .values.index_select(0, self._index(sites))
-            .view(B, T, s_range, self.width)
-        )
-
-    def as_rows(self, sites: Sites) -> RowTable:
-        flat = self.values.reshape(-1, self.width)
-        return RowTable(flat, self._index(sites))
-
-    def _index(self, sites: Sites) -> Tensor:
-        B, T, s_range = sites.shape
-        b = torch.arange(B, device=self.values.device)[:, None, None]
-        if self.by_symbol:
-            rows = self.values.shape[1]
-            # Flat row numbers would reach into the next utterance: -1 is refused where it is read.
-            inside = (sites.ranges >= 0) & (sites.ranges < rows)
-            index = torch.where(inside, b * rows + sites.ranges, torch.full_like(sites.ranges, -1))
-        else:
-            t = torch.arange(T, device=self.values.device)[None, :, None]
-            index = (b * T + t).expand(B, T, s_range)
-        return index.reshape(-1)
-
-
-@dataclass(frozen=True, eq=False)
-class Operand(_Inputs):
-    """An ordinary tensor that broadcasts to ``[B, T, s_range, X]``."""
-
-    values: Tensor
-
-    def tensors(self) -> tuple[Tensor, ...]:
-        return (self.values,)
-
-    @property
-    def width(self) -> int:
-        return self.values.shape[-1] if self.values.dim() else 1
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.values.dtype
-
-    @property
-    def is_shared(self) -> bool:
-        """Whether every site reads the same values."""
-        return all(size == 1 for size in self.values.shape[:-1])
-
-    def as_rows(self, sites: Sites) -> RowTable:
-        values = self.values[(None,) * (4 - self.values.dim())]  # 4 dimensions
-        index = torch.zeros((1, 1, 1), dtype=torch.int64, device=values.device)
-        for axis, size in enumerate(values.shape[:3]):
-            step = torch.arange(size, device=values.device)
-            shape = [1, 1, 1]
-            shape[axis] = size
-            index = index * size + step.view(shape)
-        index = index.expand(sites.shape).reshape(-1)
-        return RowTable(values.reshape(-1, values.shape[-1]), index)
-
-
-@dataclass(frozen=True, eq=False)
-class Operation:
-    """A function applied to every site by itself; arguments may be nodes."""
-
-    function: Callable[..., Tensor]
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    width: int
-    dtype: torch.dtype
-
-
-@dataclass(frozen=True, eq=False)
-class Linear(_Inputs):
-    """``F.linear`` on every site; ``cast`` is what autocast rounds its operands to, or None."""
-
-    input: Node
-    weight: Tensor
-    bias: Tensor | None
-    cast: torch.dtype | None
-    dtype: torch.dtype
-
-    def tensors(self) -> tuple[Tensor, ...]:
-        return (self.weight,) if self.bias is None else (self.weight, self.bias)
-
-    @property
-    def width(self) -> int:
-        return self.weight.shape[0]
-
-
-Node = Union[Table, Operand, Operation, Linear]
-_NODES = (Table, Operand, Operation, Linear)
-
-
-class SiteTensor:
-    """A recorded ``[B, T, s_range, X]`` tensor: a node and the sites it is taken at.
+class SiteTensor(StandIn):
+    """Stands for a ``[B, T, s_range, X]`` tensor: a node and the sites it is taken at.
 
     Attributes:
       node, sites: what it stands for.
-      grad_enabled: grad mode it was made in; recording in another one would change gradients.
     """
 
-    def __init__(self, node: Node, sites: Sites) -> None:
+    def __init__(self, node: Node, sites: Sites, report: Report) -> None:
+        super().__init__(report)
         self.node = node
         self.sites = sites
-        self.grad_enabled = torch.is_grad_enabled()
 
     @property
     def shape(self) -> torch.Size:
@@ -194,26 +47,25 @@ class SiteTensor:
         return self.sites.ranges.device
 
     @property
-    def is_materialised(self) -> bool:
-        """Whether its ordinary tensor exists; nothing more is recorded on it then."""
-        return False
+    def requires_grad(self) -> bool:
+        return self.grad_enabled and any(
+            tensor.requires_grad
+            for node in in_order(self.node)
+            if not isinstance(node, Operation)
+            for tensor in node.tensors()
+        )
+
+    def compute(self) -> Tensor:
+        return materialise(self.node, self.sites)
 
     def derive(self, node: Node) -> SiteTensor:
         """Another one on the same sites."""
-        return SiteTensor(node, self.sites)
+        return type(self)(node, self.sites, self._report)
 
     def become(self, node: Node) -> SiteTensor:
         """What an in-place operation leaves in this object."""
         self.node = node
         return self
-
-
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None, cast: torch.dtype | None) -> Tensor:
-    """``F.linear`` with autocast's rounding made explicit, so that it replays anywhere."""
-    if cast is not None:
-        x, weight = x.to(cast), weight.to(cast)
-        bias = None if bias is None else bias.to(cast)
-    return F.linear(x, weight, bias)
 
 
 def materialise(node: Node, sites: Sites) -> Tensor:
@@ -234,9 +86,9 @@ def materialise(node: Node, sites: Sites) -> Tensor:
         elif isinstance(item, Linear):
             result = linear(values[id(item.input)], item.weight, item.bias, item.cast)
         else:
-            args = [values[id(a)] if isinstance(a, _NODES) else a for a in item.args]
+            args = [values[id(a)] if isinstance(a, NODES) else a for a in item.args]
             kwargs = {
-                k: values[id(a)] if isinstance(a, _NODES) else a for k, a in item.kwargs.items()
+                k: values[id(a)] if isinstance(a, NODES) else a for k, a in item.kwargs.items()
             }
             result = item.function(*args, **kwargs)
         values[id(item)] = result
@@ -272,40 +124,8 @@ def row_program(node: Node, sites: Sites) -> RowProgram:
             args: tuple[Any, ...] = (slots[id(n.input)], *weights[id(n)], n.cast)
             steps.append(Step(linear, args, {}, n.width, n.dtype))
         else:
-            args = tuple(slots[id(a)] if isinstance(a, _NODES) else a for a in n.args)
-            kwargs = {k: slots[id(a)] if isinstance(a, _NODES) else a for k, a in n.kwargs.items()}
+            args = tuple(slots[id(a)] if isinstance(a, NODES) else a for a in n.args)
+            kwargs = {k: slots[id(a)] if isinstance(a, NODES) else a for k, a in n.kwargs.items()}
             steps.append(Step(n.function, args, kwargs, n.width, n.dtype))
     rows = [n.as_rows(sites) for n in tables if isinstance(n, (Table, Operand))]
     return RowProgram(rows, parameters, steps)
-
-
-def in_order(node: Node) -> list[Node]:
-    """The nodes that ``node`` depends on, itself last, each once, inputs before users.
-
-    Raises:
-      PandaError: a tensor was changed in place since it was recorded.
-    """
-    order: list[Node] = []
-    seen: set[int] = set()
-    # Explicit stack, no nested function: a closure that calls itself would be a reference cycle
-    # that keeps whole autograd graphs alive until the garbage collector runs.
-    stack: list[tuple[Node, bool]] = [(node, False)]
-    while stack:
-        item, is_ready = stack.pop()
-        if is_ready:
-            if isinstance(item, _Inputs):
-                item.check_unchanged()
-            order.append(item)
-        elif id(item) not in seen:
-            seen.add(id(item))
-            stack.append((item, True))
-            stack += [(n, False) for n in reversed(_inputs_of(item))]
-    return order
-
-
-def _inputs_of(node: Node) -> list[Node]:
-    if isinstance(node, Linear):
-        return [node.input]
-    if isinstance(node, Operation):
-        return [a for a in (*node.args, *node.kwargs.values()) if isinstance(a, _NODES)]
-    return []

@@ -2,140 +2,183 @@
 
 from __future__ import annotations
 
-import functools
-import importlib
-import importlib.util
-import inspect
+import contextlib
 import logging
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from types import ModuleType
-from typing import Any, Callable
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import nn
 
-from panda_icefall.losses.pruning import check_pruning_form
-from panda_icefall.normalizer import DEFAULT_WORKSPACE_BYTES
-from panda_icefall.routing import routed_loss
-from panda_icefall.routing.deferred import DeferredJoint
-from panda_icefall.routing.errors import PandaError, UnknownSignatureError
-from panda_icefall.routing.graph import Sites, Table
-from panda_icefall.routing.observing import current_observer
+from panda_icefall.routing.projections import RecordingForward, find_projections
+from panda_icefall.routing.replaced import (
+    Options,
+    RoutingState,
+    function_apply,
+    recording_pruning,
+    routed_pruned_loss,
+    simple_loss_in_tiles,
+)
+from panda_icefall.routing.replacements import (
+    MISSING,
+    STAND_IN,
+    Replacement,
+    known_function,
+    patched_module,
+)
 from panda_icefall.routing.status import RoutingCounters, Status
 
-STAND_IN = "panda_icefall.losses.k2_functions"
+__all__ = [
+    "STAND_IN",
+    "apply",
+    "patched",
+    "patched_module",
+    "recording_projections",
+    "reset_counters",
+    "revert",
+    "status",
+    "suspended",
+]
 
-_PRUNING = ("am", "lm", "ranges")
-_LOSS = (
-    "logits symbols ranges termination_symbol boundary rnnt_type delay_penalty reduction"
-).split()
-_KNOWN_SIGNATURES: dict[str, tuple[tuple[str, ...], ...]] = {
-    "do_rnnt_pruning": (_PRUNING,),
-    "rnnt_loss_pruned": (tuple(_LOSS), (*_LOSS, "use_hat_loss")),
+_REPLACED: dict[str, Any] = {
+    "do_rnnt_pruning": recording_pruning,
+    "rnnt_loss_pruned": routed_pruned_loss,
+    "rnnt_loss_smoothed": simple_loss_in_tiles,
+    "rnnt_loss_simple": simple_loss_in_tiles,
 }
-
-
-@dataclass(frozen=True)
-class Options:
-    """How routed losses are computed: see ``panda_icefall.apply``."""
-
-    workspace_bytes: int = DEFAULT_WORKSPACE_BYTES
-    adjoint_tolerance: float | None = None
-
-
-@dataclass(frozen=True)
-class _Replacement:
-    """One attribute of a module or class, ours and what stood there (``_MISSING``: inherited)."""
-
-    owner: Any
-    name: str
-    original: Any
-    ours: Any
-
-    @property
-    def full_name(self) -> str:
-        prefix = "" if isinstance(self.owner, ModuleType) else f"{self.owner.__module__}."
-        return f"{prefix}{self.owner.__name__}.{self.name}"
-
-    def install(self) -> None:
-        setattr(self.owner, self.name, self.ours)
-
-    def remove(self) -> bool:
-        """Put the original back; False if somebody else has replaced ours since."""
-        if vars(self.owner).get(self.name) is not self.ours:
-            return False
-        if self.original is _MISSING:
-            delattr(self.owner, self.name)
-        else:
-            setattr(self.owner, self.name, self.original)
-        return True
-
-
-_MISSING = object()
+_OPTIONAL = ("rnnt_loss_smoothed", "rnnt_loss_simple")
 
 
 @dataclass
 class _Applied:
-    replacements: tuple[_Replacement, ...]
-    options: Options
+    """What is replaced now.
+
+    Attributes:
+      replacements: in the order in which they were installed.
+      has_simple_loss: whether a smoothed or simple loss is among them.
+      is_suspended: whether the originals are back for a while.
+    """
+
+    replacements: list[Replacement]
+    has_simple_loss: bool
+    is_suspended: bool = False
 
 
 _applied: _Applied | None = None
-_counters = RoutingCounters()
+_state = RoutingState()
+_without_projections: set[str] = set()
 
 
 def apply(
-    workspace_mib: float = DEFAULT_WORKSPACE_BYTES / 2**20, adjoint_tolerance: float | None = None
+    workspace_mib: float | None = None,
+    adjoint_tolerance: float | None = None,
+    model: nn.Module | None = None,
 ) -> None:
-    """Route the pruned RNN-T loss of this process through the selected normaliser.
+    """Route the transducer losses of this process, pruned and simple, through tiles of classes.
 
-    Replaces ``do_rnnt_pruning`` and ``rnnt_loss_pruned`` in the module ``k2`` where it is
-    installed, else in ``panda_icefall.losses.k2_functions``. A second call only changes the
-    options. While applied, ``torch.autograd.Function.apply`` turns recorded arguments into tensors.
+    Replaces ``do_rnnt_pruning``, ``rnnt_loss_pruned``, ``rnnt_loss_smoothed`` and
+    ``rnnt_loss_simple`` (these two where there are any) in the module ``k2`` where it is installed,
+    else in ``panda_icefall.losses.k2_functions``. A second call only changes the options, and adds
+    its model's projections. While applied, ``torch.autograd.Function.apply`` turns recorded
+    arguments into tensors.
 
-    What it does not reach: names imported by ``from k2 import rnnt_loss_pruned`` before; functions
-    compiled by ``torch.jit.script``, which refuse a recorded joiner; losses other than the pruned
-    one. What a joiner gets is no ``torch.Tensor``: ``isinstance`` says so, and module hooks that
-    look for tensors pass it by.
+    What it does not reach: names bound before, ``from k2 import rnnt_loss_pruned`` or the ``apply``
+    of a custom function; functions compiled by ``torch.jit.script``, which refuse a recorded
+    joiner, as it refuses a module whose projections are recorded; other losses. What a joiner
+    gets, and what a recorded projection gives, is no ``torch.Tensor``: ``isinstance`` says so, and
+    module hooks that look for tensors pass it by.
 
     Args:
-      workspace_mib: upper bound of a tile's scratch, in MiB.
+      workspace_mib: upper bound of a tile's scratch, in MiB. None: chosen from the caches and the
+        free memory of the device, see ``panda_icefall.normalizer.auto_workspace_bytes``.
       adjoint_tolerance: share of the absolute adjoint mass that backward may leave out, in
         ``[0, 1)``; None: half the eps of the accumulation dtype. 0: none.
+      model: has projections called ``simple_am_proj`` and ``simple_lm_proj``, with or without a
+        suffix; until ``revert`` they are recorded, so that the simple loss never sees am and lm.
+        None: it computes in tiles from the am and lm it is given.
 
     Raises:
       ValueError: an option is out of range.
+      TypeError: model is no module.
       PandaError: a function to replace is missing.
       UnknownSignatureError: a function to replace has other parameters than those known.
     """
     global _applied
-    if not 0 < workspace_mib < float("inf"):
-        raise ValueError(f"workspace_mib: got {workspace_mib}, expected a number above 0, in MiB")
-    if adjoint_tolerance is not None and not 0 <= adjoint_tolerance < 1:
-        raise ValueError(f"adjoint_tolerance: got {adjoint_tolerance}, expected 0 <= it < 1")
-    options = Options(int(workspace_mib * 2**20), adjoint_tolerance)
-    if _applied is not None:
-        _applied.options = options
-        return
+    options = Options.of(workspace_mib, adjoint_tolerance)
+    if model is not None and not isinstance(model, nn.Module):
+        raise TypeError(f"model: got {type(model).__name__}, expected a torch.nn.Module or None")
+    if _applied is None:
+        _applied = _newly_applied()
+    _state.options = options
+    if model is not None:
+        _record_projections(_applied, model)
+
+
+def _newly_applied() -> _Applied:
     module = patched_module()
-    pruning, loss = (_checked(module, name) for name in _KNOWN_SIGNATURES)
-    function_apply = vars(torch.autograd.Function).get("apply", _MISSING)
+    originals = {
+        name: known_function(module, name)
+        for name in _REPLACED
+        if name not in _OPTIONAL or hasattr(module, name)
+    }
+    function = torch.autograd.Function
+    replacements = [
+        *(Replacement.of(module, n, _REPLACED[n](f, _state)) for n, f in originals.items()),
+        Replacement.of(function, "apply", function_apply(vars(function).get("apply", MISSING))),
+    ]
     reset_counters()
-    _applied = _Applied(
-        (
-            _Replacement(module, "do_rnnt_pruning", pruning, _recording_pruning(pruning)),
-            _Replacement(module, "rnnt_loss_pruned", loss, _routed_loss(loss)),
-            _Replacement(
-                torch.autograd.Function, "apply", function_apply, _function_apply(function_apply)
-            ),
-        ),
-        options,
-    )
-    for replacement in _applied.replacements:
+    _without_projections.clear()
+    for replacement in replacements:
         replacement.install()
+    return _Applied(replacements, has_simple_loss=any(name in originals for name in _OPTIONAL))
+
+
+def _record_projections(applied: _Applied, model: Any) -> list[Replacement]:
+    """Replace the forward of a model's projections, those that are not replaced already."""
+    if not applied.has_simple_loss:
+        return []
+    found = find_projections(model) if isinstance(model, nn.Module) else {}
+    name = type(getattr(model, "module", model)).__name__
+    if not found and name not in _without_projections:
+        _without_projections.add(name)
+        logging.info(
+            "panda: no simple_am_proj and simple_lm_proj in %s: its simple loss, if it has one, is "
+            "computed in tiles from am and lm as they are; said once",
+            name,
+        )
+    added = []
+    for path, module in found.items():
+        if not isinstance(vars(module).get("forward"), RecordingForward):
+            ours = RecordingForward(path.rpartition(".")[2], module, _state.report_projection)
+            added.append(Replacement.of(module, "forward", ours, f"{path}.forward"))
+    applied.replacements += added
+    if not applied.is_suspended:
+        for replacement in added:
+            replacement.install()
+    return added
+
+
+@contextmanager
+def recording_projections(model: Any) -> Iterator[None]:
+    """Record the simple loss's projections of ``model`` in the enclosed block, where applied.
+
+    Args:
+      model: what a recipe's ``compute_loss`` was given. Does nothing while not applied or
+        suspended, or where the projections are recorded already.
+    """
+    applied = _applied
+    if applied is None or applied.is_suspended:
+        yield
+        return
+    added = _record_projections(applied, model)
+    try:
+        yield
+    finally:
+        for replacement in added:
+            replacement.remove()
+        applied.replacements = [r for r in applied.replacements if r not in added]
 
 
 def revert() -> None:
@@ -147,28 +190,32 @@ def revert() -> None:
     if _applied is None:
         return
     for replacement in _applied.replacements:
-        if not replacement.remove():
+        if not replacement.remove() and not _applied.is_suspended:
             logging.warning(
                 "panda: %s was replaced by something else after apply(); left as it is",
                 replacement.full_name,
             )
     _applied = None
+    _state.options = None
 
 
 @contextmanager
 def patched(
-    workspace_mib: float = DEFAULT_WORKSPACE_BYTES / 2**20, adjoint_tolerance: float | None = None
+    workspace_mib: float | None = None,
+    adjoint_tolerance: float | None = None,
+    model: nn.Module | None = None,
 ) -> Iterator[None]:
     """``apply`` for the enclosed block; afterwards as before, also when already applied."""
-    before = None if _applied is None else _applied.options
+    was_applied, before = _applied is not None, _state.options
     apply(workspace_mib, adjoint_tolerance)
     try:
-        yield
+        with contextlib.nullcontext() if model is None else recording_projections(model):
+            yield
     finally:
-        if before is None:
+        if not was_applied:
             revert()
         elif _applied is not None:
-            _applied.options = before
+            _state.options = before
 
 
 @contextmanager
@@ -178,123 +225,24 @@ def suspended() -> Iterator[None]:
     if applied is None:
         yield
         return
-    removed = [replacement for replacement in applied.replacements if replacement.remove()]
+    displaced = [replacement for replacement in applied.replacements if not replacement.remove()]
+    before, applied.is_suspended = applied.is_suspended, True
     try:
         yield
     finally:
+        applied.is_suspended = before
         if _applied is applied:  # not reverted inside
-            for replacement in removed:
-                replacement.install()
+            for replacement in applied.replacements:
+                if replacement not in displaced:
+                    replacement.install()
 
 
 def status() -> Status:
     """What is replaced now, and totals since ``apply`` (or ``reset_counters``)."""
-    replacements = () if _applied is None else _applied.replacements
-    return _counters.snapshot(tuple(replacement.full_name for replacement in replacements))
+    replacements = [] if _applied is None else _applied.replacements
+    return _state.counters.snapshot(tuple(replacement.full_name for replacement in replacements))
 
 
 def reset_counters() -> None:
     """Set all totals to zero."""
-    global _counters
-    _counters = RoutingCounters()
-
-
-def patched_module() -> ModuleType:
-    """Where functions are replaced: k2 where it is installed, else the project's own functions."""
-    if "k2" in sys.modules:
-        return sys.modules["k2"]
-    spec = importlib.util.find_spec("k2")
-    # A folder that happens to be called k2 (a checkout in the working directory) has no origin.
-    is_installed = spec is not None and spec.origin is not None
-    return importlib.import_module("k2" if is_installed else STAND_IN)
-
-
-def _checked(module: ModuleType, name: str) -> Callable[..., Any]:
-    """The function to replace, if it is one we know."""
-    where = f"{module.__name__}.{name}"
-    function = getattr(module, name, None)
-    version = getattr(module, "__dev_version__", getattr(module, "__version__", "unknown"))
-    if function is None:
-        raise PandaError(f"{where}: not found in version {version}; expected a k2 that has it")
-    found = inspect.signature(function)
-    known = _KNOWN_SIGNATURES[name]
-    if tuple(found.parameters) not in known:
-        expected = " or ".join(f"({', '.join(names)})" for names in known)
-        raise UnknownSignatureError(
-            f"{where} of version {version}: got {found}, expected the parameters {expected}; "
-            f"this k2 is not supported"
-        )
-    return function
-
-
-def _recording_pruning(original: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(original)
-    def do_rnnt_pruning(am: Any, lm: Any, ranges: Any) -> Any:
-        tensors = all(isinstance(t, Tensor) for t in (am, lm, ranges))
-        if not tensors or torch.jit.is_tracing():
-            return original(am, lm, ranges)
-        check_pruning_form(am, lm, ranges)
-        sites = Sites(ranges)
-        return (
-            DeferredJoint(Table(am, by_symbol=False), sites, _report_materialised),
-            DeferredJoint(Table(lm, by_symbol=True), sites, _report_materialised),
-        )
-
-    return do_rnnt_pruning
-
-
-def _routed_loss(original: Callable[..., Any]) -> Callable[..., Any]:
-    signature = inspect.signature(original)
-
-    @functools.wraps(original)
-    def rnnt_loss_pruned(*args: Any, **kwargs: Any) -> Any:
-        given = signature.bind(*args, **kwargs)
-        given.apply_defaults()
-        logits = given.arguments["logits"]
-        if isinstance(logits, DeferredJoint) and _applied is not None:
-            options = _applied.options
-            reason = routed_loss.why_not(logits)
-            if reason is None:
-                loss = routed_loss.compute(
-                    logits,
-                    given.arguments,
-                    workspace_bytes=options.workspace_bytes,
-                    adjoint_tolerance=options.adjoint_tolerance,
-                    counters=_counters.tiles,
-                    observer=current_observer(),
-                )
-                _counters.losses_routed += 1
-                return loss
-            given.arguments["logits"] = logits.materialise(reason)
-        _counters.losses_dense += 1
-        return original(*given.args, **given.kwargs)
-
-    return rnnt_loss_pruned
-
-
-def _function_apply(original: Any) -> classmethod[Any, Any, Any]:
-    """``torch.autograd.Function.apply`` that is given tensors, as custom functions expect.
-
-    It does not ask ``__torch_function__``: a stand-in would pass as an opaque object, and the
-    custom backward would silently be lost.
-    """
-
-    def apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
-        if original is _MISSING:  # torch 1.13 inherits it
-            inner = super(torch.autograd.Function, cls).apply
-        else:
-            inner = original.__get__(None, cls)
-        given = [a.materialise(cls.__name__) if isinstance(a, DeferredJoint) else a for a in args]
-        return inner(*given, **kwargs)
-
-    return classmethod(apply)
-
-
-def _report_materialised(operation: str) -> None:
-    if operation not in _counters.materialised:
-        logging.warning(
-            "panda: %s cannot be recorded; the joiner's [B, T, s_range, ...] tensor is computed "
-            "as without PANDA (same result, ordinary memory); said once",
-            operation,
-        )
-    _counters.materialised[operation] = _counters.materialised.get(operation, 0) + 1
+    _state.counters = RoutingCounters()

@@ -9,15 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from panda_icefall.normalizer.autocast import autocast_dtype, no_autocast
-from panda_icefall.routing.graph import (
-    Linear,
-    Node,
-    Operand,
-    Operation,
-    SiteTensor,
-    Table,
-    linear,
-)
+from panda_icefall.routing.graph import SiteTensor
+from panda_icefall.routing.nodes import Linear, Node, Operand, Operation, Table, linear
+from panda_icefall.routing.stand_in import cast_target
 
 # Functions that treat every element by itself and that autocast leaves alone.
 _POINTWISE_NAMES = (
@@ -25,12 +19,6 @@ _POINTWISE_NAMES = (
     "silu gelu leaky_relu hardtanh "
     "__add__ __radd__ __sub__ __rsub__ __mul__ __rmul__ __truediv__ __rtruediv__ __neg__"
 ).split()
-_CASTS = {
-    Tensor.float: torch.float32,
-    Tensor.half: torch.float16,
-    Tensor.bfloat16: torch.bfloat16,
-    Tensor.double: torch.float64,
-}
 _DROPOUTS = {F.dropout, F.alpha_dropout, torch.dropout}
 _CLONES = {torch.clone, Tensor.clone}
 _ALIASES = {torch.positive, Tensor.positive, Tensor.__pos__}
@@ -85,10 +73,9 @@ def record(
         return _linear(*args, **kwargs)
     if function in _POINTWISE:
         return _pointwise(function, args, kwargs, first)
-    if function in _CASTS:
-        return _cast(first, _CASTS[function]) if len(args) == 1 and not kwargs else None
-    if function is Tensor.to:
-        return _to(*args, **kwargs)
+    dtype = cast_target(function, args, kwargs)
+    if dtype is not None:
+        return _cast(first, dtype)
     if function in _DROPOUTS:
         return _dropout(*args, **kwargs)
     if function in _ALIASES:
@@ -206,24 +193,6 @@ def _cast(joint: SiteTensor, dtype: torch.dtype) -> SiteTensor:
     if isinstance(node, Table):
         return joint.derive(Table(node.values.to(dtype), node.by_symbol))
     return joint.derive(Operation(Tensor.to, (node, dtype), {}, node.width, dtype))
-
-
-def _to(joint: Any, *args: Any, **kwargs: Any) -> SiteTensor | None:
-    """``.to(dtype)``, ``.to(device)``, ``.to(other)`` where only the dtype may change."""
-    if not isinstance(joint, SiteTensor):
-        return None
-    dtype, device = joint.dtype, joint.device
-    for value in (*args, *(v for k, v in kwargs.items() if k in ("dtype", "device", "other"))):
-        if isinstance(value, torch.dtype):
-            dtype = value
-        elif isinstance(value, (str, torch.device)):
-            device = torch.device(value)
-        elif isinstance(value, (Tensor, SiteTensor)):
-            dtype, device = value.dtype, value.device
-    same_index = device.index in (None, joint.device.index)
-    if device.type != joint.device.type or not same_index or not dtype.is_floating_point:
-        return None
-    return _cast(joint, dtype)
 
 
 def _dropout(

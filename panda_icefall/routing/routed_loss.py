@@ -11,15 +11,8 @@ from torch import Tensor
 
 from panda_icefall.losses.pruned import selected_rnnt_loss_pruned
 from panda_icefall.normalizer import TileCounters
-from panda_icefall.routing.graph import (
-    Linear,
-    Node,
-    Operation,
-    SiteTensor,
-    Table,
-    in_order,
-    row_program,
-)
+from panda_icefall.routing.graph import SiteTensor, row_program
+from panda_icefall.routing.nodes import Linear, Node, Operation, Table, in_order
 from panda_icefall.routing.observing import Observer
 
 
@@ -41,7 +34,7 @@ def compute(
     logits: SiteTensor,
     arguments: Mapping[str, Any],
     *,
-    workspace_bytes: int,
+    workspace_bytes: int | None,
     adjoint_tolerance: float | None,
     counters: TileCounters,
     observer: Observer | None = None,

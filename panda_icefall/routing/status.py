@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,16 +17,24 @@ class LossTotals:
     Attributes:
       losses_routed: pruned losses through the selected normaliser.
       losses_dense: pruned losses computed from ordinary logits while applied.
+      simple_losses_routed: simple and smoothed losses in tiles, without further tensors of the size
+        of am and lm than their gradients.
+      simple_losses_of_tensors: those of them that were given am and lm as ordinary tensors.
+      simple_losses_dense: simple and smoothed losses left to k2 while applied.
       materialised: operation -> how often it turned a deferred tensor into an ordinary one.
       sites, sites_evaluated, sites_backward: retained sites; those evaluated forward; those whose
         backward was computed. A HAT loss counts each of its sites twice, for its two heads.
       tiles_forward, tiles_backward: tiles computed.
       adjoint_mass, adjoint_mass_skipped: summed absolute adjoints, and what backward left out.
       forward_seconds, backward_seconds: time inside the selected normaliser.
+      simple_forward_seconds, simple_backward_seconds: time inside the routed simple losses' tiles.
     """
 
     losses_routed: int = 0
     losses_dense: int = 0
+    simple_losses_routed: int = 0
+    simple_losses_of_tensors: int = 0
+    simple_losses_dense: int = 0
     materialised: dict[str, int] = field(default_factory=dict)
     sites: int = 0
     sites_evaluated: int = 0
@@ -36,6 +45,13 @@ class LossTotals:
     adjoint_mass_skipped: float = 0.0
     forward_seconds: float = 0.0
     backward_seconds: float = 0.0
+    simple_forward_seconds: float = 0.0
+    simple_backward_seconds: float = 0.0
+
+    @property
+    def simple_losses_deferred(self) -> int:
+        """Simple losses that read what goes into the projections, whose tensors never were."""
+        return self.simple_losses_routed - self.simple_losses_of_tensors
 
     def __add__(self, other: LossTotals) -> LossTotals:
         return self._combine(other, 1)
@@ -74,18 +90,49 @@ class RoutingCounters:
 
     losses_routed: int = 0
     losses_dense: int = 0
+    simple_losses_routed: int = 0
+    simple_losses_of_tensors: int = 0
+    simple_losses_dense: int = 0
     materialised: dict[str, int] = field(default_factory=dict)
     tiles: TileCounters = field(default_factory=TileCounters)
+    simple_tiles: TileCounters = field(default_factory=TileCounters)
+
+    def count_joint(self, operation: str) -> None:
+        """A recorded joiner was turned into a tensor; said once per operation."""
+        self._count_materialised(
+            operation,
+            f"{operation} cannot be recorded; the joiner's [B, T, s_range, ...] tensor is computed "
+            "as without PANDA (same result, ordinary memory)",
+        )
+
+    def count_projection(self, operation: str) -> None:
+        """A simple projection gave a tensor; ``operation`` begins with the projection's name."""
+        self._count_materialised(
+            operation,
+            f"{operation} needs the projection's tensor, of C classes, which is computed as "
+            "without PANDA (same result, ordinary memory)",
+        )
+
+    def _count_materialised(self, operation: str, what_happens: str) -> None:
+        if operation not in self.materialised:
+            logging.warning("panda: %s; said once", what_happens)
+        self.materialised[operation] = self.materialised.get(operation, 0) + 1
 
     def snapshot(self, replaced: tuple[str, ...]) -> Status:
-        tiles = self.tiles
-        counted = {f.name: getattr(tiles, f.name) for f in dataclasses.fields(tiles) if f.init}
+        counted = {
+            f.name: getattr(self.tiles, f.name) for f in dataclasses.fields(self.tiles) if f.init
+        }
         return Status(
             replaced=replaced,
             losses_routed=self.losses_routed,
             losses_dense=self.losses_dense,
+            simple_losses_routed=self.simple_losses_routed,
+            simple_losses_of_tensors=self.simple_losses_of_tensors,
+            simple_losses_dense=self.simple_losses_dense,
             materialised=dict(self.materialised),
-            forward_seconds=tiles.seconds("forward"),
-            backward_seconds=tiles.seconds("backward"),
+            forward_seconds=self.tiles.seconds("forward"),
+            backward_seconds=self.tiles.seconds("backward"),
+            simple_forward_seconds=self.simple_tiles.seconds("forward"),
+            simple_backward_seconds=self.simple_tiles.seconds("backward"),
             **counted,
         )

@@ -8,7 +8,6 @@ from typing import NoReturn, Optional, Union
 
 from panda_icefall.runs.errors import UsageError
 from panda_icefall.runs.panda_arguments import (
-    DEFAULT_WORKSPACE_MIB,
     PANDA_ARGUMENTS,
     add_panda_arguments,
 )
@@ -25,7 +24,7 @@ class PandaOptions:
 
     Attributes:
       use_panda: Route the pruned loss through the selected normaliser.
-      workspace_mib: Scratch memory of one tile, in MiB.
+      workspace_mib: Upper bound of a tile's scratch memory, in MiB; ``None``: by the device.
       adjoint_tolerance: Share of the absolute adjoint mass that backward may leave out; ``None``
         keeps the default of :func:`panda_icefall.apply`.
       max_batches: Training batches after which the run ends cleanly; ``None`` for no bound.
@@ -42,7 +41,7 @@ class PandaOptions:
     """
 
     use_panda: bool = False
-    workspace_mib: float = DEFAULT_WORKSPACE_MIB
+    workspace_mib: Optional[float] = None
     adjoint_tolerance: Optional[float] = None
     max_batches: Optional[int] = None
     check_batches: int = 0

@@ -6,12 +6,9 @@ import math
 from pathlib import Path
 from typing import Any, Callable
 
-from panda_icefall.normalizer import DEFAULT_WORKSPACE_BYTES
 from panda_icefall.runs.contract.tolerances import Tolerances, parse_tolerances
 
-__all__ = ["DEFAULT_WORKSPACE_MIB", "PANDA_ARGUMENTS", "add_panda_arguments"]
-
-DEFAULT_WORKSPACE_MIB = DEFAULT_WORKSPACE_BYTES / 2**20
+__all__ = ["PANDA_ARGUMENTS", "add_panda_arguments"]
 
 
 def _str2bool(text: str) -> bool:
@@ -60,16 +57,17 @@ PANDA_ARGUMENTS: tuple[tuple[str, dict[str, Any]], ...] = (
             "type": _str2bool,
             "default": False,
             "help": "1 to compute the pruned transducer loss through the exact selected "
-            "normaliser, without the [B, T, s_range, C] logits. 0 trains as if started directly.",
+            "normaliser, without the [B, T, s_range, C] logits, and the simple loss without am and "
+            "lm of C classes. 0 trains as if started directly.",
         },
     ),
     (
         "--panda-workspace-mib",
         {
             "type": _number(float, "a number of MiB above 0", lambda v: math.isfinite(v) and v > 0),
-            "default": DEFAULT_WORKSPACE_MIB,
-            "help": "Scratch memory of one tile, in MiB. Larger tiles are faster up to a point; "
-            "the loss does not depend on it.",
+            "default": None,
+            "help": "Upper bound of a tile's scratch memory, in MiB; the default is chosen from "
+            "the device's caches and free memory. The loss does not depend on it.",
         },
     ),
     (

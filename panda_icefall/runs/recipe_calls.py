@@ -12,11 +12,12 @@ from typing import Any, Callable, Optional
 import torch
 from torch import Tensor, nn
 
+from panda_icefall import routing
 from panda_icefall.runs.contract.training_copy import copy_batch
 from panda_icefall.runs.errors import UsageError
 from panda_icefall.runs.memory.phases import PhaseRecorder
 
-__all__ = ["Epoch", "WrappedFunction", "loss_of_model", "wrap_function"]
+__all__ = ["Epoch", "WrappedFunction", "call_recorded", "loss_of_model", "wrap_function"]
 
 
 @dataclass
@@ -32,6 +33,11 @@ class Epoch:
     arguments: dict[str, Any]
     device: torch.device
     recorder: Optional[PhaseRecorder]
+
+    @property
+    def model(self) -> nn.Module:
+        """The model that trains, wrapped in DDP or not."""
+        return self.arguments["model"]
 
     @property
     def batch_idx_train(self) -> Optional[int]:
@@ -130,6 +136,12 @@ def wrap_function(
     return WrappedFunction(original, namespace, name, function, call)
 
 
+def call_recorded(function: Callable[..., Any], bound: inspect.BoundArguments) -> Any:
+    """Call ``compute_loss``; where routing is applied, its model's projections are recorded."""
+    with routing.recording_projections(bound.arguments["model"]):
+        return function(*bound.args, **bound.kwargs)
+
+
 def loss_of_model(
     function: Callable[..., Any], bound: inspect.BoundArguments, model: nn.Module
 ) -> Tensor:
@@ -140,5 +152,5 @@ def loss_of_model(
     if "params" in arguments:
         arguments["params"] = copy.copy(arguments["params"])
     mine = inspect.BoundArguments(bound.signature, OrderedDict(arguments))
-    result = function(*mine.args, **mine.kwargs)
+    result = call_recorded(function, mine)
     return result[0] if isinstance(result, tuple) else result

@@ -1,9 +1,14 @@
 """The proof that a run which asked for PANDA really trains with it."""
 
 import contextlib
+import logging
 from collections import Counter
 from collections.abc import Iterator
 
+from torch import nn
+
+from panda_icefall import routing
+from panda_icefall.routing import LossTotals
 from panda_icefall.runs.call_watch import LossCallWatch, explain_not_routed
 from panda_icefall.runs.counters import CounterLedger
 from panda_icefall.runs.errors import NotRoutedError
@@ -35,11 +40,15 @@ class RoutingProof:
             yield
         self._calls += watch.calls
 
-    def verify(self, ledger: CounterLedger) -> None:
+    def verify(self, ledger: CounterLedger, model: nn.Module) -> None:
         """Called when a training batch is through; the first call decides.
+
+        A simple loss that was not routed, though the model has the projections for it, is only
+        warned of: it is the pruned loss that has the ``[B, T, s_range, C]`` tensors.
 
         Args:
           ledger: What routing counted for the recipe so far; brought up to date here.
+          model: The model that trains.
 
         Raises:
           NotRoutedError: No loss was routed.
@@ -50,3 +59,18 @@ class RoutingProof:
         if ledger.total.losses_routed == 0:
             raise NotRoutedError(explain_not_routed(ledger.total, self._calls))
         self._is_due = False
+        projections = routing.find_projections(model)
+        if projections and ledger.total.simple_losses_deferred == 0:
+            logging.warning(
+                "panda: the model has %s, but %s: the simple loss needs their [B, T, C] tensors",
+                " and ".join(projections),
+                _what_happened(ledger.total),
+            )
+
+
+def _what_happened(counted: LossTotals) -> str:
+    if not counted.simple_losses_routed + counted.simple_losses_dense:
+        return "no simple loss was seen in the first training batch"
+    operations = ", ".join(op for op in counted.materialised if op.startswith("simple_"))
+    why = f" ({operations})" if operations else ""
+    return f"every simple loss of the first training batch was given tensors{why}"

@@ -105,6 +105,11 @@ def print_summary(outcomes: list[RunOutcome], console: Console, *, has_routing: 
 def _routing_rows(total: LossTotals) -> list[tuple[str, str]]:
     return [
         ("losses routed / dense", f"{total.losses_routed} / {total.losses_dense}"),
+        (
+            "simple losses deferred / of tensors / dense",
+            f"{total.simple_losses_deferred} / {total.simple_losses_of_tensors} / "
+            f"{total.simple_losses_dense}",
+        ),
         ("materialised", _materialised(total)),
         ("sites", f"{total.sites:,}"),
         ("evaluated forward", _share(total.sites_evaluated, total.sites)),
@@ -114,6 +119,10 @@ def _routing_rows(total: LossTotals) -> list[tuple[str, str]]:
         (
             "seconds in the loss, forward / backward",
             f"{total.forward_seconds:.2f} / {total.backward_seconds:.2f}",
+        ),
+        (
+            "seconds in the simple loss, forward / backward",
+            f"{total.simple_forward_seconds:.2f} / {total.simple_backward_seconds:.2f}",
         ),
     ]
 

@@ -18,7 +18,12 @@ from panda_icefall.runs.errors import BoundReached, exit_status
 from panda_icefall.runs.last_bit import change_last_bit
 from panda_icefall.runs.memory.session_log import SessionLog
 from panda_icefall.runs.options import PandaOptions
-from panda_icefall.runs.recipe_calls import Epoch, WrappedFunction, wrap_function
+from panda_icefall.runs.recipe_calls import (
+    Epoch,
+    WrappedFunction,
+    call_recorded,
+    wrap_function,
+)
 from panda_icefall.runs.repeatable import RepeatableBatches
 from panda_icefall.runs.routing_proof import RoutingProof
 from panda_icefall.runs.run_report import RunOutcome, open_console
@@ -195,7 +200,7 @@ class TrainingSession:
         self._steps_settled = self._steps
         self._batches += 1
         self._check.verify_routed()
-        self._proof.verify(self._counters)
+        self._proof.verify(self._counters, self._epoch.model)
         if self._repeatable is not None:
             self._repeatable.after_batch(self._epoch)
         self._leave_outcome()
@@ -203,19 +208,19 @@ class TrainingSession:
     def _compute_loss(self, function: Callable[..., Any], bound: inspect.BoundArguments) -> Any:
         epoch = self._epoch
         if epoch is None:
-            return function(*bound.args, **bound.kwargs)
+            return call_recorded(function, bound)
         if epoch.recorder is not None:
             epoch.recorder.end()
         if not bound.arguments.get("is_training", torch.is_grad_enabled()):
             if self._steps:  # many recipes validate after the first batch: say it before that
-                self._proof.verify(self._counters)
-            return function(*bound.args, **bound.kwargs)
+                self._proof.verify(self._counters, epoch.model)
+            return call_recorded(function, bound)
         self._check.observe(function, bound, epoch, self._counters, self.rank)
         self._steps += 1
 
         def train() -> Any:
             with self._proof.watching():
-                return function(*bound.args, **bound.kwargs)
+                return call_recorded(function, bound)
 
         if epoch.recorder is None:
             return train()

@@ -94,6 +94,22 @@ def test_what_the_contract_forbids_is_named(run, routed, message):
     assert any(re.search(message, v) for v in outcome.violations)
 
 
+def test_a_projection_that_became_a_tensor_is_said_of_the_simple_loss_only(run):
+    operation = "simple_am_proj: backward hook"
+    outcome = run(
+        lambda t: a_pass(is_training=t, simple={"dense": 1}),
+        routed_pass(materialised={operation: 1}, simple={"of tensors": 1}),
+    )
+    assert (outcome.kind, outcome.violations) == (ROUTED, [])
+    assert outcome.simple == f"1 of tensors ({operation})"
+
+
+def test_a_simple_loss_that_went_missing_is_a_violation(run):
+    outcome = run(lambda t: a_pass(is_training=t, simple={"dense": 1}), routed_pass(simple={}))
+    assert "simple losses: got 0, expected 1" in outcome.violations
+    assert outcome.simple == "none"
+
+
 def test_materialised_operations_are_the_outcome(run):
     outcome = run(dense_pass, routed_pass(losses=0, losses_dense=1, materialised={"softmax": 2}))
     assert (outcome.kind, outcome.reason) == (MATERIALISED, "softmax")

@@ -28,9 +28,12 @@ def test_the_table_replaces_what_stood_between_the_markers(tmp_path):
     readme = tmp_path / "README.md"
     readme.write_text(f"# Before\n\n{table.BEGIN}\nstale text\n{table.END}\n\nAfter\n")
     outcomes = [
-        Outcome("a/b", "", ROUTED, "", "add, tanh, linear", 2, "a/b/model.py", 1e-7),
         Outcome(
-            "a/b: odd", "k2 stand-in", MATERIALISED, "softmax", "add", 1, "a/b/model.py", 0.0, 2e-7
+            "a/b", "", ROUTED, "", "add, tanh, linear", 2, "2 deferred", 30, 1, "a/b/model.py", 1e-7
+        ),
+        Outcome(
+            *("a/b: odd", "k2 stand-in", MATERIALISED, "softmax", "add", 1),
+            *("1 of tensors (simple_am_proj: sum)", 10, 0, "a/b/model.py", 0.0, 2e-7),
         ),
         Outcome("c/d finetune.py", "", OWN_FAILURE, "ImportError: no x"),
     ]
@@ -43,11 +46,13 @@ def test_the_table_replaces_what_stood_between_the_markers(tmp_path):
         "3 rows, 2 recipe folders, 1 model files: 1 routed, 1 materialised, 0 refused, 1 fail"
         in text
     )
-    assert "| a/b | add, tanh, linear | 2 | routed | 1.0e-07 | 0.0e+00 |  |" in text
+    assert "Simple losses: 2 deferred, 1 of tensors. For 1 of 40 frames" in text
+    assert "| a/b | add, tanh, linear | 2 | 2 deferred | routed | 1.0e-07 | 0.0e+00 |  |" in text
+    odd = "| a/b: odd | add | 1 | 1 of tensors (simple_am_proj: sum) | materialised: softmax |"
+    assert f"{odd} 0.0e+00 | 2.0e-07 | k2 stand-in |" in text
     assert (
-        "| a/b: odd | add | 1 | materialised: softmax | 0.0e+00 | 2.0e-07 | k2 stand-in |" in text
+        "| c/d finetune.py |  |  |  | recipe fails by itself: ImportError: no x |  |  |  |" in text
     )
-    assert "| c/d finetune.py |  |  | recipe fails by itself: ImportError: no x |  |  |  |" in text
     assert table.names(readme) == ["a/b", "a/b: odd", "c/d finetune.py"]
     table.write(outcomes, "icefall 1234", readme)
     assert readme.read_text() == text

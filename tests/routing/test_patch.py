@@ -11,7 +11,7 @@ import panda_icefall
 from panda_icefall.losses import k2_functions
 from panda_icefall.routing import PandaError, UnknownSignatureError, suspended
 
-NAMES = ("do_rnnt_pruning", "rnnt_loss_pruned")
+NAMES = ("do_rnnt_pruning", "rnnt_loss_pruned", "rnnt_loss_smoothed", "rnnt_loss_simple")
 
 
 @pytest.fixture
@@ -48,13 +48,14 @@ def test_the_routed_loss_never_reaches_the_originals(stub):
     assert panda_icefall.status().replaced == (
         "k2.do_rnnt_pruning",
         "k2.rnnt_loss_pruned",
+        "k2.rnnt_loss_smoothed",
         "torch.autograd.function.Function.apply",
     )
 
 
 def test_revert_restores_and_apply_is_idempotent(k2):
     originals = {name: getattr(k2, name) for name in NAMES}
-    siblings = {n: getattr(k2, n) for n in ("rnnt_loss_smoothed", "get_rnnt_prune_ranges")}
+    siblings = {"get_rnnt_prune_ranges": k2.get_rnnt_prune_ranges}
     panda_icefall.apply()
     first = {name: getattr(k2, name) for name in NAMES}
     panda_icefall.apply(workspace_mib=1)
@@ -107,6 +108,21 @@ def test_unknown_signatures_are_refused_with_both_in_the_message(stub):
     ):
         panda_icefall.apply()
     assert not hasattr(stub.do_rnnt_pruning, "__wrapped__")  # nothing was half applied
+
+
+def test_an_unknown_simple_loss_is_refused_too(stub):
+    stub.rnnt_loss_smoothed = lambda lm, am, symbols: None
+    with pytest.raises(UnknownSignatureError, match=r"k2.rnnt_loss_smoothed of version 9.9.stub"):
+        panda_icefall.apply()
+
+
+def test_a_k2_without_simple_losses_is_none_to_refuse(stub):
+    del stub.rnnt_loss_smoothed
+    model = torch.nn.Module()
+    model.simple_am_proj = model.simple_lm_proj = torch.nn.Linear(2, 3)
+    panda_icefall.apply(model=model)
+    assert panda_icefall.status().replaced[:2] == ("k2.do_rnnt_pruning", "k2.rnnt_loss_pruned")
+    assert "forward" not in vars(model.simple_am_proj)
 
 
 def test_a_missing_function_is_named(stub):

@@ -190,8 +190,8 @@ class Transducer(nn.Module):
         self.encoder = nn.Sequential(nn.Linear(6, H), nn.ReLU(), nn.Dropout(0.2), nn.Linear(H, H))
         self.decoder = nn.Embedding(C, H)
         self.joiner = Joiner(H, C)
-        self.simple_am = nn.Linear(H, C)
-        self.simple_lm = nn.Linear(H, C)
+        self.simple_am_proj = nn.Linear(H, C)
+        self.simple_lm_proj = nn.Linear(H, C)
 
     def forward(self, batch, kind):
         lens = batch["supervisions"]["num_frames"]
@@ -200,7 +200,7 @@ class Transducer(nn.Module):
         am = self.encoder(batch["inputs"])
         lm = self.decoder(nn.functional.pad(symbols, (1, 0)))
         if kind == "ctc":
-            logp = self.simple_am(am).transpose(0, 1).log_softmax(-1)
+            logp = self.simple_am_proj(am).transpose(0, 1).log_softmax(-1)
             targets = symbols[symbol_lens > 0]
             return nn.functional.ctc_loss(
                 logp[:, symbol_lens > 0], targets, lens[symbol_lens > 0],
@@ -210,8 +210,8 @@ class Transducer(nn.Module):
         boundary = torch.stack([zero, zero, symbol_lens, lens], dim=1)
         with torch.autocast("cpu", enabled=False):
             simple, (px_grad, py_grad) = k2.rnnt_loss_smoothed(
-                lm=self.simple_lm(lm.float()), am=self.simple_am(am.float()), symbols=symbols,
-                termination_symbol=0, boundary=boundary, lm_only_scale=0.25,
+                lm=self.simple_lm_proj(lm.float()), am=self.simple_am_proj(am.float()),
+                symbols=symbols, termination_symbol=0, boundary=boundary, lm_only_scale=0.25,
                 reduction="sum", return_grad=True,
             )
         ranges = k2.get_rnnt_prune_ranges(

@@ -1,6 +1,7 @@
 """A toy recipe in icefall's manner, started with and without PANDA."""
 
 import argparse
+import re
 import sys
 from pathlib import Path
 
@@ -57,6 +58,23 @@ def test_routed_training_prints_the_losses_of_dense_training(recipe, capsys):
     assert "losses routed / dense" in summary
     assert "8 / 0" in summary  # six training batches and two of validation
     assert panda_icefall.status().replaced == ()
+
+
+def test_the_simple_loss_is_deferred_in_training_and_validation(recipe, capsys):
+    assert run_recipe(recipe.train_py, [], PandaOptions(use_panda=True)) == 0
+    printed = capsys.readouterr().err
+    assert re.search(r"simple losses deferred / of tensors / dense\W+6 / 0 / 0", printed)
+
+
+def test_a_projection_that_is_used_elsewhere_is_said_and_trains(recipe, capsys, caplog):
+    recipe.edit(
+        ("am=self.simple_am_proj(am.float())", "am=self.simple_am_proj(am.float()) * 1"),
+        name="toy_model.py",
+    )
+    assert run_recipe(recipe.train_py, [], PandaOptions(use_panda=True)) == 0
+    assert "was given tensors (simple_am_proj: __mul__, simple_lm_proj: only one" in caplog.text
+    printed = capsys.readouterr().err
+    assert re.search(r"simple losses deferred / of tensors / dense\W+0 / 6 / 0", printed)
 
 
 def test_the_recipe_sees_the_parameters_of_a_direct_start(recipe):

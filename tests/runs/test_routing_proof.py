@@ -1,11 +1,23 @@
 """A run that asked for PANDA goes on after its first batch only if a loss was routed in it."""
 
+import logging
+
 import pytest
 import torch
+from torch import nn
 
 from panda_icefall.routing import LossTotals
 from panda_icefall.runs import NotRoutedError
 from panda_icefall.runs.routing_proof import RoutingProof
+
+MODEL = nn.Linear(2, 3)
+
+
+class WithProjections(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.simple_am_proj = nn.Linear(2, 3)
+        self.simple_lm_proj = nn.Linear(2, 3)
 
 
 class Ledger:
@@ -35,8 +47,8 @@ def test_a_routed_loss_is_the_proof_and_nothing_is_asked_or_watched_afterwards(o
     ledger = Ledger(LossTotals(losses_routed=1))
     with proof.watching():
         assert torch.nn.functional.ctc_loss is not original
-    proof.verify(ledger)
-    proof.verify(ledger)  # would fail in a ledger that has nothing more to book
+    proof.verify(ledger, MODEL)
+    proof.verify(ledger, MODEL)  # would fail in a ledger that has nothing more to book
     with proof.watching():
         assert torch.nn.functional.ctc_loss is original
 
@@ -48,14 +60,46 @@ def test_without_one_the_error_names_what_every_watched_block_called():
             torch.nn.functional.ctc_loss()
     torch.nn.functional.ctc_loss()
     with pytest.raises(NotRoutedError, match=r"called 3 time.*functional\.ctc_loss \(2 times\)"):
-        proof.verify(Ledger(LossTotals(losses_dense=3)))
+        proof.verify(Ledger(LossTotals(losses_dense=3)), MODEL)
+
+
+@pytest.mark.parametrize(
+    ("counted", "said"),
+    [
+        ({"simple_losses_routed": 1}, None),
+        ({}, "no simple loss was seen in the first training batch"),
+        ({"simple_losses_dense": 1}, "was given tensors"),
+        (
+            {
+                "simple_losses_routed": 1,
+                "simple_losses_of_tensors": 1,
+                "materialised": {"simple_am_proj: softmax": 1, "cumsum": 2},
+            },
+            r"was given tensors (simple_am_proj: softmax)",
+        ),
+    ],
+)
+def test_projections_whose_simple_loss_was_not_routed_are_warned_of(caplog, counted, said):
+    proof = RoutingProof(True)
+    with caplog.at_level(logging.WARNING):
+        proof.verify(Ledger(LossTotals(losses_routed=1, **counted)), WithProjections())
+    if said is None:
+        assert caplog.text == ""
+    else:
+        assert "the model has simple_am_proj and simple_lm_proj, but" in caplog.text
+        assert said in caplog.text
+
+
+def test_a_model_without_projections_is_not_warned_of(caplog):
+    RoutingProof(True).verify(Ledger(LossTotals(losses_routed=1, simple_losses_dense=1)), MODEL)
+    assert caplog.text == ""
 
 
 def test_a_run_that_did_not_ask_is_neither_watched_nor_stopped(original):
     proof = RoutingProof(False)
     with proof.watching():
         assert torch.nn.functional.ctc_loss is original
-    proof.verify(Ledger())
+    proof.verify(Ledger(), MODEL)
 
 
 def test_an_error_of_the_block_comes_through_and_the_watch_ends(original):

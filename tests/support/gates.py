@@ -74,13 +74,13 @@ def structure_gate(kind="flat", classes=C, **op_args):
         assert rms(x - ref) <= 1e-12 * max(rms(ref), 1.0 if classes == 1 else 0.0), name
 
 
-def rounding_gate(dtype=torch.float32, kind="flat", **op_args):
+def rounding_gate(dtype=torch.float32, kind="flat", hidden=H, classes=C, **op_args):
     """Gate 2: error e against float64 of the same rounded inputs; d is the dense path's own error.
 
     float32: e <= max(1.5 d, 4 ulp). Half gradients: e <= max(1.25 d, 1 ulp). 1 ulp is
     eps * RMS(ref) with eps 2^-23 for float32 and 2^-8 for bfloat16.
     """
-    data = in_dtype(values(kind, sites=640), dtype)
+    data = in_dtype(values(kind, classes, sites=640, hidden=hidden), dtype)
     ours = run(lambda *a: selected_log_probs(*a, **op_args), *data)
     plain = run(dense, *data)
     truth = run(dense_selected_log_probs, *in_dtype(data, torch.float64))

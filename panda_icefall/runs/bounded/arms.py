@@ -15,8 +15,10 @@ __all__ = ["final_parameters", "losses_of", "non_finite_steps", "read_arm"]
 
 _PHASES = ("compute_loss", "backward_update")
 _COUNTED = (
-    "losses_routed losses_dense sites sites_evaluated sites_backward tiles_forward tiles_backward "
-    "adjoint_mass adjoint_mass_skipped forward_seconds backward_seconds"
+    "losses_routed losses_dense simple_losses_routed simple_losses_of_tensors simple_losses_dense "
+    "sites sites_evaluated sites_backward tiles_forward tiles_backward "
+    "adjoint_mass adjoint_mass_skipped forward_seconds backward_seconds "
+    "simple_forward_seconds simple_backward_seconds"
 ).split()
 
 

@@ -10,7 +10,6 @@ from typing import Annotated, Any, Literal, Optional
 import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from panda_icefall.normalizer import DEFAULT_WORKSPACE_BYTES
 from panda_icefall.runs.contract.tolerances import Tolerances
 from panda_icefall.runs.errors import UsageError
 
@@ -149,10 +148,10 @@ class MemoryConfig(_Strict):
     """Memory of the routed arm.
 
     Attributes:
-      workspace_mib: Scratch of one tile, in MiB.
+      workspace_mib: Upper bound of a tile's scratch, in MiB; None: by the device.
     """
 
-    workspace_mib: Positive = DEFAULT_WORKSPACE_BYTES / 2**20
+    workspace_mib: Optional[Positive] = None
 
 
 class BoundedConfig(_Strict):

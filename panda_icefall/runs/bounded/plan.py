@@ -58,7 +58,8 @@ def plan_stages(
     """
     bounds, contract = config.bounds, config.contract
     common = [*data_arguments, *config.recipe_arguments(), *_EPOCH]
-    workspace = ["--panda-workspace-mib", f"{config.memory.workspace_mib:g}"]
+    mib = config.memory.workspace_mib
+    workspace = [] if mib is None else ["--panda-workspace-mib", f"{mib:g}"]
     # A recipe saves a checkpoint every N batches, and wants N to be no less than the period.
     every = ["--save-every-n", str(bounds.stop_after), "--average-period", str(bounds.stop_after)]
 

@@ -9,11 +9,11 @@ arguments, autocast state and random numbers, for each training batch:
   dense twin, which started from parameters that differ in their last bit, each take an optimizer
   step from their own parameters.
 
-After the N steps the parameters of the routed trajectory and of the twin are compared with those of
-the dense one, and stay as they are for the batches that are left to compare. The twin shows what
-rounding alone does to this recipe: optimizers of Adam's family move an element whose gradient is
-rounding noise (a key bias in attention, say) by a whole learning rate in a direction that rounding
-decides.
+All passes of a batch are handed the prune ranges of its dense one. After the N steps the parameters
+of the routed trajectory and of the twin are compared with those of the dense one, and stay as they
+are for the batches that are left to compare. The twin shows what rounding alone does to this
+recipe: optimizers of Adam's family move an element whose gradient is rounding noise (a key bias in
+attention, say) by a whole learning rate in a direction that rounding decides.
 """
 
 import contextlib
@@ -34,6 +34,7 @@ from panda_icefall.runs.contract.comparison import (
     compare_pruned_losses,
 )
 from panda_icefall.runs.contract.log_probs import ObservedLoss, observed_losses
+from panda_icefall.runs.contract.prune_ranges import PruneRanges
 from panda_icefall.runs.contract.result import (
     ContractResult,
     UpdateResult,
@@ -141,18 +142,18 @@ class Contract:
 
     def _update(self, arms: _Arms, loss_of: LossOf, scale: float) -> None:
         """One batch: the comparison while batches are left for it, then a step while steps are."""
-        result = self.result
+        result, ranges = self.result, PruneRanges()
         if len(result.batches) < result.updates:
-            self._compare(arms.dense.model, loss_of, scale)
+            self._compare(arms.dense.model, loss_of, scale, ranges)
             if result.not_routed is not None:
                 return
         else:
-            with routing.suspended():
+            with routing.suspended(), ranges.recorded():
                 self._pass(loss_of, arms.dense.model, scale)
         if result.steps < result.update_steps:
-            with routing.suspended():
+            with routing.suspended(), ranges.handed_on():
                 self._pass(loss_of, arms.twin.model, scale)
-            with self._routed():
+            with self._routed(), ranges.handed_on():
                 self._pass(loss_of, arms.routed.model, scale)
             for arm in arms:
                 _step(arm, scale)
@@ -161,16 +162,18 @@ class Contract:
                 self._compare_final(arms)
         arms.dense.model.zero_grad(set_to_none=True)
 
-    def _compare(self, dense: nn.Module, loss_of: LossOf, scale: float) -> None:
+    def _compare(
+        self, dense: nn.Module, loss_of: LossOf, scale: float, ranges: PruneRanges
+    ) -> None:
         """Both ways at the dense parameters; leaves the dense gradients in ``dense``."""
         routed = copy_model(dense)
         dense_losses: list[ObservedLoss] = []
         routed_losses: list[ObservedLoss] = []
-        with routing.suspended(), observed_losses(dense_losses.append):
+        with routing.suspended(), ranges.recorded(), observed_losses(dense_losses.append):
             of_dense = self._pass(loss_of, dense, scale)
         with self._routed(), observed_losses(routed_losses.append):
             before = routing.status()
-            with LossCallWatch() as watch:
+            with LossCallWatch() as watch, ranges.handed_on() as own_ranges:
                 of_routed = self._pass(loss_of, routed, scale)
             counted = routing.status() - before
         if counted.losses_routed == 0:
@@ -185,6 +188,9 @@ class Contract:
             log_probs=compared.log_probs,
             log_z=compared.log_z,
             log_prob_problems=compared.problems,
+            prune_ranges=own_ranges,
+            simple_losses_routed=counted.simple_losses_routed,
+            simple_losses_dense=counted.simple_losses_dense,
             gradients=compare_gradients(dense, routed, scale, self.result.tolerances),
             # A mass that is not finite is not counted; its sites are computed all the same.
             has_pruned_gradient=counted.adjoint_mass > 0 or counted.sites_backward > 0,

@@ -55,7 +55,10 @@ def write_contract(result: ContractResult, folder: Path, rank: int, device: torc
 def print_contract(result: ContractResult, path: Path, console: Console) -> None:
     """Print losses and memory by update, then the worst distances."""
     title = f"PANDA contract: dense against routed, {result.precision}"
-    losses = Table("update", "dense loss", "routed loss", "relative", "dense MiB", "routed MiB")
+    losses = Table(
+        *("update", "dense loss", "routed loss", "relative", "other ranges"),
+        *("dense MiB", "routed MiB"),
+    )
     losses.title = title
     for b in result.batches:
         losses.add_row(
@@ -63,10 +66,14 @@ def print_contract(result: ContractResult, path: Path, console: Console) -> None
             f"{b.loss_dense:.7g}",
             f"{b.loss_routed:.7g}",
             f"{b.loss_rel:.2e}",
+            f"{b.prune_ranges.frames_differing} / {b.prune_ranges.frames}",
             f"{b.peak_bytes_dense / _MIB:.1f}",
             f"{b.peak_bytes_routed / _MIB:.1f}",
         )
     console.print(losses)
+    console.print(
+        "other ranges: frames for which the routed arm, left alone, would have pruned otherwise"
+    )
     _print_pruned_losses(result, console)
     columns = ("gradient max-abs", "gradient rel-L2", "cosine", "parameters rel-L2", "dense twin")
     groups = Table(Column("group", overflow="fold"), *columns)

@@ -7,6 +7,7 @@ from typing import Optional
 import torch
 
 from panda_icefall.runs.contract.comparison import Distance
+from panda_icefall.runs.contract.prune_ranges import RangesComparison
 from panda_icefall.runs.contract.tolerances import Tolerances, tolerances_for
 
 TWIN_FACTOR = 2.0  # routed parameters may be this many times as far from dense ones as the twin's
@@ -32,6 +33,10 @@ class UpdateResult:
       log_probs: Distances of the selected log-probs, by pruned loss.
       log_z: Distances of the normalisers, by pruned loss.
       log_prob_problems: Why pruned losses or their log-probs could not be compared, in words.
+      prune_ranges: How often the routed arm, by its own occupations, would have pruned otherwise
+        than the dense one, whose ranges it was handed.
+      simple_losses_routed, simple_losses_dense: Simple losses of the routed arm in tiles, and those
+        left to k2.
       gradients: Distances by parameter group.
       has_pruned_gradient: The routed pruned losses were given a gradient to hand on. A recipe that
         still weighs them with 0 gives none, and ``gradients`` say nothing about their backward.
@@ -47,6 +52,9 @@ class UpdateResult:
     log_probs: list[Distance]
     log_z: list[Distance]
     log_prob_problems: list[str]
+    prune_ranges: RangesComparison
+    simple_losses_routed: int
+    simple_losses_dense: int
     gradients: list[Distance]
     has_pruned_gradient: bool
     has_same_draws: bool
@@ -117,7 +125,8 @@ def update_violations(update: UpdateResult, bounds: Tolerances) -> list[str]:
             f"{where}: loss relative difference {update.loss_rel:.3g}, "
             f"expected at most {bounds.loss_rel:g}"
         )
-    found += [f"{where}: {problem}" for problem in update.log_prob_problems]
+    problems = [*update.prune_ranges.problems, *update.log_prob_problems]
+    found += [f"{where}: {problem}" for problem in problems]
     if not update.has_same_draws:
         found.append(f"{where}: the routed pass drew other random numbers than the dense one")
     for name, distances, bound in (

@@ -8,6 +8,7 @@ from typing import Any, Callable, Optional
 import torch
 from torch import nn
 
+from panda_icefall.routing import find_projections
 from panda_icefall.runs.memory.parts import PartMeter
 
 __all__ = ["PartWatch"]
@@ -40,7 +41,9 @@ class PartWatch:
 
     - ``encoder``: forward of the model's top-level submodules whose name contains ``encoder``
       (icefall's ``encoder``, ``encoder_embed``, ``mask_encoder``, ...);
-    - ``simple_loss``: ``rnnt_loss_smoothed``, ``rnnt_loss_simple``;
+    - ``simple_loss``: from the projections to classes (``simple_am_proj``, ``simple_lm_proj``), of
+      which routing computes a tile at a time in the loss, to the end of ``rnnt_loss_smoothed`` or
+      ``rnnt_loss_simple``;
     - ``pruned_loss``: from ``do_rnnt_pruning`` to the end of ``rnnt_loss_pruned``, so with the
       joiner, routed or dense;
     - ``backward``: ``torch.Tensor.backward``; ``optimizer``: the optimizer's ``step``.
@@ -60,6 +63,7 @@ class PartWatch:
         self._optimizer = optimizer
         children = () if model is None else model.named_children()
         self._encoders = [module for name, module in children if "encoder" in name]
+        self._projections = [] if model is None else list(find_projections(model).values())
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
         self._wrappers: list[_Wrapper] = []
 
@@ -70,9 +74,11 @@ class PartWatch:
           has_forward: Whether the model's forward is to come. Where it is not, the model stays
             without hooks: recipes save and copy it then.
         """
-        for encoder in self._encoders if has_forward else ():
-            self._hooks.append(encoder.register_forward_pre_hook(_EncoderHook(self._meter.enter)))
-            self._hooks.append(encoder.register_forward_hook(_EncoderHook(self._meter.leave)))
+        enter, leave = self._meter.enter, self._meter.leave
+        if has_forward:
+            self._watch(self._encoders, _PartHook("encoder", enter), _PartHook("encoder", leave))
+            hold = functools.partial(leave, is_held=True)
+            self._watch(self._projections, _PartHook(_SIMPLE, enter), _PartHook(_SIMPLE, hold))
         for module_name in _LOSS_MODULES:
             module = sys.modules.get(module_name)
             for name, part, is_held in _LOSS_FUNCTIONS:
@@ -98,6 +104,11 @@ class PartWatch:
             else:
                 setattr(wrapper.owner, wrapper.name, wrapper.original)
 
+    def _watch(self, modules: list[nn.Module], before: "_PartHook", after: "_PartHook") -> None:
+        for module in modules:
+            self._hooks.append(module.register_forward_pre_hook(before))
+            self._hooks.append(module.register_forward_hook(after))
+
     def _wrap(self, owner: Any, name: str, part: str, is_held: bool = False) -> None:
         function = getattr(owner, name)
         meter = self._meter
@@ -118,15 +129,16 @@ class PartWatch:
         setattr(owner, name, measured)
 
 
-class _EncoderHook:
+class _PartHook:
     """A module hook that tells the meter; copies of it, with a copied model, are silent."""
 
-    def __init__(self, tell: Optional[Callable[[str], None]] = None) -> None:
+    def __init__(self, part: str, tell: Optional[Callable[[str], None]] = None) -> None:
+        self._part = part
         self._tell = tell
 
     def __call__(self, *_: Any) -> None:
         if self._tell is not None:
-            self._tell("encoder")
+            self._tell(self._part)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (_EncoderHook, ())
+        return (_PartHook, (self._part,))

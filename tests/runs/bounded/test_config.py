@@ -43,7 +43,7 @@ def test_values_and_defaults(write):
     config = load_config(write())
     assert config.bounds.stop_after == 15
     assert config.contract.update_steps is None
-    assert config.memory.workspace_mib == 8
+    assert config.memory.workspace_mib is None
     assert config.data.synthetic.seed == 42
     assert config.recipe_arguments() == (
         "--world-size 1 --num-heads 2,2 --use-fp16 0 --base-lr 0.045".split()

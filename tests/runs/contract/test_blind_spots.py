@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from panda_icefall.normalizer import torch_engine
+from panda_icefall.normalizer import tile_loop
 from panda_icefall.routing import routed_loss
 from panda_icefall.runs import PandaOptions, run_recipe
 
@@ -96,7 +96,7 @@ def test_a_routed_pass_that_draws_random_numbers_is_a_violation(recipe, changed_
 
 
 def test_one_wrong_normaliser_among_many_is_a_violation(recipe, monkeypatch):
-    forward = torch_engine.forward
+    forward = tile_loop.forward
 
     def off_at_one_site(*args):
         log_probs, log_z = forward(*args)
@@ -104,7 +104,7 @@ def test_one_wrong_normaliser_among_many_is_a_violation(recipe, monkeypatch):
         log_z[5] += 1e-3
         return log_probs, log_z
 
-    monkeypatch.setattr(torch_engine, "forward", off_at_one_site)
+    monkeypatch.setattr(tile_loop, "forward", off_at_one_site)
     diluted = f"{LOOSE},log_prob_rel_l2=1,log_z_rel_l2=1"  # what many more sites would amount to
     options = PandaOptions(check_batches=1, check_tolerances=diluted)
     assert run_recipe(recipe.train_py, [], options) == 1

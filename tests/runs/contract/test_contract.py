@@ -23,8 +23,7 @@ def test_a_right_loss_passes_with_every_group_compared(recipe, capsys):
     assert found["violations"] == []
     assert found["precision"] == "float32"
     assert [b["update"] for b in found["batches"]] == [1, 2, 3]
-    groups = ["encoder", "decoder", "joiner"]
-    groups += ["simple_am", "simple_lm"]
+    groups = ["encoder", "decoder", "joiner", "simple_am_proj", "simple_lm_proj"]
     for batch in found["batches"]:
         assert batch["loss_rel"] <= 1e-6
         assert [g["group"] for g in batch["gradients"]] == groups
@@ -33,6 +32,9 @@ def test_a_right_loss_passes_with_every_group_compared(recipe, capsys):
         assert any(g["max_abs"] > 0 for g in batch["gradients"])
         assert batch["peak_bytes_dense"] >= 0
         assert batch["log_prob_problems"] == []
+        assert batch["prune_ranges"]["problems"] == []
+        assert 0 <= batch["prune_ranges"]["frames_differing"] < batch["prune_ranges"]["frames"]
+        assert (batch["simple_losses_routed"], batch["simple_losses_dense"]) == (1, 0)
         assert (batch["has_pruned_gradient"], batch["has_same_draws"]) == (True, True)
         for quantity in ("pruned_losses", "log_probs", "log_z"):
             (distance,) = batch[quantity]
@@ -75,7 +77,7 @@ def test_a_wrong_routed_loss_is_a_violation_and_training_still_ends(recipe, caps
     text = "\n".join(found["violations"])
     assert "update 1: loss relative difference" in text
     assert "gradient of joiner: rel-L2" in text
-    assert "gradient of simple_am" not in text
+    assert "gradient of simple_am_proj" not in text
     assert (recipe.folder / "exp/done-0").exists()
     assert "contract violated (rank 0)" in capsys.readouterr().err
 
@@ -88,7 +90,7 @@ def test_a_wrong_gradient_behind_a_right_loss_is_a_violation(recipe):
     text = "\n".join(report(recipe)["violations"])
     assert "update 1: loss relative" not in text
     assert "update 1: gradient of encoder" in text
-    assert report(recipe)["batches"][0]["loss_abs"] == 0
+    assert report(recipe)["batches"][0]["loss_rel"] <= 1e-6
 
 
 def test_a_routed_joiner_that_says_something_else_is_a_violation_of_its_log_probs(recipe):
@@ -258,7 +260,7 @@ def test_under_autocast_the_check_runs_in_the_recipes_precision(recipe):
 
 def test_tolerances_grow_with_the_eps_of_the_precision():
     single, half = tolerances_for(torch.float32), tolerances_for(torch.float16)
-    assert (single.loss_rel, single.gradient_rel_l2) == (1e-6, 1e-5)
+    assert (single.loss_rel, single.gradient_rel_l2) == (1e-6, 5e-5)
     assert (single.gradient_cosine, single.parameter_rel_l2) == (0.999999, 1e-5)
     assert single.log_prob_rel_l2 == single.log_z_rel_l2 == 1e-6
     assert half.log_prob_rel_l2 == half.log_z_rel_l2 == 4 * 2**-10

@@ -67,6 +67,9 @@ def test_every_step_has_two_rows_with_the_counters_of_its_phase(recipe):
     assert [(r["step"], r["phase"]) for r in rows] == [(s, p) for s in range(1, 5) for p in PHASES]
     for forward, backward in zip(rows[::2], rows[1::2]):
         assert forward["losses_routed"] == 1
+        assert (forward["simple_losses_routed"], forward["simple_losses_of_tensors"]) == (1, 0)
+        assert forward["simple_forward_seconds"] > 0 == forward["simple_backward_seconds"]
+        assert backward["simple_backward_seconds"] > 0 == backward["simple_forward_seconds"]
         assert forward["tiles_forward"] >= 1
         assert 0 < forward["sites_evaluated"] < forward["sites"]  # the batches are ragged
         assert forward["tiles_backward"] == 0

@@ -82,6 +82,19 @@ def test_encoders_are_the_top_modules_of_that_name(watch_of):
     assert told == ["+encoder", "-encoder"] * 2
 
 
+def test_projections_to_classes_belong_to_the_simple_loss_until_it_is_over(monkeypatch, watch_of):
+    monkeypatch.setattr(k2_functions, "rnnt_loss_smoothed", lambda am, lm: 1)
+    model = nn.Module()
+    model.simple_am_proj, model.simple_lm_proj = nn.Linear(3, 4), nn.Linear(3, 4)
+    watch, told = watch_of(model)
+    x = torch.ones(1, 2, 3)
+    k2_functions.rnnt_loss_smoothed(model.simple_am_proj(x), model.simple_lm_proj(x))
+    assert told == ["+simple_loss", "-simple_loss..."] * 2 + ["+simple_loss", "-simple_loss"]
+    watch.remove()
+    model.simple_am_proj(x)
+    assert len(told) == 6
+
+
 def test_a_model_without_an_encoder_has_none(watch_of):
     model = nn.Sequential(nn.Linear(3, 3))
     _, told = watch_of(model)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Callable
@@ -16,6 +16,7 @@ from torch import Tensor
 
 import panda_icefall
 from panda_icefall.routing import routed_loss
+from panda_icefall.runs.contract.prune_ranges import PruneRanges
 from recipe_matrix.batch import forward_arguments
 from recipe_matrix.building import make_model, make_params, seed_everything
 from recipe_matrix.isolation import egs, recipe_folder_first, train_module
@@ -35,6 +36,9 @@ class Pass:
       joiners: what each routed joiner did to a site, in words.
       materialised: operation -> how often, as in `panda_icefall.status()`.
       losses_dense: pruned losses that PANDA left to k2.
+      simple: simple losses by how they were computed: `dense` by k2, `deferred` from what goes into
+        the projections, `of tensors` in tiles of am and lm.
+      frames, frames_differing: see `PruneRanges`.
     """
 
     outputs: list[Tensor]
@@ -44,6 +48,9 @@ class Pass:
     joiners: tuple[str, ...] = ()
     materialised: dict[str, int] | None = None
     losses_dense: int = 0
+    simple: dict[str, int] | None = None
+    frames: int = 0
+    frames_differing: int = 0
 
 
 @contextmanager
@@ -56,11 +63,18 @@ def recipe_passes(row: Row) -> Iterator[tuple[Callable[..., Pass], Callable[...,
         train = train_module(row.train)
         params = make_params(row, train)
 
+        # Both arms prune alike: occupations that tie but for rounding are no difference.
+        ranges = {is_training: PruneRanges() for is_training in (True, False)}
+
         def dense(*, is_training: bool) -> Pass:
-            return _dense(row, train, params, is_training=is_training)
+            with ranges[is_training].recorded():
+                return _dense(row, train, params, is_training=is_training)
 
         def routed(*, is_training: bool) -> Pass:
-            return _routed(row, train, params, is_training=is_training)
+            with ranges[is_training].handed_on() as own:
+                found = _routed(row, train, params, is_training=is_training)
+            assert own.problems == []
+            return replace(found, frames=own.frames, frames_differing=own.frames_differing)
 
         yield dense, routed
 
@@ -68,10 +82,15 @@ def recipe_passes(row: Row) -> Iterator[tuple[Callable[..., Pass], Callable[...,
 def _dense(row: Row, train: ModuleType, params: Any, *, is_training: bool) -> Pass:
     import k2
 
-    original = k2.rnnt_loss_pruned
-    with mock.patch.object(k2, "rnnt_loss_pruned", wraps=original) as counted:
+    names = ("rnnt_loss_pruned", "rnnt_loss_smoothed", "rnnt_loss_simple")
+    with ExitStack() as stack:
+        pruned, *simple = (
+            stack.enter_context(mock.patch.object(k2, name, wraps=getattr(k2, name)))
+            for name in names
+        )
         outcome = _run(row, train, params, is_training=is_training)
-    return Pass(*outcome, counted.call_count)
+        called = sum(function.call_count for function in simple)
+    return Pass(*outcome, pruned.call_count, simple={"dense": called} if called else {})
 
 
 def _routed(row: Row, train: ModuleType, params: Any, *, is_training: bool) -> Pass:
@@ -86,12 +105,18 @@ def _routed(row: Row, train: ModuleType, params: Any, *, is_training: bool) -> P
         panda_icefall.routing.reset_counters()
         outcome = _run(row, train, params, is_training=is_training)
         status = panda_icefall.status()
+    simple = {
+        "deferred": status.simple_losses_deferred,
+        "of tensors": status.simple_losses_of_tensors,
+        "dense": status.simple_losses_dense,
+    }
     return Pass(
         *outcome,
         status.losses_routed,
         tuple(joiners),
         dict(status.materialised),
         status.losses_dense,
+        {how: count for how, count in simple.items() if count},
     )
 
 
@@ -104,7 +129,8 @@ def _run(
     arguments = forward_arguments(row, Call(train, params, is_training))
     seed_everything(20)
     with torch.set_grad_enabled(is_training):
-        outputs = list(_floating(model(**arguments)))
+        with panda_icefall.routing.recording_projections(model):
+            outputs = list(_floating(model(**arguments)))
         total = torch.stack([_reduced(output) for output in outputs]).sum()
     if is_training:
         total.backward()

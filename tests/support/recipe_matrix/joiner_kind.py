@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from panda_icefall.routing.graph import Linear, Node, Operand, Operation, in_order
+from panda_icefall.routing.nodes import Linear, Node, Operand, Operation, in_order
 
 
 def joiner_kind(node: Node) -> str:

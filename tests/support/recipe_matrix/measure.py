@@ -34,6 +34,10 @@ class Outcome:
       reason: the operation, the refusal, or the recipe's error; empty for ROUTED.
       joiner: what the joiners did to a site.
       losses: pruned losses per batch.
+      simple: simple losses per batch, by how they were computed: `1 deferred`, and the reason where
+        a projection gave a tensor.
+      frames, frames_differing: frames inside the boundary, and those of them for which the routed
+        arm would have chosen other prune ranges than those of the dense arm, which both used.
       model_file: below `egs`; empty if the recipe failed before it had a model.
       loss_difference: largest relative difference of any element of any output.
       gradient_difference: largest relative L2 difference of any top-level module's gradients.
@@ -46,6 +50,9 @@ class Outcome:
     reason: str = ""
     joiner: str = ""
     losses: int = 0
+    simple: str = ""
+    frames: int = 0
+    frames_differing: int = 0
     model_file: str = ""
     loss_difference: float = 0.0
     gradient_difference: float = 0.0
@@ -101,7 +108,8 @@ def _compared(row: Row, expected: list[Pass], found: list[Pass]) -> Outcome:
         for group, difference in groups.items()
         if difference > tolerance.group
     ]
-    operations = sorted({operation for p in found for operation in p.materialised or {}})
+    materialised = sorted({operation for p in found for operation in p.materialised or {}})
+    operations = [operation for operation in materialised if not _is_of_projection(operation)]
     return Outcome(
         row.name,
         row.notes,
@@ -109,6 +117,9 @@ def _compared(row: Row, expected: list[Pass], found: list[Pass]) -> Outcome:
         ", ".join(operations),
         joiner="; ".join(sorted({joiner for p in found for joiner in p.joiners})),
         losses=expected[0].pruned_losses,
+        simple=_simple(found[0]),
+        frames=sum(p.frames for p in found),
+        frames_differing=sum(p.frames_differing for p in found),
         model_file=expected[0].model_file,
         loss_difference=max(losses),
         gradient_difference=max(groups.values(), default=0.0),
@@ -127,9 +138,29 @@ def _dense_faults(dense: Pass) -> list[str]:
 
 
 def _miscounts(dense: Pass, routed: Pass) -> list[str]:
-    found = (routed.pruned_losses, routed.losses_dense, routed.materialised)
-    if found == (dense.pruned_losses, 0, {}):
-        return []
-    return [
-        f"(routed, dense, materialised): got {found}, expected ({dense.pruned_losses}, 0, {{}})"
-    ]
+    joints = {
+        operation: count
+        for operation, count in (routed.materialised or {}).items()
+        if not _is_of_projection(operation)
+    }
+    found = (routed.pruned_losses, routed.losses_dense, joints)
+    faults = []
+    if found != (dense.pruned_losses, 0, {}):
+        faults.append(
+            f"(routed, dense, materialised): got {found}, expected ({dense.pruned_losses}, 0, {{}})"
+        )
+    simple, expected = (sum((p.simple or {}).values()) for p in (routed, dense))
+    if simple != expected:
+        faults.append(f"simple losses: got {simple}, expected {expected}")
+    return faults
+
+
+def _is_of_projection(operation: str) -> bool:
+    """Whether a projection became a tensor, rather than a joiner."""
+    return operation.startswith("simple_")
+
+
+def _simple(routed: Pass) -> str:
+    counts = ", ".join(f"{count} {how}" for how, count in (routed.simple or {}).items())
+    reasons = sorted(filter(_is_of_projection, routed.materialised or {}))
+    return (counts or "none") + (f" ({', '.join(reasons)})" if reasons else "")

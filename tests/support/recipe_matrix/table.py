@@ -24,22 +24,40 @@ def render(outcomes: list[Outcome], versions: str) -> str:
     lines = [
         f"{len(outcomes)} rows, {len(folders)} recipe folders, {len(models)} model files: "
         f"{counts}, {kinds[OWN_FAILURE]} fail by themselves.",
+        _simple_losses(outcomes),
         "",
         f"`{COMMAND}`, {versions}",
         "",
-        "| recipe: variant | joiner | losses | outcome | loss | gradients | with |",
-        "|---|---|---|---|---|---|---|",
+        "| recipe: variant | joiner | losses | simple | outcome | loss | gradients | with |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     return "\n".join(lines + [_line(outcome) for outcome in outcomes])
+
+
+def _simple_losses(outcomes: list[Outcome]) -> str:
+    kinds: Counter[str] = Counter()
+    for outcome in outcomes:
+        for part in outcome.simple.partition(" (")[0].split(", "):
+            count, _, kind = part.partition(" ")
+            if kind:
+                kinds[kind] += int(count)
+    counts = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
+    frames = sum(outcome.frames for outcome in outcomes)
+    differing = sum(outcome.frames_differing for outcome in outcomes)
+    return (
+        f"Simple losses: {counts}. For {differing} of {frames} frames the routed arm alone "
+        "would have chosen other prune ranges."
+    )
 
 
 def _line(outcome: Outcome) -> str:
     kind = f"{outcome.kind}: {outcome.reason}" if outcome.reason else outcome.kind
     if outcome.kind in (OWN_FAILURE, REFUSED):
-        measured = ["", "", kind, "", ""]
+        measured = ["", "", "", kind, "", ""]
     else:
         differences = [f"{d:.1e}" for d in (outcome.loss_difference, outcome.gradient_difference)]
-        measured = [outcome.joiner, str(outcome.losses), kind, *differences]
+        losses = [str(outcome.losses), outcome.simple]
+        measured = [outcome.joiner, *losses, kind, *differences]
     return "| " + " | ".join([outcome.name, *measured, outcome.notes]) + " |"
 
 

@@ -1,0 +1,45 @@
+"""``LateInputs``: tensors that are read only when the loss is computed, and must not change."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from torch import Tensor
+
+from panda_icefall.routing.errors import PandaError
+
+
+class LateInputs:
+    """Mixin of what holds tensors whose values are read only when the loss is computed.
+
+    Attributes:
+      reader: what would have read them at once, for errors.
+    """
+
+    reader: ClassVar[str] = "the joiner"
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        raise TypeError("late inputs say which tensors they hold")
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_versions", [_version(t) for t in self.tensors()])
+
+    def check_unchanged(self) -> None:
+        """Refuse to go on with values that their reader never saw.
+
+        Raises:
+          PandaError: a tensor was changed in place since it was recorded.
+        """
+        for tensor, version in zip(self.tensors(), self._versions):  # type: ignore[attr-defined]
+            if _version(tensor) != version:
+                raise PandaError(
+                    f"a tensor of shape {tuple(tensor.shape)} that {self.reader} read was changed "
+                    f"in place before the loss: got version {_version(tensor)}, expected "
+                    f"{version}; PANDA computes {self.reader} with the loss, so give it a copy "
+                    f"(clone())"
+                )
+
+
+def _version(tensor: Tensor) -> int:
+    # Inference tensors count no versions.
+    return 0 if tensor.is_inference() else tensor._version

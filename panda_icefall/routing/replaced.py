@@ -1,0 +1,162 @@
+"""The functions that stand in k2's place while PANDA is applied."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from dataclasses import dataclass, field
+from typing import Any, Callable
+
+import torch
+from torch import Tensor
+
+from panda_icefall.losses.pruning import check_pruning_form
+from panda_icefall.routing import routed_loss, routed_simple_loss
+from panda_icefall.routing.deferred import DeferredJoint
+from panda_icefall.routing.nodes import Sites, Table
+from panda_icefall.routing.observing import current_observer
+from panda_icefall.routing.replacements import MISSING
+from panda_icefall.routing.stand_in import StandIn
+from panda_icefall.routing.status import RoutingCounters
+
+Function = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class Options:
+    """How routed losses are computed: see ``panda_icefall.apply``."""
+
+    workspace_bytes: int | None = None
+    adjoint_tolerance: float | None = None
+
+    @classmethod
+    def of(cls, workspace_mib: float | None, adjoint_tolerance: float | None) -> Options:
+        """From what a user gives.
+
+        Raises:
+          ValueError: an option is out of range.
+        """
+        if workspace_mib is not None and not 0 < workspace_mib < float("inf"):
+            raise ValueError(
+                f"workspace_mib: got {workspace_mib}, expected a number above 0, in MiB, or None"
+            )
+        if adjoint_tolerance is not None and not 0 <= adjoint_tolerance < 1:
+            raise ValueError(f"adjoint_tolerance: got {adjoint_tolerance}, expected 0 <= it < 1")
+        workspace_bytes = None if workspace_mib is None else int(workspace_mib * 2**20)
+        return cls(workspace_bytes, adjoint_tolerance)
+
+
+@dataclass
+class RoutingState:
+    """What the replaced functions share.
+
+    Attributes:
+      options: of the ``apply`` in force; None: not applied.
+      counters: since ``apply``, or since they were reset.
+    """
+
+    options: Options | None = None
+    counters: RoutingCounters = field(default_factory=RoutingCounters)
+
+    def report_joint(self, operation: str) -> None:
+        self.counters.count_joint(operation)
+
+    def report_projection(self, operation: str) -> None:
+        self.counters.count_projection(operation)
+
+
+def recording_pruning(original: Function, state: RoutingState) -> Function:
+    """``do_rnnt_pruning`` that gives two deferred joints."""
+
+    @functools.wraps(original)
+    def do_rnnt_pruning(am: Any, lm: Any, ranges: Any) -> Any:
+        tensors = all(isinstance(t, Tensor) for t in (am, lm, ranges))
+        if not tensors or torch.jit.is_tracing():
+            return original(am, lm, ranges)
+        check_pruning_form(am, lm, ranges)
+        sites = Sites(ranges)
+        return (
+            DeferredJoint(Table(am, by_symbol=False), sites, state.report_joint),
+            DeferredJoint(Table(lm, by_symbol=True), sites, state.report_joint),
+        )
+
+    return do_rnnt_pruning
+
+
+def routed_pruned_loss(original: Function, state: RoutingState) -> Function:
+    """``rnnt_loss_pruned`` that takes a recorded joiner."""
+    signature = inspect.signature(original)
+
+    @functools.wraps(original)
+    def rnnt_loss_pruned(*args: Any, **kwargs: Any) -> Any:
+        given = signature.bind(*args, **kwargs)
+        given.apply_defaults()
+        logits, options, counters = given.arguments["logits"], state.options, state.counters
+        if isinstance(logits, DeferredJoint) and options is not None:
+            reason = routed_loss.why_not(logits)
+            if reason is None:
+                loss = routed_loss.compute(
+                    logits,
+                    given.arguments,
+                    workspace_bytes=options.workspace_bytes,
+                    adjoint_tolerance=options.adjoint_tolerance,
+                    counters=counters.tiles,
+                    observer=current_observer(),
+                )
+                counters.losses_routed += 1
+                return loss
+            given.arguments["logits"] = logits.materialise(reason)
+        counters.losses_dense += 1
+        return original(*given.args, **given.kwargs)
+
+    return rnnt_loss_pruned
+
+
+def simple_loss_in_tiles(original: Function, state: RoutingState) -> Function:
+    """``rnnt_loss_smoothed`` or ``rnnt_loss_simple`` of recorded projections, or of tensors."""
+    signature = inspect.signature(original)
+
+    @functools.wraps(original)
+    def simple_loss(*args: Any, **kwargs: Any) -> Any:
+        given = signature.bind(*args, **kwargs)
+        given.apply_defaults()
+        arguments, options, counters = given.arguments, state.options, state.counters
+        projections = {name: arguments[name] for name in ("am", "lm")}
+        if any(isinstance(value, StandIn) for value in projections.values()):
+            reason = routed_simple_loss.why_not(**projections)
+            if reason is None and options is None:
+                reason = "PANDA was reverted"
+            if reason is not None:
+                for name, value in projections.items():
+                    if isinstance(value, StandIn):
+                        arguments[name] = value.materialise(reason)
+        is_deferred = isinstance(arguments["am"], StandIn)
+        if options is None or not (is_deferred or routed_simple_loss.takes_tensors(arguments)):
+            counters.simple_losses_dense += 1
+            return original(*given.args, **given.kwargs)
+        loss = routed_simple_loss.compute(
+            arguments, workspace_bytes=options.workspace_bytes, counters=counters.simple_tiles
+        )
+        counters.simple_losses_routed += 1
+        counters.simple_losses_of_tensors += not is_deferred
+        return loss
+
+    return simple_loss
+
+
+def function_apply(original: Any) -> classmethod[Any, Any, Any]:
+    """``torch.autograd.Function.apply`` that is given tensors, as custom functions expect.
+
+    It does not ask ``__torch_function__``: a stand-in would pass as an opaque object, and the
+    custom backward would silently be lost.
+    """
+
+    def apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
+        if original is MISSING:  # torch 1.13 inherits it
+            inner = super(torch.autograd.Function, cls).apply
+        else:
+            inner = original.__get__(None, cls)
+        given = [a.materialise(cls.__name__) if isinstance(a, StandIn) else a for a in args]
+        return inner(*given, **kwargs)
+
+    return classmethod(apply)
