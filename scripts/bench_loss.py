@@ -1,192 +1,118 @@
-"""Peak memory and time of the pruned loss, forward and backward, dense against selected.
+"""The transducer loss, forward and backward, dense against selected: memory, time, agreement.
 
-    python scripts/bench_loss.py --json out/bench_loss.json
+    python scripts/bench_loss.py --corpus aishell
+    python scripts/bench_loss.py --corpus aishell --adjoints trained --checkpoint EXP/epoch-5.pt
 
-Both arms run the same lines, those of icefall's forward_transducer after the simple loss:
-do_rnnt_pruning, output_linear(tanh(am + lm)), rnnt_loss_pruned, backward. The dense arm is k2's own
-(the project's twin of it where k2 is not installed). Memory: each arm in a fresh process, peak RSS
-above the inputs, gradients included (Linux: the peak is reset through /proc/self/clear_refs).
-Time: both arms in one process, interleaved, median.
+Three parts: `whole`, the recipes' `0.5 * simple + pruned` from encoder and decoder outputs, with
+the simple loss's band; `simple` and `pruned`, its halves. All methods run the same module
+(benchmarks/model.py); dense is k2's own code (the project's twin of it where k2 is missing).
+
+Memory: each method in a fresh process, peak above inputs and parameters, all gradients included.
+Time: all methods in one process, interleaved, medians, after a round that compares losses and
+gradients with the dense ones.
+
+`--adjoints random` has random inputs and weights: nearly every site inside the boundary has an
+adjoint. `trained` has those of a model of egs/tones, whose head has 4336 classes from the start, of
+which the corpus uses 100 (see tones_tokenizer.py). About 25 minutes on one core:
+
+    prepare=egs/tones/ASR/pruned_transducer/prepare.py
+    python $prepare --data-dir DATA --vocab-size 100 --num-train 4000
+    python scripts/tones_tokenizer.py --data-dir DATA --pieces 100 --classes 4336
+    OMP_NUM_THREADS=1 panda-icefall run egs/tones/ASR/pruned_transducer/train.py --use-panda 1 \\
+      --data-dir DATA --exp-dir EXP --vocab-size 4336 --encoder-dim 512 --decoder-dim 512 \\
+      --joiner-dim 512 --num-encoder-layers 2 --max-duration 20 --num-epochs 5
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
-import importlib
-import importlib.util
-import json
-import platform
-import statistics
-import subprocess
-import sys
-import time
+import tempfile
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.table import Table
+from benchmarks import results, tables
+from benchmarks.agreement import Reference
+from benchmarks.arms import ARMS, Step, arms_of
+from benchmarks.child import Job, measure
+from benchmarks.chosen_inputs import add_inputs, chosen_inputs, settings_of
+from benchmarks.inputs import LossInputs
+from benchmarks.options import check_counts, make_parser
+from benchmarks.timing import interleaved_medians
 
 import panda_icefall
-from panda_icefall.routing import reset_counters
-from panda_icefall.routing.patch import STAND_IN
 
-# "all sites": adjoint_tolerance 0, every site with an adjoint above 0 goes through backward.
-ARMS = ("dense", "panda", "panda, all sites")
-HAS_K2 = importlib.util.find_spec("k2") is not None
+PARTS = ("whole", "simple", "pruned")
+SMALL_MASS = 1e-6
 
 
-def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    for name, value in (("B", 20), ("T", 150), ("S", 14), ("s-range", 5), ("C", 4336), ("H", 512)):
-        p.add_argument(f"--{name}", type=int, default=value)
-    p.add_argument(
-        "--ragged", type=int, default=0, help="1: utterance lengths spread over [1/2, 1]"
-    )
-    p.add_argument("--workspace-mib", type=float, default=8.0)
-    p.add_argument("--repeats", type=int, default=7, help="timed runs of each arm")
-    p.add_argument("--json", type=Path, help="write the figures here")
-    p.add_argument("--measure-arm", choices=ARMS, help=argparse.SUPPRESS)
+def get_parser() -> argparse.ArgumentParser:
+    p = make_parser(__doc__)
+    add_inputs(p)
+    p.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    p.add_argument("--arms", nargs="+", choices=sorted(ARMS), help="dense is always run")
     return p
 
 
-def k2_module() -> Any:
-    return importlib.import_module("k2" if HAS_K2 else STAND_IN)
+def carrying_share(inputs: LossInputs) -> float:
+    """The share of all sites that carries all but `SMALL_MASS` of the pruned loss's adjoints."""
+    step = Step.make("panda", "pruned", inputs)
+    with panda_icefall.patched(adjoint_tolerance=SMALL_MASS):
+        panda_icefall.routing.reset_counters()
+        step.model(inputs, "pruned").backward()
+    status = panda_icefall.status()
+    return status.sites_backward / status.sites
 
 
-class Problem:
-    """Inputs of one loss: projections, head, and ranges from a random simple loss."""
-
-    def __init__(self, args: argparse.Namespace) -> None:
-        torch.manual_seed(0)
-        B, T, S, C, H = args.B, args.T, args.S, args.C, args.H
-        self.am = torch.randn(B, T, H).requires_grad_()
-        self.lm = torch.randn(B, S + 1, H).requires_grad_()
-        self.head = torch.nn.Linear(H, C)
-        share = torch.linspace(0.5, 1.0, B) if args.ragged else torch.ones(B)
-        self.boundary = torch.zeros(B, 4, dtype=torch.int64)
-        self.boundary[:, 2] = (share * S).round().long()
-        self.boundary[:, 3] = (share * T).round().long()
-        self.symbols = torch.randint(1, C, (B, S))
-        k2 = k2_module()
-        with torch.no_grad():
-            _, grads = k2.rnnt_loss_smoothed(
-                lm=torch.randn(B, S + 1, C), am=torch.randn(B, T, C), symbols=self.symbols,
-                termination_symbol=0, boundary=self.boundary, return_grad=True,
-            )  # fmt: skip
-            self.ranges = k2.get_rnnt_prune_ranges(*grads, self.boundary, args.s_range)
-
-    def step(self) -> float:
-        """Forward and backward, from no gradients."""
-        k2 = k2_module()
-        for tensor in (self.am, self.lm, *self.head.parameters()):
-            tensor.grad = None
-        am, lm = k2.do_rnnt_pruning(am=self.am, lm=self.lm, ranges=self.ranges)
-        logits = self.head(torch.tanh(am + lm))
-        loss = k2.rnnt_loss_pruned(
-            logits=logits.float(), symbols=self.symbols, ranges=self.ranges, termination_symbol=0,
-            boundary=self.boundary, reduction="sum",
-        )  # fmt: skip
-        loss.backward()
-        return loss.item()
-
-
-def arm_context(arm: str, args: argparse.Namespace) -> contextlib.AbstractContextManager[None]:
-    if arm == "dense":
-        return contextlib.nullcontext()
-    tolerance = 0.0 if arm == "panda, all sites" else None
-    return panda_icefall.patched(args.workspace_mib, adjoint_tolerance=tolerance)
-
-
-def status_kib(field: str) -> int:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(field + ":"):
-            return int(line.split()[1])
-    raise RuntimeError(f"/proc/self/status has no {field}")
-
-
-def measure_arm(args: argparse.Namespace) -> None:
-    """In a process of its own: print the peak above the inputs, in bytes."""
-    small = argparse.Namespace(**{**vars(args), "B": 2, "T": 6, "S": 4, "C": 50, "H": 16})
-    with arm_context(args.measure_arm, args):
-        Problem(small).step()  # libraries load their code before the measurement
-        problem = Problem(args)
-        reset_counters()
-        before = status_kib("VmRSS")
-        Path("/proc/self/clear_refs").write_text("5")
-        loss = problem.step()
-        peak_bytes = (status_kib("VmHWM") - before) * 1024
-        status = panda_icefall.status()
-        share = status.sites_backward / status.sites if status.sites else 1.0
-        print(json.dumps({"peak_bytes": peak_bytes, "loss": loss, "backward_share": share}))
-
-
-def peak(arm: str) -> dict[str, float]:
-    command = [sys.executable, __file__, *sys.argv[1:], "--measure-arm", arm]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    return json.loads(done.stdout.splitlines()[-1])
-
-
-def times(args: argparse.Namespace) -> dict[str, float]:
-    """Median seconds of each arm."""
-    problem = Problem(args)
-    seconds: dict[str, list[float]] = {arm: [] for arm in ARMS}
-    for repeat in range(args.repeats + 1):
-        for arm in ARMS:
-            with arm_context(arm, args):
-                start = time.perf_counter()
-                problem.step()
-                if repeat:  # the first round warms up
-                    seconds[arm].append(time.perf_counter() - start)
-    return {arm: statistics.median(values) for arm, values in seconds.items()}
+def bench_part(
+    part: str, arms: list[str], inputs: LossInputs, path: Path, args: argparse.Namespace
+) -> list[dict[str, Any]]:
+    """One row per method."""
+    device = torch.device(args.device)
+    peaks = {
+        arm: measure(
+            Job(arm, part, inputs.shape, str(path), args.workspace_mib, device=args.device)
+        )
+        for arm in arms
+    }
+    steps = {arm: Step.make(arm, part, inputs, args.workspace_mib) for arm in arms}
+    reference = Reference(steps["dense"])
+    agreements = {arm: reference.against(steps[arm]) for arm in arms}
+    seconds = interleaved_medians(
+        {arm: step.run for arm, step in steps.items()}, args.repeats, device
+    )
+    return [
+        {
+            "part": part,
+            "arm": arm,
+            "label": ARMS[arm].label,
+            **asdict(peaks[arm]),
+            **asdict(agreements[arm]),
+            "seconds": seconds[arm],
+            "memory_ratio": peaks["dense"].peak_bytes / peaks[arm].peak_bytes,
+            "time_ratio": seconds[arm] / seconds["dense"],
+        }
+        for arm in arms
+    ]
 
 
 def main() -> None:
-    args = parser().parse_args()
-    if args.measure_arm:
-        measure_arm(args)
-        return
-    peaks = {arm: peak(arm) for arm in ARMS}
-    seconds = times(args)
-    dense_name = "k2" if HAS_K2 else "dense twin"
-    figures: dict[str, Any] = {
-        "shape": {k: getattr(args, k) for k in ("B", "T", "S", "s_range", "C", "H", "ragged")},
-        "workspace_mib": args.workspace_mib,
-        "torch": torch.__version__,
-        "threads": torch.get_num_threads(),
-        "machine": platform.machine(),
-        "dense": dense_name,
-        "arms": {
-            arm: {
-                "loss": peaks[arm]["loss"],
-                "peak_mib": peaks[arm]["peak_bytes"] / 2**20,
-                "seconds": seconds[arm],
-                "backward_share": peaks[arm]["backward_share"],
-                "memory_ratio": peaks["dense"]["peak_bytes"] / peaks[arm]["peak_bytes"],
-                "time_ratio": seconds[arm] / seconds["dense"],
-            }
-            for arm in ARMS
-        },
-    }
-    table = Table(title=f"pruned loss, forward + backward: {figures['shape']}")
-    table.add_column("arm")
-    for column in ("loss", "sites in backward", "peak above inputs", "seconds", "memory", "time"):
-        table.add_column(column, justify="right")
-    for arm, row in figures["arms"].items():
-        table.add_row(
-            dense_name if arm == "dense" else arm,
-            f"{row['loss']:.2f}",
-            f"{row['backward_share']:.0%}",
-            f"{row['peak_mib']:.1f} MiB",
-            f"{row['seconds']:.3f}",
-            f"1/{row['memory_ratio']:.1f}",
-            f"{row['time_ratio']:.2f}x",
-        )
-    Console(width=110).print(table)
-    if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(figures, indent=2) + "\n")
+    parser = get_parser()
+    args = parser.parse_args()
+    check_counts(parser, args, "repeats")
+    inputs = chosen_inputs(parser, args)
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "inputs.pt"
+        inputs.save(path)
+        for part in args.parts:
+            arms = [a for a in arms_of(part) if not args.arms or a in ("dense", *args.arms)]
+            rows += bench_part(part, arms, inputs, path, args)
+    settings = {**settings_of(args, inputs), "carrying_share": carrying_share(inputs)}
+    figures = results.document("loss", settings, rows)
+    results.print_table(tables.title(figures), figures, tables.COLUMNS["loss"])
+    results.write(figures, args.json or results.default_path("loss", args.corpus, args.adjoints))
 
 
 if __name__ == "__main__":

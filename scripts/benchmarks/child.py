@@ -1,0 +1,148 @@
+"""One measured process: ``python -m benchmarks.child`` with a job as JSON on stdin.
+
+A peak is only that of one method when nothing else ran in the process before it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+
+from benchmarks.arms import Step, site_shares
+from benchmarks.inputs import LossInputs
+from benchmarks.memory import CHILD_ENVIRONMENT, PeakMeter, cap_memory, is_out_of_memory
+from benchmarks.shapes import LossShape
+from benchmarks.timing import seconds_of
+
+_SCRIPTS = Path(__file__).resolve().parents[1]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What one process measures.
+
+    Attributes:
+      arm, part, workspace_mib: see `arms.Step`.
+      shape: of random inputs; ignored where `inputs` is given.
+      inputs: a file of `LossInputs.save`, or None: random ones.
+      cap_bytes: what it may hold beside code, or None.
+      device: ``cpu`` or ``cuda``.
+      repeats: timed runs; 0: none, one run whose peak is measured.
+    """
+
+    arm: str
+    part: str
+    shape: LossShape
+    inputs: str | None = None
+    workspace_mib: float | None = None
+    cap_bytes: int | None = None
+    device: str = "cpu"
+    repeats: int = 0
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a job came to.
+
+    Attributes:
+      is_out_of_memory: it did not fit under its cap; then the other figures say nothing.
+      peak_bytes: above inputs and parameters, all gradients included.
+      seconds: median of a forward and backward; without `repeats` of the run that gave the peak,
+        which may be slower than others.
+      forward_share, backward_share: see `arms.site_shares`.
+      parameter_bytes, input_bytes: the part of the peak that is gradients of parameters, and of
+        encoder and decoder outputs.
+    """
+
+    is_out_of_memory: bool
+    peak_bytes: int = 0
+    seconds: float = 0.0
+    forward_share: float = 1.0
+    backward_share: float = 1.0
+    parameter_bytes: int = 0
+    input_bytes: int = 0
+
+
+def measure(job: Job) -> Measured:
+    """Peak and, with `repeats`, time of a job, each in a fresh process.
+
+    They are two as the allocator's setting that makes a peak exact costs large tensors time.
+
+    Raises:
+      RuntimeError: a process failed for another reason than memory.
+    """
+    measured = _in_process(replace(job, repeats=0), CHILD_ENVIRONMENT)
+    if measured.is_out_of_memory or not job.repeats:
+        return measured
+    timed = _in_process(job, {})
+    # Fragments of an ordinary heap may pass a cap that the tensors do not.
+    return measured if timed.is_out_of_memory else replace(measured, seconds=timed.seconds)
+
+
+def _in_process(job: Job, environment: dict[str, str]) -> Measured:
+    path = os.pathsep.join([str(_SCRIPTS), *filter(None, [os.environ.get("PYTHONPATH")])])
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.child"],
+        input=json.dumps(asdict(job)),
+        capture_output=True,
+        text=True,
+        env={**os.environ, **environment, "PYTHONPATH": path},
+        check=False,
+    )
+    if done.returncode != 0:
+        raise RuntimeError(f"{job}: exit status {done.returncode}\n{done.stderr[-4000:]}")
+    return Measured(**json.loads(done.stdout.splitlines()[-1]))
+
+
+def run(job: Job) -> Measured:
+    """Run a job in this process, whose memory the cap limits from here on."""
+    device = torch.device(job.device)
+    # The BLAS keeps its buffers and the kernel mapped code, once for all: no method's own memory.
+    warm_up = LossInputs.random(job.shape.warm_up(), device)
+    Step.make(job.arm, job.part, warm_up, job.workspace_mib).run()
+    del warm_up
+    if job.cap_bytes is not None:
+        cap_memory(job.cap_bytes, device)
+    try:
+        return _run(job, device)
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        return Measured(is_out_of_memory=True)
+
+
+def _run(job: Job, device: torch.device) -> Measured:
+    if job.inputs is None:
+        inputs = LossInputs.random(job.shape, device)
+    else:
+        inputs = LossInputs.load(Path(job.inputs), device)
+    step = Step.make(job.arm, job.part, inputs, job.workspace_mib)
+    inputs.parameters = None  # the model has copied them
+    meter = PeakMeter(device)
+    meter.start()
+    seconds = [seconds_of(step.run, device) for _ in range(max(1, job.repeats))]
+    peak_bytes = meter.peak_bytes()
+    forward_share, backward_share = site_shares()
+    sizes = {name: t.numel() * t.element_size() for name, t in step.gradients().items()}
+    input_bytes = sum(sizes.pop(name) for name in ("encoder_out", "decoder_out"))
+    return Measured(
+        is_out_of_memory=False,
+        peak_bytes=peak_bytes,
+        seconds=statistics.median(seconds),
+        forward_share=forward_share,
+        backward_share=backward_share,
+        parameter_bytes=sum(sizes.values()),
+        input_bytes=input_bytes,
+    )
+
+
+if __name__ == "__main__":
+    given = json.loads(sys.stdin.read())
+    print(json.dumps(asdict(run(Job(**{**given, "shape": LossShape(**given["shape"])})))))

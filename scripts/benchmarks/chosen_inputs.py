@@ -1,0 +1,54 @@
+"""The batch that a command line asks for: a corpus' sizes, random or of a training."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.inputs import LossInputs
+from benchmarks.options import SHAPE_OPTIONS, add_shape, shape_with
+from benchmarks.shapes import CORPORA
+from benchmarks.trained import trained_inputs
+
+
+def add_inputs(p: argparse.ArgumentParser) -> None:
+    """--corpus, --adjoints, --checkpoint and the sizes."""
+    p.add_argument("--corpus", choices=sorted(CORPORA), default="aishell", help="whose C")
+    p.add_argument("--adjoints", choices=("random", "trained"), default="random")
+    p.add_argument("--checkpoint", type=Path, help="epoch-N.pt for --adjoints trained")
+    add_shape(p, *SHAPE_OPTIONS)
+
+
+def chosen_inputs(p: argparse.ArgumentParser, args: argparse.Namespace) -> LossInputs:
+    """The batch; ends the program with a message where it cannot be had."""
+    device = torch.device(args.device)
+    shape = shape_with(CORPORA[args.corpus], args)
+    if args.adjoints == "random":
+        return LossInputs.random(shape, device)
+    if args.checkpoint is None:
+        p.error("--checkpoint: got none, expected an epoch-N.pt for --adjoints trained")
+    try:
+        inputs = trained_inputs(args.checkpoint, shape.B, shape.T, shape.s_range, shape.shortest)
+    except (FileNotFoundError, ValueError) as error:
+        p.error(str(error))
+    if shape.C != inputs.shape.C:
+        p.error(
+            f"--checkpoint: got one of {inputs.shape.C} classes, expected {shape.C} for "
+            f"--corpus {args.corpus}; say --C {inputs.shape.C}"
+        )
+    return inputs.to(device)
+
+
+def settings_of(args: argparse.Namespace, inputs: LossInputs) -> dict[str, Any]:
+    """What a result is to say about its batch."""
+    return {
+        "corpus": args.corpus,
+        "adjoints": args.adjoints,
+        "shape": vars(inputs.shape),
+        "workspace_mib": args.workspace_mib,
+        "repeats": args.repeats,
+        "device": args.device,
+    }

@@ -1,0 +1,143 @@
+"""The end of an icefall model: from encoder and decoder outputs to the two losses.
+
+Sources: icefall's egs/aishell/ASR/zipformer/model.py and joiner.py, whose attribute names and order
+of calls are kept, as the routing knows a recipe by them.
+"""
+
+from __future__ import annotations
+
+from typing import Callable
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.inputs import LossInputs, all_states
+from benchmarks.sites import SiteInputs
+from panda_icefall.losses.lattice_terms import pruned_score
+from panda_icefall.routing import patched_module
+
+PARTS = ("whole", "simple", "pruned", "full")
+BLANK = 0
+LM_SCALE, AM_SCALE, SIMPLE_LOSS_SCALE = 0.25, 0.0, 0.5
+
+# (target, blank) log-probs of the sites in nats, each [B, T, s_range].
+SiteMethod = Callable[[SiteInputs], tuple[Tensor, Tensor]]
+# Loss in nats of the logits [B, T, S+1, C] of the full lattice.
+LatticeMethod = Callable[[Tensor, LossInputs], Tensor]
+
+
+class Joiner(nn.Module):
+    """``output_linear(tanh(encoder_proj(encoder_out) + decoder_proj(decoder_out)))``."""
+
+    def __init__(self, D: int, H: int, C: int) -> None:
+        super().__init__()
+        self.encoder_proj = nn.Linear(D, H)
+        self.decoder_proj = nn.Linear(D, H)
+        self.output_linear = nn.Linear(H, C)
+
+    def forward(self, am: Tensor, lm: Tensor) -> Tensor:
+        """Logits ``[..., C]`` of projected inputs that broadcast to ``[..., H]``."""
+        return self.output_linear(torch.tanh(am + lm))
+
+
+class TransducerLoss(nn.Module):
+    """Projections, joiner and losses of one recipe.
+
+    Args:
+      inputs: sizes and, where they are trained, parameters.
+      has_simple: with the projections of the simple loss.
+    """
+
+    def __init__(self, inputs: LossInputs, has_simple: bool) -> None:
+        super().__init__()
+        shape = inputs.shape
+        device = inputs.encoder_out.device
+        torch.manual_seed(0)
+        if has_simple:
+            self.simple_am_proj = nn.Linear(shape.D, shape.C)
+            self.simple_lm_proj = nn.Linear(shape.D, shape.C)
+        self.joiner = Joiner(shape.D, shape.H, shape.C)
+        if inputs.parameters is not None:
+            wanted = self.state_dict()
+            self.load_state_dict({name: inputs.parameters[name] for name in wanted})
+        self.to(device=device, dtype=inputs.encoder_out.dtype)
+        # The band of the last call, so that two methods' bands can be compared.
+        self.last_ranges: Tensor | None = None
+
+    def forward(
+        self,
+        inputs: LossInputs,
+        part: str,
+        site_method: SiteMethod | None = None,
+        lattice_method: LatticeMethod | None = None,
+    ) -> Tensor:
+        """The loss of one part, summed over the batch, in nats.
+
+        Args:
+          inputs: the batch.
+          part: ``whole`` (simple and pruned, as a recipe adds them up after its warm-up),
+            ``simple``, ``pruned`` (in the given band) or ``full`` (all states at every frame).
+          site_method: how the pruned loss gets its log-probs; None: from logits by k2, or as
+            `panda_icefall.patched` routes it.
+          lattice_method: how the full lattice's logits become a loss; None: as a pruned loss
+            whose band holds all states.
+        """
+        if part == "simple":
+            return self._simple(inputs)[0]
+        if part == "whole":
+            simple_loss, ranges = self._simple(inputs)
+            return SIMPLE_LOSS_SCALE * simple_loss + self._pruned(inputs, ranges, site_method)
+        if part == "pruned":
+            return self._pruned(inputs, inputs.ranges, site_method)
+        if lattice_method is None:
+            return self._pruned(inputs, all_states(inputs), site_method)
+        am = self.joiner.encoder_proj(inputs.encoder_out)
+        lm = self.joiner.decoder_proj(inputs.decoder_out)
+        return lattice_method(self.joiner(am.unsqueeze(2), lm.unsqueeze(1)), inputs)
+
+    def _simple(self, inputs: LossInputs) -> tuple[Tensor, Tensor]:
+        k2 = patched_module()
+        am = self.simple_am_proj(inputs.encoder_out)  # [B, T, C]
+        lm = self.simple_lm_proj(inputs.decoder_out)  # [B, S+1, C]
+        loss, (px_grad, py_grad) = k2.rnnt_loss_smoothed(
+            lm=lm.float(),
+            am=am.float(),
+            symbols=inputs.symbols,
+            termination_symbol=BLANK,
+            lm_only_scale=LM_SCALE,
+            am_only_scale=AM_SCALE,
+            boundary=inputs.boundary,
+            reduction="sum",
+            return_grad=True,
+        )
+        ranges = k2.get_rnnt_prune_ranges(
+            px_grad=px_grad,
+            py_grad=py_grad,
+            boundary=inputs.boundary,
+            s_range=inputs.shape.s_range,
+        )
+        self.last_ranges = ranges
+        return loss, ranges
+
+    def _pruned(self, inputs: LossInputs, ranges: Tensor, site_method: SiteMethod | None) -> Tensor:
+        k2 = patched_module()
+        am = self.joiner.encoder_proj(inputs.encoder_out)  # [B, T, H]
+        lm = self.joiner.decoder_proj(inputs.decoder_out)  # [B, S+1, H]
+        if site_method is not None:
+            head = self.joiner.output_linear
+            sites = SiteInputs.make(
+                am, lm, head.weight, head.bias, inputs.symbols, ranges, inputs.boundary, BLANK
+            )
+            target, blank = site_method(sites)
+            S = inputs.symbols.shape[1]
+            return pruned_score(target, blank, ranges, S, inputs.boundary, "regular", 0.0, "sum")
+        am_pruned, lm_pruned = k2.do_rnnt_pruning(am=am, lm=lm, ranges=ranges)
+        logits = self.joiner(am_pruned, lm_pruned)  # [B, T, s_range, C]
+        return k2.rnnt_loss_pruned(
+            logits=logits,
+            symbols=inputs.symbols,
+            ranges=ranges,
+            termination_symbol=BLANK,
+            boundary=inputs.boundary,
+            reduction="sum",
+        )

@@ -1,0 +1,179 @@
+"""Every benchmark from its command line at tiny sizes: what it writes, and what is made of it."""
+
+import importlib
+import json
+import re
+import sys
+
+import pytest
+from bench_capacity import SHORTEST, largest_that_fits
+from bench_public import bounded, full_lattice_bytes
+from benchmarks import tables
+from benchmarks.arms import arms_of
+from benchmarks.child import Measured
+from benchmarks.shapes import PUBLIC
+from results_tables import read
+
+TINY = "--B 3 --T 12 --S 4 --C 40 --H 8 --D 8 --repeats 1".split()
+
+
+def checked(figures, benchmark):
+    """The rows of a document that has everything a table and its reader need."""
+    assert figures["benchmark"] == benchmark
+    assert figures["command"].startswith("python scripts/bench_")
+    assert {"cpu", "cores", "threads", "torch", "k2", "lane"} <= set(figures["machine"])
+    assert tables.title(figures)
+    for column in tables.COLUMNS[benchmark]:
+        for row in figures["rows"]:
+            column.text(row)
+    return figures["rows"]
+
+
+def test_loss_compares_all_methods_on_the_whole_and_its_halves(script):
+    figures = script("bench_loss", *TINY)
+    rows = checked(figures, "loss")
+    for part in ("whole", "simple", "pruned"):
+        assert [row["arm"] for row in rows if row["part"] == part] == arms_of(part)
+    assert 0 < figures["settings"]["carrying_share"] <= 1
+    for row in rows:
+        assert row["seconds"] > 0
+        assert row["grad_rel_l2"] < 1e-5
+        assert row["parameter_bytes"] > 0
+        if row["arm"].startswith("panda") and row["part"] != "simple":
+            assert row["forward_share"] < 1
+
+
+def test_classes_marks_the_first_c_that_does_not_fit_and_stops_there(script, monkeypatch):
+    module = importlib.import_module("bench_classes")
+    from benchmarks import child
+
+    run = child.run
+    too_large = Measured(is_out_of_memory=True)
+    monkeypatch.setattr(
+        child,
+        "run",
+        lambda job: too_large if job.arm == "dense" and job.shape.C > 50 else run(job),
+    )
+    assert module.SHAPE.sites == 2000
+    words = ["--classes", 30, 60, 90, "--cap-gib", 0.5, "--arms", "dense", "panda"]
+    rows = checked(script("bench_classes", *TINY[:6], "--H", 8, "--D", 8, *words), "classes")
+    assert [(row["C"], row["arm"], row["is_out_of_memory"]) for row in rows] == [
+        (30, "dense", False),
+        (30, "panda", False),
+        (60, "dense", True),
+        (60, "panda", False),
+        (90, "panda", False),
+    ]
+    assert rows[-1]["slope_copies"] is not None
+
+
+def test_public_labels_smaller_batches_of_the_full_lattice(script):
+    words = ["--full-utterances", 2, "--batches", "sorted"]
+    rows = checked(script("bench_public", *TINY, *words), "public")
+    by_lattice = {(row["lattice"], row["arm"]): row["utterances"] for row in rows}
+    assert by_lattice["s_range 5", "panda"] == "3"
+    assert {arm for lattice, arm in by_lattice if lattice == "full"} == set(arms_of("full"))
+    assert {u for (lattice, _), u in by_lattice.items() if lattice == "full"} == {"2 of 3"}
+
+
+def test_a_full_lattice_has_no_more_utterances_than_its_bound_allows():
+    shape = PUBLIC["unsorted"]
+    few = bounded(shape, 4.5 * full_lattice_bytes(shape.with_batch(1)), most=30)
+    assert (few.B, few.T) == (4, shape.T)
+    assert bounded(shape, 1.0, most=30).B == 1
+
+
+def test_capacity_compares_dense_and_routed(script):
+    words = ["--recipes", "aishell", "--C", 50, "--H", 8, "--D", 8, "--budget-mib", 64]
+    rows = checked(script("bench_capacity", *words, "--start", 2, "--longest", 4), "capacity")
+    assert [row["arm"] for row in rows] == ["dense", "panda"]
+    assert {row["max_duration"] for row in rows} == {4.0}
+    assert {row["bound"] for row in rows} == {">= "}
+
+
+def test_workspace_measures_each_size(script):
+    rows = checked(script("bench_workspace", *TINY, "--sizes-mib", 1, 4), "workspace")
+    assert [row["workspace_mib"] for row in rows] == [1.0, 4.0]
+
+
+@pytest.mark.parametrize("limit", [0.7, 5.0, 9.9, 300.0])
+def test_bisection_ends_at_the_largest_duration_that_fits(limit):
+    asked = []
+
+    def peak_of(duration):
+        asked.append(duration)
+        return Measured(is_out_of_memory=False, peak_bytes=1 if duration <= limit else 3)
+
+    fits, best, is_bound = largest_that_fits(peak_of, 2, start=8, longest=1000, tolerance=0.05)
+    assert limit / 1.05 <= fits <= limit
+    assert best.peak_bytes == 1
+    assert not is_bound
+    assert len(asked) < 14
+
+
+def test_bisection_says_when_nothing_or_everything_fits():
+    nothing = largest_that_fits(lambda d: Measured(False, peak_bytes=3), 2, 8, 100, 0.05)
+    assert nothing == (0.0, None, False)
+    fits, _, is_bound = largest_that_fits(lambda d: Measured(False, peak_bytes=1), 2, 8, 100, 0.05)
+    assert (fits, is_bound) == (100, True)
+    assert SHORTEST < 1
+
+
+@pytest.mark.parametrize(
+    ("name", "words", "match"),
+    [
+        ("bench_loss", ["--adjoints", "trained"], "--checkpoint: got none"),
+        (
+            "bench_loss",
+            ["--adjoints", "trained", "--checkpoint", "absent/epoch-1.pt"],
+            "--checkpoint: got absent/epoch-1.pt, expected an epoch-N.pt",
+        ),
+        ("bench_loss", ["--repeats", "0"], "--repeats: got 0, expected at least 1"),
+        ("bench_classes", ["--classes", "9", "3"], "--classes: got .* expected them ascending"),
+        ("bench_classes", ["--cap-gib", "0"], "--cap-gib: got 0.0, expected above 0"),
+        ("bench_capacity", ["--budget-mib", "0"], "--budget-mib: got 0.0, expected above 0"),
+        ("bench_workspace", ["--sizes-mib", "0"], "--sizes-mib: got .* expected sizes above 0"),
+        ("bench_public", ["--full-utterances", "0"], "--full-utterances: got 0, expected at"),
+    ],
+)
+def test_unusable_options_are_refused(script, capsys, name, words, match):
+    with pytest.raises(SystemExit) as caught:
+        script(name, *words)
+    assert caught.value.code == 2
+    assert re.search(match, capsys.readouterr().err)
+
+
+def test_figures_and_results_are_written_from_the_json_files(script, tmp_path, monkeypatch):
+    folder = tmp_path / "results"
+    folder.mkdir()
+    documents = {
+        "loss-aishell-random-k2": script("bench_loss", *TINY, "--arms", "panda"),
+        "classes-k2": script("bench_classes", *TINY[:6], "--classes", 30, 60, "--H", 8, "--D", 8),
+        "capacity-k2": script(
+            "bench_capacity", "--C", 50, "--H", 8, "--D", 8, "--longest", 2, "--start", 2
+        ),
+    }
+    documents["classes-k2"]["rows"][-1]["is_out_of_memory"] = True
+    for name, figures in documents.items():
+        (folder / f"{name}.json").write_text(json.dumps(figures))
+    for name in ("plot_benchmarks", "results_tables"):
+        monkeypatch.setattr(sys, "argv", [name, "--results", str(folder)])
+        importlib.import_module(name).main()
+    pictures = {path.name for path in folder.glob("*.png")}
+    assert pictures == {
+        "memory-by-component-aishell-random-k2.png",
+        "memory-against-classes-k2.png",
+        "time-ratio-against-classes-k2.png",
+        "capacity-k2.png",
+    }
+    text = (folder / "RESULTS.md").read_text()
+    assert all(picture in text for picture in pictures)
+    assert all(figures["command"] in text for figures in documents.values())
+    assert "| OOM |" in text
+
+
+def test_a_json_file_of_something_else_is_refused(tmp_path):
+    path = tmp_path / "old.json"
+    path.write_text("{}")
+    with pytest.raises(SystemExit, match="got benchmark None, expected one of loss"):
+        read(path)
