@@ -17,8 +17,7 @@ from panda_icefall.normalizer.checks import check_form, live_sites
 from panda_icefall.normalizer.counters import TileCounters
 from panda_icefall.normalizer.engine import RowKernels, row_kernels
 from panda_icefall.normalizer.head import Head
-from panda_icefall.normalizer.plan import TileCosts, TilePlan
-from panda_icefall.normalizer.products import PIECE, is_onednn_chosen
+from panda_icefall.normalizer.plan import USEFUL_SIDE, TileCosts, TilePlan
 from panda_icefall.normalizer.program import RowProgram, RowTable, Step
 from panda_icefall.normalizer.workspace import auto_workspace_bytes
 
@@ -132,12 +131,14 @@ class _Call:
     def plan(self, program: RowProgram, head: Head, sites: int, with_gradients: bool) -> TilePlan:
         costs = TileCosts.of(
             program, torch.finfo(self.dtype).bits // 8, casts_weight=head.casts_weight,
-            by_onednn=is_onednn_chosen(head), with_gradients=with_gradients,
+            with_gradients=with_gradients,
         )  # fmt: skip
         classes, workspace_bytes = head.weight.shape[0], self.workspace_bytes
         if self.is_auto:
             # However wide the joiner is, tiles that a GEMM is good for.
-            workspace_bytes = max(workspace_bytes, costs.tile_bytes(PIECE, min(classes, PIECE)))
+            workspace_bytes = max(
+                workspace_bytes, costs.tile_bytes(USEFUL_SIDE, min(classes, USEFUL_SIDE))
+            )
         return TilePlan.make(sites, classes, costs, workspace_bytes)
 
 

@@ -1,4 +1,4 @@
-"""The loop over tiles, forward and backward: products, and the chosen row kernels between them."""
+"""The loop over tiles, forward and backward: GEMMs, and the chosen row kernels between them."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from torch import Tensor
 from panda_icefall.normalizer.engine import RowKernels
 from panda_icefall.normalizer.head import Head
 from panda_icefall.normalizer.plan import TilePlan
-from panda_icefall.normalizer.products import products
 from panda_icefall.normalizer.program import RowProgram
+from panda_icefall.normalizer.tensor_cores import tensor_cores
 from panda_icefall.normalizer.torch_rows import finite_or_zero
 
 
@@ -23,6 +23,18 @@ def _gather(program: RowProgram, sites: Tensor) -> list[Tensor]:
         index = sites if table.index is None else table.index.index_select(0, sites)
         rows.append(table.values.detach().index_select(0, index))
     return rows
+
+
+def _logits(
+    hidden: Tensor, head: Head, weight: Tensor, bias: Tensor | None, scratch: Tensor
+) -> Tensor:
+    """``[n, c]`` of hidden rows ``[n, H]`` and a tile ``[c, H]`` of the head, in the scratch."""
+    shape = hidden.shape[0], weight.shape[0]
+    out = scratch[: shape[0] * shape[1]].view(shape)
+    with tensor_cores(head.is_half):
+        if bias is None:
+            return torch.mm(hidden, weight.t(), out=out)
+        return torch.addmm(bias, hidden, weight.t(), out=out)
 
 
 def forward(
@@ -46,18 +58,17 @@ def forward(
     dtype, device = head.dtype, head.weight.device
     selected_logp = torch.empty(ids.shape, dtype=dtype, device=device)
     log_z = torch.empty(ids.shape[0], dtype=dtype, device=device)
-    scratch = torch.empty(plan.scratch_logits, dtype=dtype, device=device)
+    scratch = torch.empty(plan.tile_rows * plan.tile_classes, dtype=dtype, device=device)
     parameters = [p.detach() for p in program.parameters]
     for begin, end in plan.row_tiles():
         hidden = head.rows(program.replay(_gather(program, sites[begin:end]), parameters))
-        tile = products(hidden, head, scratch, plan.by_onednn, plan.least_rows)
         tile_ids = ids[begin:end]
         # Online log-sum-exp over class tiles (one pass when the classes are not split).
         peak = torch.full((end - begin,), float("-inf"), dtype=dtype, device=device)
         total = torch.zeros_like(peak)
         chosen = torch.zeros(tile_ids.shape, dtype=dtype, device=device)
         for low, high in plan.class_tiles():
-            logits = tile.logits(*head.tile(low, high))
+            logits = _logits(hidden, head, *head.tile(low, high), scratch)
             kernels.fold(logits, tile_ids, low, peak, total, chosen)
         shift, log_total = finite_or_zero(peak), total.log_()
         log_z[begin:end] = shift + log_total
@@ -99,7 +110,9 @@ def backward(
       plan: tiles for ``n`` sites.
       wanted: zero-filled buffers to add into.
     """
-    scratch = torch.empty(plan.scratch_logits, dtype=head.dtype, device=head.weight.device)
+    scratch = torch.empty(
+        plan.tile_rows * plan.tile_classes, dtype=head.dtype, device=head.weight.device
+    )
     softmax_scale = log_z_adjoints - adjoints.sum(dim=1)
     wants_rows = any(g is not None for g in (*wanted.tables, *wanted.parameters))
     for begin, end in plan.row_tiles():
@@ -116,18 +129,19 @@ def backward(
             output = program.replay(rows, leaves)
         hidden = head.rows(output.detach())
         hidden_grad = torch.zeros_like(hidden) if wants_rows else None
-        tile = products(hidden, head, scratch, plan.by_onednn, plan.least_rows)
         for low, high in plan.class_tiles():
             weight, bias = head.tile(low, high)
-            grad = tile.logits(weight, bias)
+            grad = _logits(hidden, head, weight, bias, scratch)
             kernels.gradient_(
                 grad, tile_ids, low, log_z[begin:end], softmax_scale[begin:end], tile_adjoints
             )
-            weight_grad = None if wanted.weight is None else wanted.weight[low:high]
-            tile.add_gradients(grad, weight, hidden_grad, weight_grad)
+            with tensor_cores(head.is_half):
+                if hidden_grad is not None:
+                    hidden_grad.addmm_(grad, weight)
+                if wanted.weight is not None:
+                    wanted.weight[low:high].addmm_(grad.t(), hidden)
             if wanted.bias is not None:
                 wanted.bias[low:high] += grad.sum(dim=0)
-        del tile  # its copies of the rows
         if hidden_grad is not None:
             _rows_backward(program, tile_sites, rows, leaves, output, hidden_grad, wanted)
 

@@ -50,12 +50,11 @@ def problem():
     return rows, weight, bias, torch.randint(0, CLASSES, (SITES, 2), generator=g)
 
 
-@pytest.mark.parametrize("by_onednn", [True, False])
 @pytest.mark.parametrize("head_dtype", [None, torch.bfloat16])
-def test_no_tensor_is_larger_than_the_workspace_or_an_input(by_onednn, head_dtype):
+def test_no_tensor_is_larger_than_the_workspace_or_an_input(head_dtype):
     rows, weight, bias, ids = problem()
     assert WORKSPACE < SITES * CLASSES * 4 // 50
-    with torch.backends.mkldnn.flags(enabled=by_onednn), LargestTensor() as largest:
+    with LargestTensor() as largest:
         logp, _ = selected_log_probs(
             rows, weight, bias, ids, head_dtype=head_dtype, workspace_bytes=WORKSPACE
         )
@@ -64,14 +63,13 @@ def test_no_tensor_is_larger_than_the_workspace_or_an_input(by_onednn, head_dtyp
     assert largest.bytes <= max(WORKSPACE, inputs)
 
 
-@pytest.mark.parametrize("by_onednn", [True, False])
 @pytest.mark.parametrize("head_dtype", [None, torch.bfloat16])
-def test_the_only_tensor_of_the_weights_size_is_its_gradient(by_onednn, head_dtype):
+def test_the_only_tensor_of_the_weights_size_is_its_gradient(head_dtype):
     g = torch.Generator().manual_seed(0)
     weight = torch.randn(CLASSES, HIDDEN, generator=g).requires_grad_()
     rows, ids = torch.randn(300, HIDDEN, generator=g), torch.zeros(300, 1, dtype=torch.int64)
     made = CountOfSize(weight.numel())
-    with torch.backends.mkldnn.flags(enabled=by_onednn), made:
+    with made:
         logp, _ = selected_log_probs(
             rows, weight, None, ids, head_dtype=head_dtype, workspace_bytes=WORKSPACE // 4
         )

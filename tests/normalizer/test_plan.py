@@ -5,11 +5,10 @@ import torch
 
 from panda_icefall.normalizer import RowProgram, RowTable, TilePlan
 from panda_icefall.normalizer.plan import TileCosts
-from panda_icefall.normalizer.products import PIECE
 
-BY_TORCH = TileCosts(logit_bytes=4, row_bytes=64)
-BY_ONEDNN = TileCosts(logit_bytes=12, row_bytes=64, class_bytes=100, by_onednn=True)
-every_cost = pytest.mark.parametrize("costs", [BY_TORCH, BY_ONEDNN], ids=["torch", "onednn"])
+PLAIN = TileCosts(logit_bytes=4, row_bytes=64)
+WITH_CAST = TileCosts(logit_bytes=4, row_bytes=64, class_bytes=100)
+every_cost = pytest.mark.parametrize("costs", [PLAIN, WITH_CAST], ids=["plain", "cast"])
 
 
 @every_cost
@@ -33,8 +32,8 @@ def test_a_plan_covers_everything_once_and_stays_inside_its_workspace(
         assert [i for low, high in tiles for i in (low, high)][:: 2 * len(tiles) - 1] == [0, total]
         assert all(a[1] == b[0] for a, b in zip(tiles, tiles[1:]))
     rows = max(high - low for low, high in plan.row_tiles())
-    assert rows <= max(plan.tile_rows, plan.least_rows)
-    assert costs.tile_bytes(max(rows, plan.least_rows), plan.tile_classes) == plan.tile_bytes
+    assert rows == plan.tile_rows
+    assert costs.tile_bytes(rows, plan.tile_classes) == plan.tile_bytes
     assert plan.tile_bytes <= workspace_bytes
 
 
@@ -45,27 +44,18 @@ def test_tiles_are_square_where_they_can_be():
 
 
 def test_few_sites_take_more_classes_and_few_classes_more_sites():
-    assert TilePlan.make(10, 262_144, BY_TORCH, 2**20).tile_classes > 10_000
-    assert TilePlan.make(100_000, 10, BY_TORCH, 2**20).tile_rows > 10_000
-
-
-def test_with_onednn_the_last_sites_come_in_few_sizes_whatever_their_number():
-    plans = [TilePlan.make(sites, 4_336, BY_ONEDNN, 2**24) for sites in range(1, 3_000, 7)]
-    computed = {max(b - a, p.least_rows) for p in plans for a, b in p.row_tiles()}
-    assert computed == {plans[0].tile_rows, PIECE, PIECE // 3}
-    assert plans[0].tile_rows % PIECE == 0
-    filled_up = [sum(max(b - a, p.least_rows) for a, b in p.row_tiles()) - p.sites for p in plans]
-    assert 0 <= min(filled_up) <= max(filled_up) < PIECE // 3
+    assert TilePlan.make(10, 262_144, PLAIN, 2**20).tile_classes > 10_000
+    assert TilePlan.make(100_000, 10, PLAIN, 2**20).tile_rows > 10_000
 
 
 def test_a_plan_without_sites_has_no_tiles():
-    plan = TilePlan.make(0, 10, BY_ONEDNN, 1_000)
+    plan = TilePlan.make(0, 10, WITH_CAST, 1_000)
     assert plan.row_tiles() == []
     assert plan.tile_bytes == 0
 
 
 def test_offsets_beyond_two_to_the_31_are_planned():
-    plan = TilePlan.make(2**20, 2**18, BY_TORCH, 8 * 2**20)
+    plan = TilePlan.make(2**20, 2**18, PLAIN, 8 * 2**20)
     assert plan.row_tiles()[-1][1] * plan.class_tiles()[-1][1] == 2**38
 
 
@@ -81,10 +71,8 @@ def test_backward_costs_more_than_forward_and_a_cast_weight_more_than_none():
     program = RowProgram(tables=(RowTable(torch.zeros(3, 20)),))
 
     def costs(**changes):
-        options = {"casts_weight": False, "by_onednn": False, "with_gradients": False, **changes}
+        options = {"casts_weight": False, "with_gradients": False, **changes}
         return TileCosts.of(program, 4, **options).tile_bytes(100, 100)
 
-    for by_onednn in (False, True):
-        forward = costs(by_onednn=by_onednn)
-        assert costs(by_onednn=by_onednn, with_gradients=True) > forward
-        assert costs(by_onednn=by_onednn, casts_weight=True) == forward + 100 * 20 * 4 * 2
+    assert costs(with_gradients=True) > costs()
+    assert costs(casts_weight=True) == costs() + 100 * 20 * 4 * 2
