@@ -90,7 +90,10 @@ def bench_part(
             **asdict(peaks[arm]),
             **asdict(agreements[arm]),
             "seconds": seconds[arm],
-            "memory_ratio": peaks["dense"].peak_bytes / peaks[arm].peak_bytes,
+            # Resident memory need not grow at all for a batch of a few sites.
+            "memory_ratio": peaks["dense"].peak_bytes / peaks[arm].peak_bytes
+            if peaks[arm].peak_bytes
+            else None,
             "time_ratio": seconds[arm] / seconds["dense"],
         }
         for arm in arms

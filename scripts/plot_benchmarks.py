@@ -15,6 +15,7 @@ from typing import Any
 
 from benchmarks import results
 from benchmarks.arms import ARMS
+from benchmarks.tables import part_of_dense
 from results_tables import read
 
 from panda_icefall.runs.bounded.report.figures.style import (
@@ -156,7 +157,7 @@ def memory_by_component(figures: dict[str, Any]) -> bytes:
         axes.barh([row["label"] for row in rows], sizes, left=left, color=colour, label=label)
         left = [a + b for a, b in zip(left, sizes)]
     for i, row in enumerate(rows):
-        axes.text(left[i], i, f" {left[i]:.0f} MiB, 1/{row['memory_ratio']:.1f}", va="center")
+        axes.text(left[i], i, f" {left[i]:.0f} MiB, {part_of_dense(row) or '-'}", va="center")
     axes.invert_yaxis()
     axes.margins(x=0.22)
     settings = figures["settings"]

@@ -19,6 +19,11 @@ _SHARES = Column(
 )
 
 
+def part_of_dense(row: dict[str, Any]) -> str | None:
+    """A peak as a fraction of the dense loss's; None where it was too small to measure."""
+    return None if row["memory_ratio"] is None else f"1/{row['memory_ratio']:.1f}"
+
+
 def _peak_or_mark(row: dict[str, Any]) -> str:
     return "OOM" if row["is_out_of_memory"] else f"{row['peak_bytes'] / 2**20:.0f}"
 
@@ -28,7 +33,7 @@ COLUMNS: dict[str, list[Column]] = {
         Column("part", text("part")),
         _METHOD,
         _PEAK,
-        Column("of dense", lambda row: f"1/{row['memory_ratio']:.1f}"),
+        Column("of dense", part_of_dense),
         _SECONDS,
         Column("of dense", number("time_ratio", ".2f")),
         _SHARES,

@@ -4,6 +4,7 @@ import importlib
 import json
 import re
 import sys
+from dataclasses import replace
 
 import pytest
 from bench_capacity import SHORTEST, largest_that_fits
@@ -41,6 +42,16 @@ def test_loss_compares_all_methods_on_the_whole_and_its_halves(script):
         assert row["parameter_bytes"] > 0
         if row["arm"].startswith("panda") and row["part"] != "simple":
             assert row["forward_share"] < 1
+
+
+def test_a_peak_too_small_to_measure_has_no_ratio(script, monkeypatch):
+    from benchmarks import child
+
+    run = child.run
+    monkeypatch.setattr(child, "run", lambda job: replace(run(job), peak_bytes=0))
+    rows = checked(script("bench_loss", *TINY, "--arms", "panda"), "loss")
+    assert [row["memory_ratio"] for row in rows] == [None] * len(rows)
+    assert all(tables.part_of_dense(row) is None for row in rows)
 
 
 def test_classes_marks_the_first_c_that_does_not_fit_and_stops_there(script, monkeypatch):
@@ -154,6 +165,7 @@ def test_figures_and_results_are_written_from_the_json_files(script, tmp_path, m
         ),
     }
     documents["classes-k2"]["rows"][-1]["is_out_of_memory"] = True
+    documents["loss-aishell-random-k2"]["rows"][0]["memory_ratio"] = None
     for name, figures in documents.items():
         (folder / f"{name}.json").write_text(json.dumps(figures))
     for name in ("plot_benchmarks", "results_tables"):
