@@ -9,7 +9,9 @@ arguments, autocast state and random numbers, for each training batch:
   dense twin, which started from parameters that differ in their last bit, each take an optimizer
   step from their own parameters.
 
-All passes of a batch are handed the prune ranges of its dense one. After the N steps the parameters
+All passes of a batch are handed the prune ranges of its dense one. Where a gradient is further from
+the dense one than configured, one more dense pass, whose simple loss reads its inputs moved by a
+last bit, shows how much of that is rounding. After the N steps the parameters
 of the routed trajectory and of the twin are compared with those of the dense one, and stay as they
 are for the batches that are left to compare. The twin shows what rounding alone does to this
 recipe: optimizers of Adam's family move an element whose gradient is rounding noise (a key bias in
@@ -29,6 +31,7 @@ from panda_icefall import routing
 from panda_icefall.normalizer.autocast import autocast_dtype
 from panda_icefall.runs.call_watch import LossCallWatch, explain_not_routed
 from panda_icefall.runs.contract.comparison import (
+    Distance,
     compare_gradients,
     compare_parameters,
     compare_pruned_losses,
@@ -42,6 +45,7 @@ from panda_icefall.runs.contract.result import (
     final_violations,
     update_violations,
 )
+from panda_icefall.runs.contract.simple_loss_rounding import simple_losses_moved
 from panda_icefall.runs.contract.tolerances import parse_tolerances, tolerances_for
 from panda_icefall.runs.contract.training_copy import (
     copy_model,
@@ -180,6 +184,10 @@ class Contract:
             self.result.not_routed = explain_not_routed(counted, watch.calls)
             return
         compared = compare_pruned_losses(dense_losses, routed_losses)
+        bounds = self.result.tolerances
+        gradients = compare_gradients(dense, routed, scale, bounds)
+        del routed
+        moved = self._moved_gradients(gradients, dense, loss_of, scale, ranges)
         update = UpdateResult(
             update=len(self.result.batches) + 1,
             loss_dense=of_dense.loss,
@@ -191,7 +199,8 @@ class Contract:
             prune_ranges=own_ranges,
             simple_losses_routed=counted.simple_losses_routed,
             simple_losses_dense=counted.simple_losses_dense,
-            gradients=compare_gradients(dense, routed, scale, self.result.tolerances),
+            gradients=gradients,
+            gradients_moved=moved,
             # A mass that is not finite is not counted; its sites are computed all the same.
             has_pruned_gradient=counted.adjoint_mass > 0 or counted.sites_backward > 0,
             has_same_draws=all(map(torch.equal, of_dense.generators, of_routed.generators)),
@@ -199,7 +208,24 @@ class Contract:
             peak_bytes_routed=of_routed.peak_bytes,
         )
         self.result.batches.append(update)
-        self.result.violations += update_violations(update, self.result.tolerances)
+        self.result.violations += update_violations(update, bounds)
+
+    def _moved_gradients(
+        self,
+        gradients: list[Distance],
+        dense: nn.Module,
+        loss_of: LossOf,
+        scale: float,
+        ranges: PruneRanges,
+    ) -> list[Distance]:
+        """What rounding in the simple loss does to them, where one is beyond its bound."""
+        bounds = self.result.tolerances
+        if all(g.is_negligible or g.rel_l2 <= bounds.gradient_rel_l2 for g in gradients):
+            return []
+        moved = copy_model(dense)
+        with routing.suspended(), ranges.handed_on(), simple_losses_moved():
+            self._pass(loss_of, moved, scale)
+        return compare_gradients(dense, moved, scale, bounds)
 
     def _routed(self) -> contextlib.AbstractContextManager[None]:
         return routing.patched(self._options.workspace_mib, self._options.adjoint_tolerance)

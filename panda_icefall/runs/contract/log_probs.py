@@ -1,7 +1,6 @@
 """What every pruned loss of a pass reads and returns, whichever way the loss is computed."""
 
 import contextlib
-import functools
 import inspect
 from collections.abc import Iterator, Mapping
 from typing import Any, Callable, NamedTuple
@@ -12,6 +11,7 @@ from torch import Tensor
 from panda_icefall import routing
 from panda_icefall.losses.dense import dense_log_probs
 from panda_icefall.losses.sites import SiteLogProbs, inside_boundary, next_symbols
+from panda_icefall.runs.contract.wrapped_function import wrapped_function
 
 __all__ = ["ObservedLoss", "log_probs_of_logits", "observed_losses"]
 
@@ -36,8 +36,7 @@ def observed_losses(callback: Callable[[ObservedLoss], None]) -> Iterator[None]:
     """Call ``callback`` with every ``rnnt_loss_pruned`` of the enclosed block.
 
     A routed loss reports its own log-probs; of any other they are computed from the logits it was
-    given, once it has returned. ``rnnt_loss_pruned`` is replaced where routing replaces it, on top
-    of whatever stands there.
+    given, once it has returned.
 
     Memory: the reported tensors, 13 bytes per site in either arm beside ``4 C`` of the logits. What
     the dense arm needs for them besides, a few chunks of 4 MiB, is needed while its loss holds less
@@ -46,28 +45,19 @@ def observed_losses(callback: Callable[[ObservedLoss], None]) -> Iterator[None]:
     Args:
       callback: Called once per loss, in order, with detached tensors.
     """
-    module: Any = routing.patched_module()
-    original = module.rnnt_loss_pruned
-    signature = inspect.signature(original)
 
-    @functools.wraps(original)
-    def rnnt_loss_pruned(*args: Any, **kwargs: Any) -> Any:
+    def observe(original: Callable[..., Any], given: inspect.BoundArguments) -> Any:
         reported: list[SiteLogProbs] = []
         with routing.observed(reported.append):
-            loss = original(*args, **kwargs)
+            loss = original(*given.args, **given.kwargs)
         if not reported:
-            given = signature.bind(*args, **kwargs)
             given.apply_defaults()
             reported.append(log_probs_of_logits(given.arguments))
         callback(ObservedLoss(loss.detach(), reported[-1]))
         return loss
 
-    module.rnnt_loss_pruned = rnnt_loss_pruned
-    try:
+    with wrapped_function("rnnt_loss_pruned", observe):
         yield
-    finally:
-        if module.rnnt_loss_pruned is rnnt_loss_pruned:
-            module.rnnt_loss_pruned = original
 
 
 def log_probs_of_logits(arguments: Mapping[str, Any]) -> SiteLogProbs:

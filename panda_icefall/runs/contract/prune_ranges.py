@@ -6,7 +6,6 @@ distance to the dense one would not be rounding's.
 """
 
 import contextlib
-import functools
 import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -15,7 +14,7 @@ from typing import Any, Callable
 import torch
 from torch import Tensor
 
-from panda_icefall import routing
+from panda_icefall.runs.contract.wrapped_function import wrapped_function
 
 __all__ = ["PruneRanges", "RangesComparison"]
 
@@ -36,11 +35,7 @@ class RangesComparison:
 
 
 class PruneRanges:
-    """What ``get_rnnt_prune_ranges`` gave in one dense pass, in the order of its calls.
-
-    The function is replaced in the module in which routing replaces others, on top of whatever
-    stands there, for the length of a block.
-    """
+    """What ``get_rnnt_prune_ranges`` gave in one dense pass, in the order of its calls."""
 
     def __init__(self) -> None:
         self._ranges: list[Tensor] = []
@@ -95,23 +90,10 @@ def _live_frames(ranges: Tensor, boundary: Any) -> Tensor:
     return frame < boundary[:, 3:].to(ranges.device)
 
 
-@contextlib.contextmanager
-def _results_through(change: Callable[[Tensor, Any], Tensor]) -> Iterator[None]:
-    module: Any = routing.patched_module()
-    original = getattr(module, "get_rnnt_prune_ranges", None)
-    if original is None:
-        yield
-        return
-    signature = inspect.signature(original)
+def _results_through(
+    change: Callable[[Tensor, Any], Tensor],
+) -> contextlib.AbstractContextManager[None]:
+    def changed(original: Callable[..., Any], given: inspect.BoundArguments) -> Tensor:
+        return change(original(*given.args, **given.kwargs), given.arguments.get("boundary"))
 
-    @functools.wraps(original)
-    def get_rnnt_prune_ranges(*args: Any, **kwargs: Any) -> Tensor:
-        boundary = signature.bind(*args, **kwargs).arguments.get("boundary")
-        return change(original(*args, **kwargs), boundary)
-
-    module.get_rnnt_prune_ranges = get_rnnt_prune_ranges
-    try:
-        yield
-    finally:
-        if module.get_rnnt_prune_ranges is get_rnnt_prune_ranges:
-            module.get_rnnt_prune_ranges = original
+    return wrapped_function("get_rnnt_prune_ranges", changed)

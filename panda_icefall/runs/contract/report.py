@@ -32,7 +32,12 @@ def contract_as_dict(result: ContractResult, device: torch.device) -> dict[str, 
         "precision": result.precision,
         "tolerances": dataclasses.asdict(result.tolerances),
         "batches": [
-            {**dataclasses.asdict(b), "loss_abs": b.loss_abs, "loss_rel": b.loss_rel}
+            {
+                **dataclasses.asdict(b),
+                "loss_abs": b.loss_abs,
+                "loss_rel": b.loss_rel,
+                "gradient_bounds": b.gradient_bounds(result.tolerances),
+            }
             for b in result.batches
         ],
         "parameters": [dataclasses.asdict(d) for d in result.parameters],
@@ -93,6 +98,13 @@ def print_contract(result: ContractResult, path: Path, console: Console) -> None
             twin.get(group, "-"),
         )
     console.print(groups)
+    for b in result.batches:
+        for d in b.gradients_moved:
+            console.print(
+                f"update {b.update}: a last bit of the simple loss's inputs moves the dense "
+                f"gradient of {d.group} by rel-L2 {d.rel_l2:.2e}: the routed one may be "
+                f"{b.gradient_bounds(result.tolerances)[d.group]:.2e} apart"
+            )
     silent = result.without_pruned_gradient
     if silent and len(silent) < len(result.batches):
         console.print(

@@ -24,3 +24,12 @@ def test_values_and_worst_elements_have_rows_under_the_bounds_they_are_judged_by
     assert (worst.bound, [cell.value for cell in worst.cells]) == (1e-5, [4e-6] * 2)
     assert not value.is_gradient
     assert by_name["log_z"].cells[0].value == 2e-8
+
+
+def test_a_gradient_that_rounding_moves_has_the_bound_of_its_batch():
+    found = contract(updates=2)
+    found["batches"][1]["gradient_bounds"] = {"encoder": 4e-5}
+    _, rows = contract_rows(found)
+    encoder = next(row for row in rows if row.name == "encoder")
+    assert encoder.bound == 1e-5
+    assert [cell.bound for cell in encoder.cells] == [1e-5, 4e-5]

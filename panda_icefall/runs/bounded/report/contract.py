@@ -16,10 +16,12 @@ class Cell:
     Attributes:
       value: The distance; may be NaN or infinite; ``None`` where it was not compared.
       is_negligible: The dense norm is rounding noise, so the relative distance means nothing.
+      bound: The largest distance that is no violation, where one is known.
     """
 
     value: Optional[float] = None
     is_negligible: bool = False
+    bound: Optional[float] = None
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,8 @@ class ContractRow:
     Attributes:
       name: What is compared.
       is_gradient: It is a parameter group's gradient.
-      bound: The largest distance that is no violation, where one is known.
+      bound: The configured bound, where one is known; of a gradient that rounding alone moves
+        further, the bound of its cell is larger.
       cells: One for each update.
     """
 
@@ -79,13 +82,23 @@ def _rows_of(
             name=group if not name else (name if is_alone else f"{name}: {group}"),
             is_gradient=not name,
             bound=bound,
-            cells=tuple(_cell(distances.get(group), distance) for distances in by_update),
+            cells=tuple(
+                _cell(distances.get(group), distance, bound if name else _own(batch, group, bound))
+                for batch, distances in zip(batches, by_update)
+            ),
         )
         for group in groups
     ]
 
 
-def _cell(distances: Optional[Mapping[str, Any]], distance: str) -> Cell:
+def _own(batch: Mapping[str, Any], group: str, bound: Optional[float]) -> Optional[float]:
+    """The bound of a group's gradient in one batch."""
+    own = finite(mapping(batch.get("gradient_bounds")).get(group))
+    return bound if own is None else own
+
+
+def _cell(distances: Optional[Mapping[str, Any]], distance: str, bound: Optional[float]) -> Cell:
     if distances is None:
         return Cell()
-    return Cell(number(distances.get(distance)), distances.get("is_negligible") is True)
+    is_negligible = distances.get("is_negligible") is True
+    return Cell(number(distances.get(distance)), is_negligible, bound)

@@ -78,7 +78,7 @@ def _draw_cells(
     has_text = len(rows[0].cells) <= _MOST_TEXT_COLUMNS
     for y, row in enumerate(rows):
         for x, cell in enumerate(row.cells):
-            excess = _excess(cell, row.bound)
+            excess = _excess(cell)
             face = _NO_BOUND if excess is None else colours(norm(excess))
             axes.add_patch(Rectangle((x, y), 1, 1, facecolor=face, edgecolor="white", lw=1.5))
             is_violated = excess is not None and excess > 0
@@ -119,16 +119,16 @@ def _label(axes: "Axes", updates: tuple[str, ...], rows: tuple[ContractRow, ...]
         axes.axhline(first_gradient, color=INK, lw=1.2)
 
 
-def _excess(cell: Cell, bound: Optional[float]) -> Optional[float]:
+def _excess(cell: Cell) -> Optional[float]:
     """log10 of distance over bound, within what the colours reach; ``None`` without a judgement."""
-    if cell.value is None or cell.is_negligible or not bound:
+    if cell.value is None or cell.is_negligible or not cell.bound:
         return None
     if math.isnan(cell.value) or math.isinf(cell.value):
         return _HIGHEST
     if cell.value == 0:
         return _LOWEST
-    excess = math.log10(cell.value / bound)
-    if cell.value <= bound:
+    excess = math.log10(cell.value / cell.bound)
+    if cell.value <= cell.bound:
         return min(max(excess, _LOWEST), -_BESIDE)
     return max(min(excess, _HIGHEST), _BESIDE)
 
