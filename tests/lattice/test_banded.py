@@ -1,7 +1,6 @@
 """The recursion in band coordinates: against single states, the padded recursion and real k2."""
 
 import math
-import random
 
 import pytest
 import torch
@@ -14,6 +13,7 @@ from bands import (
     long_band,
     make_band,
     outcome,
+    random_band,
     score_by_states,
 )
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -49,18 +49,7 @@ def test_scores_and_gradients_are_those_of_a_loop_over_states(name, rnnt_type):
 
 @pytest.mark.parametrize("seed", range(30))
 def test_any_band_and_boundary_give_the_score_of_a_loop_over_states(seed):
-    draw = random.Random(seed)
-    B, T, S, s_range = 3, draw.randint(0, 8), draw.randint(0, 7), draw.randint(1, 5)
-    rows = []
-    for _ in range(B):
-        s_begin, t_begin = draw.choice([0, draw.randint(0, S)]), draw.choice([0, T // 3])
-        rows.append([s_begin, t_begin, draw.randint(s_begin, S), draw.randint(t_begin, T)])
-    starts = [sorted(draw.choices(range(max(S + 2 - s_range, 1)), k=T)) for _ in range(B)]
-    ranges = torch.tensor(starts, dtype=torch.int64).reshape(B, T, 1) + torch.arange(s_range)
-    generator = torch.Generator().manual_seed(seed)
-    logp = torch.randn(2, B, T, s_range, generator=generator, dtype=torch.float64)
-    logp = logp.masked_fill(torch.rand(logp.shape, generator=generator) < 0.1, NEG_INF)
-    band = (*logp, ranges, S, torch.tensor(rows), RNNT_TYPES[seed % 3])
+    band = (*random_band(seed, 3, 8, 7), RNNT_TYPES[seed % 3])
     assert_equal_outcome(outcome(banded_recursion, *band), outcome(score_by_states, *band))
 
 

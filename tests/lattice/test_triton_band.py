@@ -4,11 +4,19 @@ Without a GPU the kernels run in Triton's interpreter.
 """
 
 import math
-import random
 
 import pytest
 import torch
-from bands import BANDS, NEG_INF, REACHED, assert_equal_outcome, error, make_band, outcome
+from bands import (
+    BANDS,
+    NEG_INF,
+    REACHED,
+    assert_equal_outcome,
+    error,
+    make_band,
+    outcome,
+    random_band,
+)
 from bands import score_by_states as by_states
 
 from panda_icefall.lattice.banded import RNNT_TYPES, banded_recursion
@@ -53,18 +61,7 @@ def test_scores_and_gradients_are_those_of_the_torch_engine(name, rnnt_type):
 
 @pytest.mark.parametrize("seed", range(9))
 def test_any_band_and_boundary_give_the_score_of_a_loop_over_states(seed):
-    draw = random.Random(seed)
-    B, T, S, s_range = 2, draw.randint(0, 6), draw.randint(0, 5), draw.randint(1, 5)
-    rows = []
-    for _ in range(B):
-        s_begin, t_begin = draw.choice([0, draw.randint(0, S)]), draw.choice([0, T // 3])
-        rows.append([s_begin, t_begin, draw.randint(s_begin, S), draw.randint(t_begin, T)])
-    starts = [sorted(draw.choices(range(max(S + 2 - s_range, 1)), k=T)) for _ in range(B)]
-    ranges = torch.tensor(starts, dtype=torch.int64).reshape(B, T, 1) + torch.arange(s_range)
-    generator = torch.Generator().manual_seed(seed)
-    logp = torch.randn(2, B, T, s_range, generator=generator, dtype=torch.float64)
-    logp = logp.masked_fill(torch.rand(logp.shape, generator=generator) < 0.1, NEG_INF)
-    band = on_device((*logp, ranges, S, torch.tensor(rows), RNNT_TYPES[seed % 3]))
+    band = on_device((*random_band(seed, 2, 6, 5), RNNT_TYPES[seed % 3]))
     assert_equal_outcome(outcome(by_triton, *band), outcome(by_states, *band))
 
 

@@ -1,13 +1,11 @@
 """The routed simple loss is the dense one: its value, its occupations and every gradient."""
 
-import socket
-
 import numpy as np
 import pytest
 import torch
-import torch.multiprocessing as mp
 import toy
 import toy_simple
+from ranks import from_two_ranks, group_of_two
 from torch import nn
 from torch.nn.utils import parametrize
 
@@ -232,32 +230,20 @@ def train_in_process(rank, port, use_panda, queue):
     from panda_icefall.routing import patch
 
     k2 = patch.patched_module()
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2
-    )
-    data = toy.batch(k2_functions, torch.float64, seed=rank)
-    model = nn.parallel.DistributedDataParallel(
-        toy_simple.Transducer().double(), find_unused_parameters=True
-    )
-    with panda_icefall.patched(model=model) if use_panda else torch.enable_grad():
-        model(k2, data).backward()
-        deferred = panda_icefall.status().simple_losses_deferred
-    if rank == 0:
-        queue.put((deferred, [p.grad.numpy() for p in model.parameters()]))
-    torch.distributed.destroy_process_group()
+    with group_of_two(rank, port):
+        data = toy.batch(k2_functions, torch.float64, seed=rank)
+        model = nn.parallel.DistributedDataParallel(
+            toy_simple.Transducer().double(), find_unused_parameters=True
+        )
+        with panda_icefall.patched(model=model) if use_panda else torch.enable_grad():
+            model(k2, data).backward()
+            deferred = panda_icefall.status().simple_losses_deferred
+        if rank == 0:
+            queue.put((deferred, [p.grad.numpy() for p in model.parameters()]))
 
 
 def test_ddp_ranks_average_the_same_gradients():
-    found = []
-    for use_panda in (False, True):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        queue = mp.get_context("spawn").SimpleQueue()
-        context = mp.spawn(train_in_process, (port, use_panda, queue), nprocs=2, join=False)
-        found.append(queue.get())
-        while not context.join():
-            pass
+    found = [from_two_ranks(train_in_process, use_panda) for use_panda in (False, True)]
     assert [deferred for deferred, _ in found] == [0, 1]
     for x, y in zip(found[0][1], found[1][1]):
         np.testing.assert_allclose(x, y, rtol=1e-10, atol=1e-12)

@@ -3,14 +3,13 @@ late reads, graphs kept alive. Each case is compared with the dense run of the s
 
 import dataclasses
 import gc
-import socket
 import weakref
 
 import numpy as np
 import pytest
 import torch
-import torch.multiprocessing as mp
 import toy
+from ranks import from_two_ranks, group_of_two
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -328,30 +327,18 @@ def train_in_process(rank, port, use_panda, queue):
     from panda_icefall.routing import patch
 
     k2 = patch.patched_module()
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2
-    )
-    torch.manual_seed(1)
-    data = toy.batch(k2_functions, torch.float64, seed=rank)
-    model = nn.parallel.DistributedDataParallel(toy.TwoLinearJoiner().double())
-    if use_panda:
-        panda_icefall.apply(adjoint_tolerance=0)
-    toy.pruned_loss(k2, model, data).backward()
-    if rank == 0:
-        queue.put([p.grad.numpy() for p in model.parameters()])
-    torch.distributed.destroy_process_group()
+    with group_of_two(rank, port):
+        torch.manual_seed(1)
+        data = toy.batch(k2_functions, torch.float64, seed=rank)
+        model = nn.parallel.DistributedDataParallel(toy.TwoLinearJoiner().double())
+        if use_panda:
+            panda_icefall.apply(adjoint_tolerance=0)
+        toy.pruned_loss(k2, model, data).backward()
+        if rank == 0:
+            queue.put([p.grad.numpy() for p in model.parameters()])
 
 
 def test_ddp_ranks_average_the_same_gradients():
-    grads = []
-    for use_panda in (False, True):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        queue = mp.get_context("spawn").SimpleQueue()
-        context = mp.spawn(train_in_process, (port, use_panda, queue), nprocs=2, join=False)
-        grads.append(queue.get())
-        while not context.join():
-            pass
+    grads = [from_two_ranks(train_in_process, use_panda) for use_panda in (False, True)]
     for x, y in zip(*grads):
         np.testing.assert_allclose(x, y, rtol=1e-10, atol=1e-12)

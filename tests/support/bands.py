@@ -1,5 +1,7 @@
 """Retained bands, what a recursion gives on them, and the loop over single states as an oracle."""
 
+import random
+
 import torch
 
 NEG_INF = float("-inf")
@@ -40,6 +42,22 @@ def make_band(name, dtype=torch.float64, scale=2.0):
     generator = torch.Generator().manual_seed(len(name))
     logp = scale * torch.randn(2, *ranges.shape, generator=generator, dtype=torch.float64) - 1
     return (*logp.to(dtype), ranges, S, None if rows is None else torch.tensor(rows))
+
+
+def random_band(seed, B, most_frames, most_symbols):
+    """Any boundary and any non-decreasing ranges, a tenth of the arcs missing, in float64."""
+    draw = random.Random(seed)
+    T, S, s_range = draw.randint(0, most_frames), draw.randint(0, most_symbols), draw.randint(1, 5)
+    rows = []
+    for _ in range(B):
+        s_begin, t_begin = draw.choice([0, draw.randint(0, S)]), draw.choice([0, T // 3])
+        rows.append([s_begin, t_begin, draw.randint(s_begin, S), draw.randint(t_begin, T)])
+    starts = [sorted(draw.choices(range(max(S + 2 - s_range, 1)), k=T)) for _ in range(B)]
+    ranges = torch.tensor(starts, dtype=torch.int64).reshape(B, T, 1) + torch.arange(s_range)
+    generator = torch.Generator().manual_seed(seed)
+    logp = torch.randn(2, B, T, s_range, generator=generator, dtype=torch.float64)
+    logp = logp.masked_fill(torch.rand(logp.shape, generator=generator) < 0.1, NEG_INF)
+    return (*logp, ranges, S, torch.tensor(rows))
 
 
 def long_band(dtype):
