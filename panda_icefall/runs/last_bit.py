@@ -1,9 +1,9 @@
-"""Numbers that differ from a run's own in their last bit: what rounding alone does to it."""
+"""Parameters that differ from a model's own in their last bit: what rounding alone does to it."""
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-__all__ = ["change_last_bit", "moved_by_last_bit"]
+__all__ = ["change_last_bit"]
 
 _SEED = 0
 
@@ -27,20 +27,3 @@ def change_last_bit(model: nn.Module) -> None:
                 signs = torch.randint(0, 2, parameter.shape, generator=generator) * 2 - 1
                 eps = torch.finfo(parameter.dtype).eps
                 parameter.mul_(1 + eps * signs.to(parameter.device, parameter.dtype))
-
-
-def moved_by_last_bit(tensor: Tensor) -> Tensor:
-    """``tensor`` with every element moved by eps of it, up or down; zeros stay zeros.
-
-    Args:
-      tensor: Floating-point; a gradient is handed on to it unchanged. The signs come from a
-        generator with a fixed seed on the tensor's device.
-
-    Returns:
-      A new tensor of the same shape and dtype.
-    """
-    generator = torch.Generator(tensor.device).manual_seed(_SEED)
-    step = torch.empty_like(tensor, requires_grad=False)
-    step.random_(0, 2, generator=generator).mul_(2).sub_(1)
-    step.mul_(torch.finfo(tensor.dtype).eps).mul_(tensor.detach())
-    return tensor + step

@@ -70,7 +70,7 @@ def test_the_cpu_form_runs_end_to_end_and_everything_holds(path, tmp_path):
         judged = [g for g in batch["gradients"] if not g["is_negligible"]]
         assert {"encoder", "decoder", "joiner"} <= {g["group"] for g in judged}
         for g in judged:
-            # Beyond 1e-5 only where a last bit in the dense simple loss makes as much.
+            # Beyond 1e-5 only where rounding in the dense simple loss makes half as much.
             assert g["rel_l2"] <= batch["gradient_bounds"][g["group"]] <= 1e-4
         assert min(g["cosine"] for g in judged) >= 0.999999
         assert max(d["rel_l2"] for d in batch["log_probs"] + batch["log_z"]) <= 1e-6

@@ -76,7 +76,7 @@ def contract_verdict(ranks: Mapping[int, dict[str, Any]]) -> Verdict:
     batches, bounds = contract["batches"], contract["tolerances"]
     losses = [float(b["loss_rel"]) for b in batches]
     gradients = [g for b in batches for g in b["gradients"] if not g["is_negligible"]]
-    moved = [d for b in batches for d in b.get("gradients_moved", []) if not d["is_negligible"]]
+    twin = [d for b in batches for d in b.get("gradients_twin", []) if not d["is_negligible"]]
     parts = [f"{len(batches)} of {contract['updates']} batches compared"]
     if losses:
         parts.append(f"loss within {max(losses):.1e} (bound {bounds['loss_rel']:g})")
@@ -87,8 +87,8 @@ def contract_verdict(ranks: Mapping[int, dict[str, Any]]) -> Verdict:
             parts.append(f"{name} rel-L2 {max(distances, key=nan_last):.1e} (bound {bound:g})")
     if gradients:
         worst = max(gradients, key=lambda g: nan_last(float(g["rel_l2"])))
-        of_group = [float(d["rel_l2"]) for d in moved if d["group"] == worst["group"]]
-        rounding = f"; a last bit in the dense simple loss: {max(of_group):.1e}" if of_group else ""
+        of_group = [float(d["rel_l2"]) for d in twin if d["group"] == worst["group"]]
+        rounding = f"; rounding in the simple loss: {max(of_group):.1e}" if of_group else ""
         parts.append(
             f"gradient rel-L2 {float(worst['rel_l2']):.1e} in {worst['group']} "
             f"(bound {bounds['gradient_rel_l2']:g}{rounding}), cosine at least "

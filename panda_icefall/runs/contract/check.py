@@ -10,12 +10,12 @@ arguments, autocast state and random numbers, for each training batch:
   step from their own parameters.
 
 All passes of a batch are handed the prune ranges of its dense one. Where a gradient is further from
-the dense one than configured, one more dense pass, whose simple loss reads its inputs moved by a
-last bit, shows how much of that is rounding. After the N steps the parameters
-of the routed trajectory and of the twin are compared with those of the dense one, and stay as they
-are for the batches that are left to compare. The twin shows what rounding alone does to this
-recipe: optimizers of Adam's family move an element whose gradient is rounding noise (a key bias in
-attention, say) by a whole learning rate in a direction that rounding decides.
+the dense one than configured, one more dense pass, whose simple loss is rounded otherwise, shows
+how much of that is rounding. After the N steps the parameters of the routed trajectory and of the
+twin are compared with those of the dense one, and stay as they are for the batches that are left to
+compare. The twin shows what rounding alone does to this recipe: optimizers of Adam's family move an
+element whose gradient is rounding noise (a key bias in attention, say) by a whole learning rate in
+a direction that rounding decides.
 """
 
 import contextlib
@@ -45,7 +45,7 @@ from panda_icefall.runs.contract.result import (
     final_violations,
     update_violations,
 )
-from panda_icefall.runs.contract.simple_loss_rounding import simple_losses_moved
+from panda_icefall.runs.contract.simple_loss_rounding import simple_losses_rounded_otherwise
 from panda_icefall.runs.contract.tolerances import parse_tolerances, tolerances_for
 from panda_icefall.runs.contract.training_copy import (
     copy_model,
@@ -187,7 +187,7 @@ class Contract:
         bounds = self.result.tolerances
         gradients = compare_gradients(dense, routed, scale, bounds)
         del routed
-        moved = self._moved_gradients(gradients, dense, loss_of, scale, ranges)
+        twin = self._twin_gradients(gradients, dense, loss_of, scale, ranges)
         update = UpdateResult(
             update=len(self.result.batches) + 1,
             loss_dense=of_dense.loss,
@@ -200,7 +200,7 @@ class Contract:
             simple_losses_routed=counted.simple_losses_routed,
             simple_losses_dense=counted.simple_losses_dense,
             gradients=gradients,
-            gradients_moved=moved,
+            gradients_twin=twin,
             # A mass that is not finite is not counted; its sites are computed all the same.
             has_pruned_gradient=counted.adjoint_mass > 0 or counted.sites_backward > 0,
             has_same_draws=all(map(torch.equal, of_dense.generators, of_routed.generators)),
@@ -210,7 +210,7 @@ class Contract:
         self.result.batches.append(update)
         self.result.violations += update_violations(update, bounds)
 
-    def _moved_gradients(
+    def _twin_gradients(
         self,
         gradients: list[Distance],
         dense: nn.Module,
@@ -222,10 +222,10 @@ class Contract:
         bounds = self.result.tolerances
         if all(g.is_negligible or g.rel_l2 <= bounds.gradient_rel_l2 for g in gradients):
             return []
-        moved = copy_model(dense)
-        with routing.suspended(), ranges.handed_on(), simple_losses_moved():
-            self._pass(loss_of, moved, scale)
-        return compare_gradients(dense, moved, scale, bounds)
+        twin = copy_model(dense)
+        with routing.suspended(), ranges.handed_on(), simple_losses_rounded_otherwise():
+            self._pass(loss_of, twin, scale)
+        return compare_gradients(dense, twin, scale, bounds)
 
     def _routed(self) -> contextlib.AbstractContextManager[None]:
         return routing.patched(self._options.workspace_mib, self._options.adjoint_tolerance)

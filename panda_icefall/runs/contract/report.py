@@ -99,10 +99,10 @@ def print_contract(result: ContractResult, path: Path, console: Console) -> None
         )
     console.print(groups)
     for b in result.batches:
-        for d in b.gradients_moved:
+        for d in b.gradients_twin:
             console.print(
-                f"update {b.update}: a last bit of the simple loss's inputs moves the dense "
-                f"gradient of {d.group} by rel-L2 {d.rel_l2:.2e}: the routed one may be "
+                f"update {b.update}: rounding in the simple loss alone moves the dense gradient "
+                f"of {d.group} by rel-L2 {d.rel_l2:.2e}: the routed one may be "
                 f"{b.gradient_bounds(result.tolerances)[d.group]:.2e} apart"
             )
     silent = result.without_pruned_gradient

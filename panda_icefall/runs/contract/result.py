@@ -11,7 +11,7 @@ from panda_icefall.runs.contract.prune_ranges import RangesComparison
 from panda_icefall.runs.contract.tolerances import Tolerances, tolerances_for
 
 # Routed gradients and parameters may be this many times as far from dense ones as those of a dense
-# pass or run that rounding alone has moved.
+# pass or run that is the same but for rounding.
 TWIN_FACTOR = 2.0
 
 __all__ = [
@@ -40,8 +40,8 @@ class UpdateResult:
       simple_losses_routed, simple_losses_dense: Simple losses of the routed arm in tiles, and those
         left to k2.
       gradients: Distances by parameter group.
-      gradients_moved: Where a group was beyond the configured bound: distances of a dense pass
-        whose simple loss read ``am`` and ``lm`` moved by a last bit. Else empty.
+      gradients_twin: Where a group was beyond the configured bound: distances of a dense pass
+        whose simple loss is the same but for rounding. Else empty.
       has_pruned_gradient: The routed pruned losses were given a gradient to hand on. A recipe that
         still weighs them with 0 gives none, and ``gradients`` say nothing about their backward.
       has_same_draws: Both passes left the random generators in the same state.
@@ -60,7 +60,7 @@ class UpdateResult:
     simple_losses_routed: int
     simple_losses_dense: int
     gradients: list[Distance]
-    gradients_moved: list[Distance]
+    gradients_twin: list[Distance]
     has_pruned_gradient: bool
     has_same_draws: bool
     peak_bytes_dense: int
@@ -78,9 +78,9 @@ class UpdateResult:
 
     def gradient_bounds(self, bounds: Tolerances) -> dict[str, float]:
         """By group, the largest relative distance of a gradient that is no violation."""
-        moved = {d.group: d.rel_l2 for d in self.gradients_moved if math.isfinite(d.rel_l2)}
+        twin = {d.group: d.rel_l2 for d in self.gradients_twin if math.isfinite(d.rel_l2)}
         return {
-            g.group: max(bounds.gradient_rel_l2, TWIN_FACTOR * moved.get(g.group, 0.0))
+            g.group: max(bounds.gradient_rel_l2, TWIN_FACTOR * twin.get(g.group, 0.0))
             for g in self.gradients
         }
 

@@ -1,8 +1,8 @@
-"""Simple losses whose inputs are moved by a last bit, to see what that does to gradients.
+"""Simple losses that are the same but for rounding, to see what that does to gradients.
 
 k2's recursion adds up float32 log-probs to scores of some thousand nats, and its occupations are
-differences of such scores: they are several digits less exact than what the recursion reads. Two
-implementations that read the same numbers but for a last bit get gradients that far apart.
+differences of such scores: several digits less exact than the log-probs it reads. Two
+implementations whose log-probs differ in the last bit have gradients that far apart.
 """
 
 import contextlib
@@ -10,28 +10,38 @@ import inspect
 from collections.abc import Iterator
 from typing import Any, Callable
 
+import torch
 from torch import Tensor
 
 from panda_icefall.runs.contract.wrapped_function import wrapped_function
-from panda_icefall.runs.last_bit import moved_by_last_bit
 
-__all__ = ["simple_losses_moved"]
+__all__ = ["simple_losses_rounded_otherwise"]
 
 _SIMPLE_LOSSES = ("rnnt_loss_smoothed", "rnnt_loss_simple")
+_SEED = 0
 
 
 @contextlib.contextmanager
-def simple_losses_moved() -> Iterator[None]:
-    """Move ``am`` and ``lm`` of every simple loss of the enclosed block by a last bit."""
+def simple_losses_rounded_otherwise() -> Iterator[None]:
+    """Shift ``am`` of every frame and ``lm`` of every state by a number, in the enclosed block.
+
+    The numbers, drawn between -1 and 1 from a seed of their own, cancel against the normalisers:
+    log-probs, loss and gradients stay the same but for rounding.
+    """
     with contextlib.ExitStack() as stack:
         for name in _SIMPLE_LOSSES:
-            stack.enter_context(wrapped_function(name, _on_moved_inputs))
+            stack.enter_context(wrapped_function(name, _on_shifted_inputs))
         yield
 
 
-def _on_moved_inputs(original: Callable[..., Any], given: inspect.BoundArguments) -> Any:
+def _on_shifted_inputs(original: Callable[..., Any], given: inspect.BoundArguments) -> Any:
     for name in ("lm", "am"):
-        value = given.arguments.get(name)
-        if isinstance(value, Tensor):
-            given.arguments[name] = moved_by_last_bit(value)
+        given.arguments[name] = _shifted(given.arguments[name])
     return original(*given.args, **given.kwargs)
+
+
+def _shifted(logits: Tensor) -> Tensor:
+    """``[B, rows, C]`` plus one number for each row."""
+    generator = torch.Generator(logits.device).manual_seed(_SEED)
+    rows = torch.empty_like(logits[..., :1], requires_grad=False)
+    return logits + rows.uniform_(-1, 1, generator=generator)

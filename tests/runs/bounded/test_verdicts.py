@@ -119,10 +119,10 @@ def contract(rel_l2=3e-7, violations=()):
 
 def test_what_rounding_does_to_the_worst_gradient_is_told():
     content = contract(rel_l2=1.5e-5)
-    moved = {"group": "encoder", "rel_l2": 2.1e-5, "is_negligible": False}
-    content["batches"][0]["gradients_moved"] = [moved]
+    twin = {"group": "encoder", "rel_l2": 2.1e-5, "is_negligible": False}
+    content["batches"][0]["gradients_twin"] = [twin]
     text = verdicts.contract_verdict({0: content})["text"]
-    words = "1.5e-05 in encoder (bound 1e-05; a last bit in the dense simple loss: 2.1e-05)"
+    words = "1.5e-05 in encoder (bound 1e-05; rounding in the simple loss: 2.1e-05)"
     assert words in text
 
 

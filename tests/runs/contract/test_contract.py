@@ -32,7 +32,7 @@ def test_a_right_loss_passes_with_every_group_compared(recipe, capsys):
         assert any(g["max_abs"] > 0 for g in batch["gradients"])
         assert batch["peak_bytes_dense"] >= 0
         assert batch["log_prob_problems"] == []
-        assert batch["gradients_moved"] == []
+        assert batch["gradients_twin"] == []
         assert batch["prune_ranges"]["problems"] == []
         assert 0 <= batch["prune_ranges"]["frames_differing"] < batch["prune_ranges"]["frames"]
         assert (batch["simple_losses_routed"], batch["simple_losses_dense"]) == (1, 0)
@@ -94,18 +94,18 @@ def test_a_wrong_gradient_behind_a_right_loss_is_a_violation(recipe):
     assert report(recipe)["batches"][0]["loss_rel"] <= 1e-6
 
 
-def test_a_last_bit_in_the_simple_loss_widens_the_bounds_of_what_it_moves(recipe, capsys):
+def test_rounding_in_the_simple_loss_widens_the_bounds_of_what_it_moves(recipe, capsys):
     options = PandaOptions(check_batches=1, check_tolerances="gradient_rel_l2=1e-12")
     assert run_recipe(recipe.train_py, [], options) == 1
     found = report(recipe)
     (batch,) = found["batches"]
-    moved = {d["group"]: d["rel_l2"] for d in batch["gradients_moved"]}
-    # Both arms prune alike, so that a moved simple loss leaves the joiner's gradient as it is.
-    assert moved["joiner"] == 0
+    twin = {d["group"]: d["rel_l2"] for d in batch["gradients_twin"]}
+    # Both arms prune alike, so that another simple loss leaves the joiner's gradient as it is.
+    assert twin["joiner"] == 0
     assert batch["gradient_bounds"]["joiner"] == 1e-12
     for group in ("encoder", "decoder", "simple_am_proj", "simple_lm_proj"):
-        assert 1e-12 < moved[group] < 1e-5
-        assert batch["gradient_bounds"][group] == 2 * moved[group]
+        assert 1e-12 < twin[group] < 1e-5
+        assert batch["gradient_bounds"][group] == 2 * twin[group]
     assert "gradient of joiner: rel-L2" in "\n".join(found["violations"])
     assert "moves the dense gradient of encoder by rel-L2" in capsys.readouterr().err
 
@@ -123,7 +123,7 @@ def test_a_wrong_simple_gradient_is_no_rounding(recipe):
     options = PandaOptions(check_batches=1)
     assert run_recipe(recipe.train_py, ["--kind", "skewed-simple"], options) == 1
     found = report(recipe)
-    assert found["batches"][0]["gradients_moved"]
+    assert found["batches"][0]["gradients_twin"]
     assert "gradient of simple_am_proj: rel-L2 0.0001" in "\n".join(found["violations"])
 
 

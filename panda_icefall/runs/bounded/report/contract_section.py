@@ -79,7 +79,7 @@ def _quantities(contract: Mapping[str, Any]) -> Table:
         "Relative distance, worst over the batches: losses, log-probs, log_z, then the gradient of "
         "each parameter group (rel-L2; noise: the dense gradient is rounding noise "
         "itself, judged in absolute terms). A gradient may be beyond its bound by as much as twice "
-        "what a last bit in the simple loss's am and lm does to the dense one. Parameters: rel-L2 "
+        "what rounding in the simple loss does to the dense one. Parameters: rel-L2 "
         "after the check's optimizer steps; twin: the same of a dense run whose parameters start "
         "out different in the last bit.",
     )
