@@ -14,6 +14,21 @@ class MissingEngineError(ImportError):
     """The engine that was asked for is not installed."""
 
 
+def check_engine(engine: str) -> None:
+    """Refuse an engine that no device of this machine could have.
+
+    Raises:
+      ValueError: there is no such engine.
+      MissingEngineError: Triton is asked for and not installed.
+    """
+    if engine not in ENGINES:
+        raise ValueError(f"engine: got {engine!r}, expected one of {', '.join(ENGINES)}")
+    if engine == "triton" and not _is_installed():
+        raise MissingEngineError(
+            "engine: got 'triton', which is not installed; pip install triton, or give 'auto'"
+        )
+
+
 def is_triton_chosen(engine: str, device: torch.device) -> bool:
     """Whether Triton kernels are to work on the tensors of a device.
 
@@ -26,23 +41,21 @@ def is_triton_chosen(engine: str, device: torch.device) -> bool:
       ValueError: there is no such engine, or it cannot work on this device.
       MissingEngineError: Triton is asked for and not installed.
     """
-    if engine not in ENGINES:
-        raise ValueError(f"engine: got {engine!r}, expected one of {', '.join(ENGINES)}")
+    check_engine(engine)
     if engine == "torch":
         return False
-    is_installed = importlib.util.find_spec("triton") is not None
     if engine == "auto":
-        return device.type == "cuda" and is_installed and _runs_on(device)
-    if not is_installed:
-        raise MissingEngineError(
-            "engine: got 'triton', which is not installed; pip install triton, or give 'auto'"
-        )
+        return device.type == "cuda" and _is_installed() and _runs_on(device)
     if device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
         raise ValueError(
             f"engine: got 'triton' for tensors on {device}, expected CUDA; give 'auto' "
             f"(Triton's interpreter, TRITON_INTERPRET=1, is for tests)"
         )
     return True
+
+
+def _is_installed() -> bool:
+    return importlib.util.find_spec("triton") is not None
 
 
 def _runs_on(device: torch.device) -> bool:

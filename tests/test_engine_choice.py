@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from panda_icefall.engine_choice import MissingEngineError, is_triton_chosen
-from panda_icefall.lattice.banded import banded_recursion
+from panda_icefall.lattice import banded
+from panda_icefall.lattice.banded import WIDEST_IN_TRITON, banded_recursion
 from panda_icefall.normalizer import selected_log_probs
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -85,3 +86,12 @@ def test_triton_on_the_cpu_is_refused_outside_its_interpreter(call, installed, m
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     with pytest.raises(ValueError, match=r"engine: got 'triton' for tensors on cpu, expected CUDA"):
         call("triton")
+
+
+def test_bands_too_wide_for_one_warp_are_left_to_torch(monkeypatch):
+    asked = []
+    monkeypatch.setattr(banded, "is_triton_chosen", lambda *given: asked.append(given) or False)
+    for s_range in (WIDEST_IN_TRITON, WIDEST_IN_TRITON + 1):
+        logp, ranges = torch.zeros(1, 2, s_range), torch.arange(s_range).expand(1, 2, s_range)
+        banded_recursion(logp, logp, ranges, s_range - 1)
+    assert len(asked) == 1

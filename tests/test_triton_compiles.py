@@ -18,6 +18,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from panda_icefall.lattice import triton_band
+from panda_icefall.lattice.banded import WIDEST_IN_TRITON
 from panda_icefall.normalizer import triton_rows
 
 # What is no pointer and no block size is an int.
@@ -46,7 +47,7 @@ kernels = (
 )
 for kernel in kernels:
     compile_for(70, kernel, POINTERS, BLOCKS)
-    compile_for(90, kernel, DOUBLES, BLOCKS)
+    compile_for(90, kernel, DOUBLES, {**BLOCKS, "COLUMNS": WIDEST_IN_TRITON})
     # Triton makes a constant of every int that is 1: sizes and strides of the smallest problem.
     ones = {n: 1 for n in kernel.arg_names if n not in POINTERS}
     compile_for(80, kernel, POINTERS, ones)

@@ -18,9 +18,9 @@ from typing import Any, Callable
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from panda_icefall.engine_choice import is_triton_chosen
+from panda_icefall.first_order import first_order_only
 from panda_icefall.lattice.band_layout import BandLayout
 from panda_icefall.lattice.validation import (
     boundary_error,
@@ -29,6 +29,8 @@ from panda_icefall.lattice.validation import (
 )
 
 NEG_INF = float("-inf")
+# A Triton program holds s_range x s_range numbers in the registers of one warp.
+WIDEST_IN_TRITON = 32
 RNNT_TYPES = ("regular", "modified", "constrained")
 
 
@@ -56,7 +58,8 @@ def banded_recursion(
       S: symbols in the padded batch.
       boundary: int64 `[B, 4]` rows `s_begin, t_begin, s_end, t_end`; `[0, 0, S, T]` if None.
       rnnt_type: `regular`, `modified` or `constrained`, as in k2.
-      engine: `torch`, `triton`, or `auto`: Triton on CUDA where it is installed, else torch.
+      engine: `torch`, `triton`, or `auto`: Triton on CUDA where it is installed and s_range at
+        most 32, else torch.
 
     Returns:
       The scores `[B]` in nats, in the dtype of the log-probs; -inf if no path stays in the band.
@@ -78,7 +81,8 @@ def banded_recursion(
     if rnnt_type == "constrained":
         # The blank of the next state on the same frame belongs to the symbol arc.
         target_logp = target_logp + F.pad(blank_logp[..., 1:], (0, 1), value=NEG_INF)
-    use_triton = is_triton_chosen(engine, target_logp.device)
+    is_wide = engine == "auto" and ranges.shape[2] > WIDEST_IN_TRITON
+    use_triton = not is_wide and is_triton_chosen(engine, target_logp.device)
     layout = BandLayout.of(ranges, S, boundary, is_regular=rnnt_type == "regular")
     if torch.is_grad_enabled() and (target_logp.requires_grad or blank_logp.requires_grad):
         return _BandedScores.apply(target_logp, blank_logp, layout, use_triton)
@@ -100,7 +104,7 @@ class _BandedScores(torch.autograd.Function):
         return scores.to(dtype)
 
     @staticmethod
-    @once_differentiable
+    @first_order_only
     def backward(ctx: Any, scores_grad: Tensor) -> tuple[Tensor | None, ...]:
         target_grad, blank_grad = (
             occupation * scores_grad[:, None, None] if needed else None

@@ -19,8 +19,8 @@ from typing import Any, Union
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from panda_icefall.first_order import first_order_only
 from panda_icefall.lattice.validation import check_recursion_inputs
 
 NEG_INF = float("-inf")
@@ -109,7 +109,7 @@ class _AttachOccupations(torch.autograd.Function):
         return scores.clone()
 
     @staticmethod
-    @once_differentiable
+    @first_order_only
     def backward(ctx: Any, scores_grad: Tensor) -> tuple[Tensor | None, ...]:
         scale = scores_grad.reshape(-1, 1, 1)
         px_grad, py_grad = (

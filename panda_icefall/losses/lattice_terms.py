@@ -158,6 +158,7 @@ def pruned_score(
     rnnt_type: str,
     delay_penalty: float,
     reduction: str | None,
+    engine: str = "auto",
 ) -> Tensor:
     """The transducer loss of the retained sites.
 
@@ -169,6 +170,7 @@ def pruned_score(
     Args:
       target_logp, blank_logp, ranges, S, boundary, rnnt_type: as in `pruned_px_py`.
       delay_penalty, reduction: as in `score`.
+      engine: of `banded_recursion`.
 
     Returns:
       The loss in nats, `[B]` or a scalar.
@@ -185,7 +187,7 @@ def pruned_score(
         T = ranges.shape[1]
         earliness = _earliness(target_logp, T, T, boundary).unsqueeze(2)
         target_logp = target_logp + earliness * delay_penalty
-    scores = banded_recursion(target_logp, blank_logp, ranges, S, boundary, rnnt_type)
+    scores = banded_recursion(target_logp, blank_logp, ranges, S, boundary, rnnt_type, engine)
     return _reduced(-scores, reduction)
 
 

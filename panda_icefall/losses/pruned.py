@@ -36,6 +36,7 @@ def selected_rnnt_loss_pruned(
     workspace_bytes: int | None = None,
     adjoint_tolerance: float | None = None,
     counters: TileCounters | None = None,
+    engine: str = "auto",
 ) -> Tensor:
     """Pruned RNN-T loss of a joiner whose last layer is ``F.linear(rows, weight, bias)``.
 
@@ -44,8 +45,8 @@ def selected_rnnt_loss_pruned(
 
     Args:
       rows: ``[B * T * s_range, H]`` hidden rows in (b, t, s) order, or their program.
-      weight, bias, head_dtype, workspace_bytes, adjoint_tolerance, counters: as in
-        ``panda_icefall.normalizer.selected_log_probs``.
+      weight, bias, head_dtype, workspace_bytes, adjoint_tolerance, counters, engine: as in
+        ``panda_icefall.normalizer.selected_log_probs``; the engine is that of the recursion too.
       symbols: ``[B, S]`` int64 in ``[0, C)``.
       ranges: ``[B, T, s_range]`` int64, consecutive symbol positions in ``[0, S]``, from
         ``k2.get_rnnt_prune_ranges``.
@@ -81,6 +82,7 @@ def selected_rnnt_loss_pruned(
         selected_log_probs, rows,
         live=None if live is None else live.reshape(-1), head_dtype=head_dtype,
         workspace_bytes=workspace_bytes, adjoint_tolerance=adjoint_tolerance, counters=counters,
+        engine=engine,
     )  # fmt: skip
     if use_hat_loss:
         target, blank, log_z = selected_hat_log_probs(log_probs, weight, bias, targets)
@@ -94,5 +96,13 @@ def selected_rnnt_loss_pruned(
         log_z = log_z.detach().reshape(ranges.shape)
         observer(SiteLogProbs(target.detach(), blank.detach(), log_z, live))
     return pruned_score(
-        target, blank, ranges, symbols.shape[1], boundary, rnnt_type, delay_penalty, reduction
+        target,
+        blank,
+        ranges,
+        symbols.shape[1],
+        boundary,
+        rnnt_type,
+        delay_penalty,
+        reduction,
+        engine,
     )

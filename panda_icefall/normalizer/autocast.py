@@ -17,5 +17,7 @@ def autocast_dtype(device: torch.device) -> torch.dtype | None:
 
 def no_autocast(device: torch.device) -> torch.autocast:
     """A context without autocast on the device, so that replays in backward equal forward."""
-    # The dtype is never used; without it torch 1.13 warns about the CPU's default one.
-    return torch.autocast(device.type, enabled=False, dtype=torch.bfloat16)
+    # The dtype is never used; but torch 1.13 warns about the CPU's default one, and refuses
+    # bfloat16 on GPUs before Ampere, also where autocast is to be off.
+    dtype = torch.bfloat16 if device.type == "cpu" else torch.float16
+    return torch.autocast(device.type, enabled=False, dtype=dtype)

@@ -40,14 +40,18 @@ class TileCounters:
         if device.type == "cuda":
             begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             begin.record()
-            yield
-            end.record()
-            self._cuda_events.append((phase, begin, end))
+            try:
+                yield
+            finally:
+                end.record()
+                self._cuda_events.append((phase, begin, end))
             self._drain(wait=False)
         else:
             start = time.perf_counter()
-            yield
-            self._add(phase, time.perf_counter() - start)
+            try:
+                yield
+            finally:
+                self._add(phase, time.perf_counter() - start)
 
     def seconds(self, phase: str) -> float:
         """Seconds spent in ``phase`` ("forward" or "backward"); waits for pending CUDA work."""

@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from panda_icefall.first_order import first_order_only
 from panda_icefall.normalizer import tile_loop
 from panda_icefall.normalizer.autocast import no_autocast
 from panda_icefall.normalizer.checks import check_form, live_sites
@@ -75,7 +75,9 @@ def selected_log_probs(
       Sums over sites accumulate in the output's dtype. Saved for backward: the program's inputs,
       ids and log_z. On CUDA forward syncs with the host once, for the checks and the number of
       live sites, and backward once, for the number of sites that matter. Equal inputs give bitwise
-      equal results on a CPU, and on CUDA under ``torch.use_deterministic_algorithms``.
+      equal results on a CPU, and on CUDA under ``torch.use_deterministic_algorithms`` (backward
+      then syncs three times); between runs only with a ``workspace_bytes`` of their own, because
+      the one by the device looks at the free memory of a GPU.
     """
     program = rows if isinstance(rows, RowProgram) else _dense_program(rows)
     check_form(program, weight, bias, selected_ids, selected_mask, live, head_dtype)
@@ -179,7 +181,7 @@ class _SelectedLogProbs(torch.autograd.Function):
         return selected_logp, log_z
 
     @staticmethod
-    @once_differentiable
+    @first_order_only
     def backward(  # type: ignore[override]
         ctx: Any, logp_grad: Tensor, log_z_grad: Tensor
     ) -> tuple[Tensor | None, ...]:
@@ -232,7 +234,7 @@ def _sites_that_matter(
     broken = log_z.isnan() | log_z.isposinf()
     order = torch.where(broken, torch.full_like(mass, torch.inf), mass).argsort()
     ascending = mass[order]
-    running = ascending.cumsum(dim=0)
+    running = _running_sum(ascending)
     total = mass.sum()
     # A non-finite total says nothing about the single sites: then only exact zeros are left out.
     limit = torch.where(total.isfinite(), total * call.adjoint_tolerance, torch.zeros_like(total))
@@ -246,6 +248,13 @@ def _sites_that_matter(
         call.counters.adjoint_mass_skipped += left_out_mass
     # Back in site order: neighbours share table rows.
     return order[int(count) :].sort().values
+
+
+def _running_sum(numbers: Tensor) -> Tensor:
+    """Their cumsum; where results must repeat, by the CPU: CUDA's own is refused there."""
+    if numbers.is_cuda and torch.are_deterministic_algorithms_enabled():
+        return numbers.cpu().cumsum(dim=0).to(numbers.device)
+    return numbers.cumsum(dim=0)
 
 
 def _all_sites(ids: Tensor) -> Tensor:

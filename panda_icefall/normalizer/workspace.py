@@ -28,7 +28,8 @@ def auto_workspace_bytes(device: torch.device) -> int:
     """Scratch of a tile on a device, in bytes.
 
     CPU: half of the last-level cache, 8 to 32 MiB; 16 MiB where Linux does not tell. CUDA: twice
-    the L2 cache, 64 to 256 MiB, halved until it is at most an eighth of the memory that is free.
+    the L2 cache, 64 to 256 MiB, halved until it is at most an eighth of the memory that is free or
+    below 2 MiB. The op takes more where one tile of a useful size needs more.
     """
     if device.type != "cuda":
         cache = last_level_cache_bytes(_CACHES)

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from panda_icefall.routing.custom_functions import function_apply
 from panda_icefall.routing.projections import RecordingForward, find_projections
 from panda_icefall.routing.replaced import (
     Options,
     RoutingState,
-    function_apply,
     recording_pruning,
     routed_pruned_loss,
     simple_loss_in_tiles,
@@ -75,6 +75,7 @@ def apply(
     workspace_mib: float | None = None,
     adjoint_tolerance: float | None = None,
     model: nn.Module | None = None,
+    engine: str = "auto",
 ) -> None:
     """Route the transducer losses of this process, pruned and simple, through tiles of classes.
 
@@ -98,15 +99,18 @@ def apply(
       model: has projections called ``simple_am_proj`` and ``simple_lm_proj``, with or without a
         suffix; until ``revert`` they are recorded, so that the simple loss never sees am and lm.
         None: it computes in tiles from the am and lm it is given.
+      engine: of the pruned loss, "torch", "triton" or "auto": Triton's kernels on CUDA where it is
+        installed (they need a C compiler there), else torch.
 
     Raises:
       ValueError: an option is out of range.
+      MissingEngineError: Triton is asked for and not installed.
       TypeError: model is no module.
       PandaError: a function to replace is missing.
       UnknownSignatureError: a function to replace has other parameters than those known.
     """
     global _applied
-    options = Options.of(workspace_mib, adjoint_tolerance)
+    options = Options.of(workspace_mib, adjoint_tolerance, engine)
     if model is not None and not isinstance(model, nn.Module):
         raise TypeError(f"model: got {type(model).__name__}, expected a torch.nn.Module or None")
     if _applied is None:
@@ -204,10 +208,11 @@ def patched(
     workspace_mib: float | None = None,
     adjoint_tolerance: float | None = None,
     model: nn.Module | None = None,
+    engine: str = "auto",
 ) -> Iterator[None]:
     """``apply`` for the enclosed block; afterwards as before, also when already applied."""
     was_applied, before = _applied is not None, _state.options
-    apply(workspace_mib, adjoint_tolerance)
+    apply(workspace_mib, adjoint_tolerance, engine=engine)
     try:
         with contextlib.nullcontext() if model is None else recording_projections(model):
             yield
@@ -239,7 +244,7 @@ def suspended() -> Iterator[None]:
 
 def status() -> Status:
     """What is replaced now, and totals since ``apply`` (or ``reset_counters``)."""
-    replacements = [] if _applied is None else _applied.replacements
+    replacements = [] if _applied is None or _applied.is_suspended else _applied.replacements
     return _state.counters.snapshot(tuple(replacement.full_name for replacement in replacements))
 
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from panda_icefall.normalizer.autocast import autocast_dtype
+from panda_icefall.routing.custom_functions import enclosing_function
 from panda_icefall.routing.late_inputs import LateInputs
 from panda_icefall.routing.nodes import linear
 from panda_icefall.routing.stand_in import Report, StandIn, cast_target
@@ -136,7 +137,8 @@ class DeferredProjection(StandIn):
 class RecordingForward:
     """A projection's ``forward``: its own, with the first ``F.linear`` in it deferred.
 
-    A copy of the module, or one that was pickled, has its own plain ``forward``.
+    A deep copy of the module, or one that was pickled, has its own plain ``forward``; a shallow one
+    (``nn.DataParallel`` makes such) has this one and with it the first module's weight.
 
     Args:
       name: of the projection.
@@ -150,9 +152,15 @@ class RecordingForward:
         self._own = vars(module).get("forward")
         self._original: Callable[..., Any] = module.forward
         self._report = report
+        self._is_given_up = False
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if torch.jit.is_tracing():
+        if torch.jit.is_tracing() or self._is_given_up:
+            return self._original(*args, **kwargs)
+        if (function := enclosing_function()) is not None:
+            # Reentrant checkpoints, which compute again in backward, and want a tensor there too.
+            self._is_given_up = True
+            self._report(f"{self.name}: inside {function}")
             return self._original(*args, **kwargs)
         if self._has_backward_hooks():
             self._report(f"{self.name}: backward hook")

@@ -10,12 +10,12 @@ from typing import Any, Callable
 import torch
 from torch import Tensor
 
+from panda_icefall.engine_choice import check_engine
 from panda_icefall.losses.pruning import check_pruning_form
 from panda_icefall.routing import routed_loss, routed_simple_loss
 from panda_icefall.routing.deferred import DeferredJoint
 from panda_icefall.routing.nodes import Sites, Table
 from panda_icefall.routing.observing import current_observer
-from panda_icefall.routing.replacements import MISSING
 from panda_icefall.routing.stand_in import StandIn
 from panda_icefall.routing.status import RoutingCounters
 
@@ -28,14 +28,19 @@ class Options:
 
     workspace_bytes: int | None = None
     adjoint_tolerance: float | None = None
+    engine: str = "auto"
 
     @classmethod
-    def of(cls, workspace_mib: float | None, adjoint_tolerance: float | None) -> Options:
+    def of(
+        cls, workspace_mib: float | None, adjoint_tolerance: float | None, engine: str
+    ) -> Options:
         """From what a user gives.
 
         Raises:
           ValueError: an option is out of range.
+          MissingEngineError: Triton is asked for and not installed.
         """
+        check_engine(engine)
         if workspace_mib is not None and not 0 < workspace_mib < float("inf"):
             raise ValueError(
                 f"workspace_mib: got {workspace_mib}, expected a number above 0, in MiB, or None"
@@ -43,7 +48,7 @@ class Options:
         if adjoint_tolerance is not None and not 0 <= adjoint_tolerance < 1:
             raise ValueError(f"adjoint_tolerance: got {adjoint_tolerance}, expected 0 <= it < 1")
         workspace_bytes = None if workspace_mib is None else int(workspace_mib * 2**20)
-        return cls(workspace_bytes, adjoint_tolerance)
+        return cls(workspace_bytes, adjoint_tolerance, engine)
 
 
 @dataclass
@@ -100,6 +105,7 @@ def routed_pruned_loss(original: Function, state: RoutingState) -> Function:
                     given.arguments,
                     workspace_bytes=options.workspace_bytes,
                     adjoint_tolerance=options.adjoint_tolerance,
+                    engine=options.engine,
                     counters=counters.tiles,
                     observer=current_observer(),
                 )
@@ -142,21 +148,3 @@ def simple_loss_in_tiles(original: Function, state: RoutingState) -> Function:
         return loss
 
     return simple_loss
-
-
-def function_apply(original: Any) -> classmethod[Any, Any, Any]:
-    """``torch.autograd.Function.apply`` that is given tensors, as custom functions expect.
-
-    It does not ask ``__torch_function__``: a stand-in would pass as an opaque object, and the
-    custom backward would silently be lost.
-    """
-
-    def apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
-        if original is MISSING:  # torch 1.13 inherits it
-            inner = super(torch.autograd.Function, cls).apply
-        else:
-            inner = original.__get__(None, cls)
-        given = [a.materialise(cls.__name__) if isinstance(a, StandIn) else a for a in args]
-        return inner(*given, **kwargs)
-
-    return classmethod(apply)

@@ -36,6 +36,7 @@ def compute(
     *,
     workspace_bytes: int | None,
     adjoint_tolerance: float | None,
+    engine: str,
     counters: TileCounters,
     observer: Observer | None = None,
 ) -> Tensor:
@@ -44,7 +45,7 @@ def compute(
     Args:
       logits: recorded; ``why_not`` gave None.
       arguments: those of k2.rnnt_loss_pruned by name.
-      workspace_bytes, adjoint_tolerance, counters: as in ``selected_log_probs``.
+      workspace_bytes, adjoint_tolerance, engine, counters: as in ``selected_log_probs``.
       observer: as in ``selected_rnnt_loss_pruned``.
     """
     head = _head(logits.node)
@@ -75,6 +76,7 @@ def compute(
         head_dtype=head.cast,
         workspace_bytes=workspace_bytes,
         adjoint_tolerance=adjoint_tolerance,
+        engine=engine,
         counters=counters,
     )
     # Losses of half logits stay in float32, where their sums were made.

@@ -38,6 +38,7 @@ class PandaOptions:
         compared; ``None`` for one per compared batch.
       check_tolerances: ``NAME=VALUE,NAME=VALUE``: bounds of the check, fields of
         :class:`~panda_icefall.runs.contract.tolerances.Tolerances`, in place of its defaults.
+      engine: Kernels of the pruned loss: ``torch``, ``triton`` or ``auto``.
     """
 
     use_panda: bool = False
@@ -51,6 +52,7 @@ class PandaOptions:
     last_bit_twin: bool = False
     check_update_steps: Optional[int] = None
     check_tolerances: Optional[str] = None
+    engine: str = "auto"
 
     @property
     def batches_of_check(self) -> int:
@@ -120,6 +122,7 @@ def split_panda_arguments(
         use_panda=parsed.use_panda,
         workspace_mib=parsed.panda_workspace_mib,
         adjoint_tolerance=parsed.panda_adjoint_tolerance,
+        engine=parsed.panda_engine,
         max_batches=parsed.panda_max_batches,
         check_batches=parsed.panda_check_batches,
         memory_log=parsed.panda_memory_log,

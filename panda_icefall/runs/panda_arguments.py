@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 from typing import Any, Callable
 
+from panda_icefall.engine_choice import ENGINES, MissingEngineError, check_engine
 from panda_icefall.runs.contract.tolerances import Tolerances, parse_tolerances
 
 __all__ = ["PANDA_ARGUMENTS", "add_panda_arguments"]
@@ -50,6 +51,14 @@ def _tolerances(text: str) -> str:
     return text
 
 
+def _engine(text: str) -> str:
+    try:
+        check_engine(text)
+    except (ValueError, MissingEngineError) as error:
+        raise argparse.ArgumentTypeError(str(error).partition(": ")[2]) from None
+    return text
+
+
 PANDA_ARGUMENTS: tuple[tuple[str, dict[str, Any]], ...] = (
     (
         "--use-panda",
@@ -77,6 +86,15 @@ PANDA_ARGUMENTS: tuple[tuple[str, dict[str, Any]], ...] = (
             "default": None,
             "help": "Share of the absolute adjoint mass that backward may leave out. 0 leaves "
             "nothing out; the default stays below fp32 rounding.",
+        },
+    ),
+    (
+        "--panda-engine",
+        {
+            "type": _engine,
+            "default": "auto",
+            "metavar": "{" + ",".join(ENGINES) + "}",
+            "help": "Kernels of the pruned loss; auto: Triton's on CUDA where it is installed.",
         },
     ),
     (

@@ -95,7 +95,11 @@ class TrainingSession:
           NotRoutedError: No loss was routed in the first training batch.
         """
         o = self.options
-        routed = routing.patched(o.workspace_mib, o.adjoint_tolerance) if o.use_panda else None
+        routed = (
+            routing.patched(o.workspace_mib, o.adjoint_tolerance, engine=o.engine)
+            if o.use_panda
+            else None
+        )
         with routed or contextlib.nullcontext():
             self._ledger = CounterLedger()
             try:

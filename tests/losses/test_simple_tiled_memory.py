@@ -170,3 +170,11 @@ def test_an_utterance_that_does_not_fit_takes_several_blocks_of_its_frames():
     assert plan.blocks[:2] == (Block((0,), 0, 45), Block((0,), 45, 90))
     assert [block.utterances for block in plan.blocks[2:]] == [(1, 2)]
     assert plan.tile_bytes <= 30_000
+
+
+def test_many_states_take_narrower_tiles_before_thin_slices_of_frames():
+    # Every slice projects all states again: 501 of them, in 8 MiB.
+    plan = SimpleTilePlan.make([1000] * 4, 501, 5000, (512, 512), 4, 8 * 2**20)
+    assert plan.tile_bytes <= 8 * 2**20
+    assert len(plan.blocks) <= 4 * 4
+    assert plan.tile_classes >= 64

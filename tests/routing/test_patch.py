@@ -86,8 +86,10 @@ def test_suspended_puts_the_originals_in_place_for_a_while(k2):
         assert k2.rnnt_loss_pruned is original
     panda_icefall.apply()
     replaced = k2.rnnt_loss_pruned
+    assert any(name.endswith("rnnt_loss_pruned") for name in panda_icefall.status().replaced)
     with suspended():
         assert k2.rnnt_loss_pruned is original
+        assert panda_icefall.status().replaced == ()
     assert k2.rnnt_loss_pruned is replaced
 
 
@@ -149,6 +151,7 @@ def test_plain_logits_go_to_the_original(k2):
         ({"workspace_mib": float("inf")}, "workspace_mib: got inf"),
         ({"adjoint_tolerance": -0.1}, "adjoint_tolerance: got -0.1"),
         ({"adjoint_tolerance": 1}, "adjoint_tolerance: got 1"),
+        ({"engine": "cuda"}, "engine: got 'cuda', expected one of auto, torch, triton"),
     ],
 )
 def test_options_out_of_range_are_refused_before_anything_is_replaced(k2, options, message):

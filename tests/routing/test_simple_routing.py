@@ -213,6 +213,14 @@ def test_validation_is_routed_too(k2, mode):
     assert not routed[0].requires_grad
 
 
+def test_second_derivatives_are_refused_not_wrong(k2):
+    model, data = toy_simple.Transducer(), toy.batch(k2)
+    with panda_icefall.patched(model=model):
+        loss = model(k2, data)
+        with pytest.raises(RuntimeError, match="create_graph: got True, expected False"):
+            torch.autograd.grad(loss, data.am, create_graph=True)
+
+
 @pytest.mark.parametrize("blank", [np.int64(0), torch.tensor(0)])
 def test_integer_arguments_are_taken_as_k2_takes_them(k2, blank):
     model, data = toy_simple.Transducer(), toy.batch(k2)

@@ -21,10 +21,11 @@ def test_every_option_reaches_its_field(tmp_path):
     log = tmp_path / "m.jsonl"
     options, rest = split_panda_arguments(
         f"--use-panda yes --panda-workspace-mib 0.5 --panda-adjoint-tolerance 0 "
-        f"--panda-max-batches 3 --panda-check-batches 2 --panda-memory-log {log}".split()
+        f"--panda-max-batches 3 --panda-check-batches 2 --panda-memory-log {log} "
+        f"--panda-engine torch".split()
     )
     assert rest == []
-    assert options == PandaOptions(True, 0.5, 0.0, 3, 2, log, False)
+    assert options == PandaOptions(True, 0.5, 0.0, 3, 2, log, False, engine="torch")
 
 
 def test_no_option_is_inactive_and_any_is_active():
@@ -68,6 +69,7 @@ def test_updates_belongs_to_the_recipe_outside_of_a_check():
         (["--panda-max-batches", "1.5"], "got '1.5', expected an integer"),
         (["--panda-check-batches=-1"], "got '-1', expected an integer of at least 0"),
         (["--panda-check-update-steps", "0"], "got '0', expected an integer of at least 1"),
+        (["--panda-engine", "cuda"], "--panda-engine: got 'cuda', expected one of auto, torch"),
         (["--panda-memory-log", "."], "got '.', expected the path of a file"),
     ],
 )

@@ -10,6 +10,7 @@ from torch import Tensor
 
 # A tile of fewer classes, or of fewer rows on a CPU, makes GEMMs that are bound by reading.
 USEFUL_CLASSES = 512
+LEAST_CLASSES = 64
 USEFUL_ROWS = 256
 # Launches cost more than the padding of a block's shorter utterances where there is a device.
 USEFUL_ROWS_ON_DEVICE = 4096
@@ -92,8 +93,17 @@ class SimpleTilePlan:
                 f"workspace_bytes: got {workspace_bytes}, expected at least {least} "
                 f"(one frame and {states} states of one utterance, one class); raise it"
             )
-        per_frame = tile_bytes(1, 1, useful) - tile_bytes(1, 0, useful)
-        most_frames = max(1, (workspace_bytes - tile_bytes(1, 0, useful)) // per_frame)
+
+        def frames_beside(tile_classes: int) -> int:
+            of_states = tile_bytes(1, 0, tile_classes)
+            per_frame = tile_bytes(1, 1, tile_classes) - of_states
+            return (workspace_bytes - of_states) // per_frame
+
+        # Every slice of an utterance's frames projects all of its states again.
+        enough = min(states, max(t_ends, default=1))
+        while useful > LEAST_CLASSES and frames_beside(useful) < enough:
+            useful = max(LEAST_CLASSES, useful // 2)
+        most_frames = max(1, frames_beside(useful))
         blocks: list[Block] = []
         by_length = sorted(range(len(t_ends)), key=lambda b: -t_ends[b])
         while by_length:

@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from panda_icefall.first_order import first_order_only
 from panda_icefall.losses.simple_tiled.gradients import Adjoints, add_gradients
 from panda_icefall.losses.simple_tiled.plan import SimpleTilePlan
 from panda_icefall.losses.simple_tiled.source import LogitSource
@@ -123,7 +123,7 @@ class _SimpleTerms(torch.autograd.Function):
         )
 
     @staticmethod
-    @once_differentiable
+    @first_order_only
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         call: _Call = ctx.call
         needs = ctx.needs_input_grad[2:]

@@ -228,7 +228,8 @@ class Contract:
         return compare_gradients(dense, twin, scale, bounds)
 
     def _routed(self) -> contextlib.AbstractContextManager[None]:
-        return routing.patched(self._options.workspace_mib, self._options.adjoint_tolerance)
+        o = self._options
+        return routing.patched(o.workspace_mib, o.adjoint_tolerance, engine=o.engine)
 
     def _pass(self, loss_of: LossOf, model: nn.Module, scale: float) -> _Pass:
         """Forward and backward of one arm; the random generators are put back."""
