@@ -17,10 +17,10 @@ HEAD = """# Results of the benchmarks
 Written by `scripts/results_tables.py` from the JSON files in this folder; each begins with the
 command that made it. Peaks are above inputs and parameters, all gradients included.
 
-Frames with another band: each method prunes by its own simple loss's occupations. Where two windows
-of states tie but for rounding, as on random inputs, its pruned loss is one over other sites there, and
-the distance of the whole loss and its gradients is that of another band, not of rounding; the halves
-are compared on the same band.
+Frames with another band: each method prunes by its own simple loss's occupations. Where two
+windows of states tie but for rounding, as on random inputs, its pruned loss is one over other sites
+there, and the distance of the whole loss and its gradients is that of another band, not of
+rounding; the halves are compared on the same band.
 """
 
 

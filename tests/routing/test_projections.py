@@ -12,7 +12,6 @@ import torch
 import toy
 import toy_simple
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 
 import panda_icefall
 from panda_icefall.routing import PandaError, find_projections, recording_projections, suspended
@@ -196,69 +195,6 @@ def test_a_backward_hook_on_a_projection_sees_its_gradient(k2):
     torch.testing.assert_close(seen[1], seen[0], rtol=1e-11, atol=1e-13)
     assert status.materialised["simple_am_proj: backward hook"] == 1
     assert status.simple_losses_of_tensors == 1
-
-
-class Projected(torch.autograd.Function):
-    """Runs a projection itself, which would hand its result out as an opaque object."""
-
-    @staticmethod
-    def forward(ctx, projection, x):
-        return projection(x)
-
-    @staticmethod
-    def backward(ctx, grad):
-        return None, grad[..., :1].expand(*grad.shape[:-1], toy_simple.D_AM)
-
-
-@pytest.mark.parametrize("names", [("am",), ("am", "lm")])
-def test_reentrant_checkpoints_of_projections_keep_their_gradients(k2, names):
-    model, data = toy_simple.Transducer().double(), toy.batch(k2, torch.float64)
-
-    def run():
-        with torch.enable_grad():
-            parts = {
-                "am": (model.simple_am_proj, model.encoder(data.am)),
-                "lm": (model.simple_lm_proj, model.decoder(data.lm)),
-            }
-            found = {
-                name: checkpoint(*part, use_reentrant=True) if name in names else part[0](part[1])
-                for name, part in parts.items()
-            }
-            model.zero_grad()
-            loss = toy_simple.smoothed_loss(k2, found["am"], found["lm"], data)
-            loss.backward()
-        return [loss.detach(), *(p.grad.clone() for p in model.parameters())]
-
-    dense = run()
-    with panda_icefall.patched(model=model):
-        ours, again = run(), run()
-        status = panda_icefall.status()
-    torch.testing.assert_close(ours, dense, rtol=1e-11, atol=1e-13)
-    torch.testing.assert_close(again, dense, rtol=1e-11, atol=1e-13)
-    for name in names:
-        assert status.materialised[f"simple_{name}_proj: inside CheckpointFunction"] == 1
-    assert status.simple_losses_of_tensors == 2
-
-
-def test_a_projection_inside_a_custom_function_gives_a_tensor(k2):
-    model, data = toy_simple.Transducer().double(), toy.batch(k2, torch.float64)
-    with panda_icefall.patched(model=model):
-        am = Projected.apply(model.simple_am_proj, model.encoder(data.am))
-        assert isinstance(am, torch.Tensor)
-        am.sum().backward()
-    assert model.encoder.weight.grad is not None
-
-
-def test_a_custom_function_that_gives_out_a_recorded_tensor_is_refused(k2):
-    class Pruned(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx, am, lm, ranges):
-            return k2.do_rnnt_pruning(am, lm, ranges)
-
-    data = toy.batch(k2)
-    refused = pytest.raises(PandaError, match="Pruned: its forward returned a recorded tensor")
-    with panda_icefall.patched(), refused:
-        Pruned.apply(data.am, data.lm, data.ranges)
 
 
 def test_a_forward_hook_may_change_the_result_or_pass_it_by(k2):
