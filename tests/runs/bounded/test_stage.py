@@ -140,18 +140,48 @@ def test_a_second_signal_kills_what_was_slow_to_obey_the_first(run):
     assert wait_until(lambda: not is_alive(process))
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="prctl is Linux's")
-def test_a_child_does_not_outlive_a_parent_that_was_killed(tmp_path):
-    parent = (
-        "import os, sys; from pathlib import Path; "
-        "from panda_icefall.runs.bounded.stage import Deadline, run_stage; "
-        "run_stage([sys.executable, '-c', 'import os, time; print(os.getpid(), flush=True); "
-        "time.sleep(60)'], Path('.'), os.environ, Path('out.log'), Deadline.after(5))"
+# As a shell without job control leaves SIGINT to what it starts in the background.
+IGNORED = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+
+
+def start_parent(tmp_path, preparation):
+    """A process of its own whose child writes its number, sleeps, and says when interrupted."""
+    child = (
+        "import os, time\n"
+        "try:\n    print(os.getpid(), flush=True)\n    time.sleep(60)\n"
+        "except KeyboardInterrupt:\n    print('interrupted', flush=True)"
+    )
+    parent = preparation + (
+        "import os, sys; from pathlib import Path\n"
+        "from panda_icefall.runs.bounded.stage import Deadline, forwarded_signals, run_stage\n"
+        "with forwarded_signals():\n"
+        f"    run_stage([sys.executable, '-c', {child!r}], Path('.'), os.environ, "
+        "Path('out.log'), Deadline.after(5))"
     )
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
-    started = subprocess.Popen([sys.executable, "-c", parent], cwd=tmp_path, env=environment)
+    started = subprocess.Popen(
+        [sys.executable, "-c", parent],
+        cwd=tmp_path,
+        env=environment,
+        stderr=subprocess.DEVNULL,
+    )
     log = tmp_path / "out.log"
     assert wait_until(lambda: log.exists() and log.read_text().strip())
+    return started, int(log.read_text().split()[0])
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="prctl is Linux's")
+@pytest.mark.parametrize("preparation", ["", IGNORED], ids=["foreground", "background"])
+def test_a_child_does_not_outlive_a_parent_that_was_killed(tmp_path, preparation):
+    started, child = start_parent(tmp_path, preparation)
     started.kill()
     started.wait()
-    assert wait_until(lambda: not is_alive(int(log.read_text().split()[0])))
+    assert wait_until(lambda: not is_alive(child))
+
+
+@pytest.mark.parametrize("preparation", ["", IGNORED], ids=["foreground", "background"])
+def test_a_child_is_interrupted_and_not_just_killed(tmp_path, preparation):
+    started, child = start_parent(tmp_path, preparation)
+    started.terminate()
+    started.wait()
+    assert (tmp_path / "out.log").read_text().split() == [str(child), "interrupted"]
