@@ -69,9 +69,7 @@ def test_the_cpu_form_runs_end_to_end_and_everything_holds(path, tmp_path):
         assert batch["loss_rel"] <= 1e-6
         judged = [g for g in batch["gradients"] if not g["is_negligible"]]
         assert {"encoder", "decoder", "joiner"} <= {g["group"] for g in judged}
-        for g in judged:
-            # Beyond 1e-5 only where rounding in the dense simple loss makes half as much.
-            assert g["rel_l2"] <= batch["gradient_bounds"][g["group"]] <= 1e-4
+        assert max(g["rel_l2"] for g in judged) <= 1e-5
         assert min(g["cosine"] for g in judged) >= 0.999999
         assert max(d["rel_l2"] for d in batch["log_probs"] + batch["log_z"]) <= 1e-6
 

@@ -24,7 +24,10 @@ def from_two_ranks(train, *args):
         port = free.getsockname()[1]
     queue = mp.get_context("spawn").SimpleQueue()
     context = mp.spawn(train, (port, *args, queue), nprocs=2, join=False)
-    found = queue.get()
-    while not context.join():
-        pass
-    return found
+    found, is_over = [], False
+    while not is_over:
+        is_over = context.join(timeout=0.1)  # raises what a rank raised
+        if not queue.empty():
+            found.append(queue.get())
+    (result,) = found
+    return result
