@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Optional
 
 from panda_icefall.runs.bounded.distances import OUTLIERS, nan_last
+from panda_icefall.runs.contract.result import TWIN_FACTOR
 
 __all__ = [
     "Leeway",
@@ -24,8 +25,6 @@ __all__ = [
     "trajectory_verdict",
 ]
 
-# One twin is one draw of a distance that varies by a few times from draw to draw.
-_TWIN_FACTOR = 4.0
 _TELLING = 0.1
 
 Verdict = dict[str, Any]
@@ -47,7 +46,7 @@ class Leeway:
     def bound(self) -> float:
         """The larger of the configured bound and a few times the twin's distance."""
         # A twin that itself went wrong excuses nothing.
-        wide = _TWIN_FACTOR * self.twin if math.isfinite(self.twin) else 0.0
+        wide = TWIN_FACTOR * self.twin if math.isfinite(self.twin) else 0.0
         return max(self.configured, wide)
 
     def holds(self, distance: float) -> Optional[bool]:
@@ -62,7 +61,7 @@ class Leeway:
         if self.bound == self.configured:
             return f"bound {self.configured:g}; dense twin {self.twin:.1e}"
         return (
-            f"bound {self.bound:.1e}, {_TWIN_FACTOR:g} times the dense twin's {self.twin:.1e}; "
+            f"bound {self.bound:.1e}, {TWIN_FACTOR:g} times the dense twin's {self.twin:.1e}; "
             f"configured {self.configured:g}"
         )
 
@@ -70,7 +69,7 @@ class Leeway:
 def contract_verdict(ranks: Mapping[int, dict[str, Any]]) -> Verdict:
     """From the content of every rank's ``panda-check.json``; the figures told are rank 0's.
 
-    Updated parameters are held against twice the twin of the check itself.
+    Updated parameters are held against the twin of the check itself.
     """
     contract = ranks[0]
     batches, bounds = contract["batches"], contract["tolerances"]

@@ -78,7 +78,7 @@ def _quantities(contract: Mapping[str, Any]) -> Table:
         found,
         "Relative distance, worst over the batches: losses, log-probs, log_z, then the gradient of "
         "each parameter group (rel-L2; noise: the dense gradient is rounding noise "
-        "itself, judged in absolute terms). A gradient may be beyond its bound by as much as twice "
+        "itself, judged in absolute terms). A gradient may be apart by as much as four times "
         "what rounding in the simple loss does to the dense one. Parameters: rel-L2 "
         "after the check's optimizer steps; twin: the same of a dense run whose parameters start "
         "out different in the last bit.",
