@@ -22,10 +22,15 @@ find_python() {
     return 1
 }
 
-# make_lane LANE PYTHON: builds or reuses .venvs/LANE; afterwards `lane_python LANE` runs in it.
+# make_lane LANE PYTHON: builds or reuses .venvs/LANE; afterwards `lane_python LANE` runs in it. It is
+# stamped as made only once what it is for can be imported.
 make_lane() {
-    local lane=$1 python=$2 pins="$repo/scripts/requirements-$1.txt" stamp
-    stamp="$("$python" --version) $(cksum <"$pins") $(cksum <"$repo/pyproject.toml") $repo"
+    local lane=$1 python=$2 pins=("$repo/scripts/requirements-$1"*.txt) imports stamp
+    case $lane in
+    k2) imports="torch, lhotse, k2" ;;
+    *) imports="torch, lhotse" ;;
+    esac
+    stamp="$("$python" --version) $(cat "${pins[@]}" "$repo/pyproject.toml" | cksum) $repo imports $imports"
     if [ "$(cat "$venvs/$lane/.made" 2>/dev/null)" = "$stamp" ]; then
         return 0
     fi
@@ -34,11 +39,18 @@ make_lane() {
     mkdir -p "$venvs"
     "$python" -m venv "$venvs/$lane" || return 1
     local pip=("$venvs/$lane/bin/python" -m pip --disable-pip-version-check)
+    # Newer pips refuse the file name of the k2 wheel.
+    "${pip[@]}" install -q pip==23.2.1 || return 1
+    "${pip[@]}" install -q -r "$repo/scripts/requirements-$lane.txt" || return 1
     if [ "$lane" = k2 ]; then
-        "${pip[@]}" install -q pip==23.2.1 || return 1
+        # A file with a hash demands one of everything that it installs.
+        "${pip[@]}" install -q --no-deps -r "$repo/scripts/requirements-k2-wheel.txt" || return 1
     fi
-    "${pip[@]}" install -q -r "$pins" || return 1
-    "${pip[@]}" install -q --no-deps -e "$repo" || return 1
+    "${pip[@]}" install -q --no-deps --no-build-isolation -e "$repo" || return 1
+    if ! (cd "$venvs" && "$venvs/$lane/bin/python" -c "import $imports, panda_icefall"); then
+        echo "[$lane lane] the packages are installed, but 'import $imports' fails (see above)" >&2
+        return 1
+    fi
     printf '%s\n' "$stamp" >"$venvs/$lane/.made"
 }
 
@@ -49,9 +61,9 @@ lane_python() {
 # The modern lane's Python: the pinned torch has CPU wheels for several, 3.11 is the one tested.
 modern_python() {
     local version
-    for version in 3.11 3.12 3.10; do
+    for version in 3.11 3.12; do
         find_python "$version" && return 0
     done
-    echo "no Python 3.11 (or 3.12, 3.10) found on PATH or in pyenv; install one" >&2
+    echo "no Python 3.11 (or 3.12) found on PATH or in pyenv; install one" >&2
     return 1
 }
