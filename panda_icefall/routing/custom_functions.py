@@ -7,13 +7,15 @@ it as an opaque object, and the function's backward would silently be lost.
 from __future__ import annotations
 
 import threading
-from typing import Any
+from typing import Any, Callable
 
 import torch
+from torch.nn.parallel import distributed
+from torch.utils.checkpoint import CheckpointFunction
 
 from panda_icefall.routing.errors import PandaError
 from panda_icefall.routing.replacements import MISSING
-from panda_icefall.routing.stand_in import StandIn
+from panda_icefall.routing.stand_in import StandIn, as_tensors
 
 _inside = threading.local()
 
@@ -36,6 +38,11 @@ def function_apply(original: Any) -> classmethod[Any, Any, Any]:
             inner = super(torch.autograd.Function, cls).apply
         else:
             inner = original.__get__(None, cls)
+        if cls is getattr(distributed, "_DDPSink", None):
+            return _through_sink(inner, args)
+        if cls is CheckpointFunction:
+            # What the checkpointed code gives is to be an output of this function.
+            args = (_giving_tensors(args[0]), *args[1:])
         given = [a.materialise(cls.__name__) if isinstance(a, StandIn) else a for a in args]
         names = _inside.__dict__.setdefault("names", [])
         names.append(cls.__name__)
@@ -52,3 +59,41 @@ def function_apply(original: Any) -> classmethod[Any, Any, Any]:
         return found
 
     return classmethod(apply)
+
+
+def _giving_tensors(function: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda *args, **kwargs: as_tensors(function(*args, **kwargs), CheckpointFunction.__name__)
+
+
+def _through_sink(apply: Callable[..., Any], args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """DDP's identity on a model's outputs: a stand-in's own tensors go through it instead.
+
+    So DDP's backward hook sees the gradients of the loss, and nothing is materialised.
+    """
+    parts = [
+        list(a.tensors()) if isinstance(a, StandIn) and not a.is_materialised else [a] for a in args
+    ]
+    found = list(apply(*as_tensors([item for part in parts for item in part], "_DDPSink")))
+    outputs = []
+    # From the end: the arguments that come first are DDP's own, and are not given back.
+    for value, part in zip(reversed(args), reversed(parts)):
+        if len(found) < len(part):
+            break
+        values = [found.pop() for _ in part][::-1]
+        is_deferred = isinstance(value, StandIn) and not value.is_materialised
+        outputs.append(value.reading(values) if is_deferred else values[0])
+    return tuple(reversed(outputs))
+
+
+def find_tensors(original: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """DDP's search for the tensors of an output, from whose graph it learns what was used."""
+
+    def _find_tensors(obj: Any) -> Any:
+        if not isinstance(obj, StandIn):
+            return original(obj)
+        if obj.is_materialised:
+            return original(obj.materialise("_find_tensors"))
+        # A parameter has no graph of its own: a view of it leads to it.
+        return [t if t.grad_fn is not None else t.view_as(t) for t in obj.tensors()]
+
+    return _find_tensors

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -48,12 +50,15 @@ class SiteTensor(StandIn):
 
     @property
     def requires_grad(self) -> bool:
-        return self.grad_enabled and any(
-            tensor.requires_grad
-            for node in in_order(self.node)
-            if not isinstance(node, Operation)
-            for tensor in node.tensors()
-        )
+        return self.grad_enabled and any(tensor.requires_grad for tensor in self.tensors())
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        nodes = [n for n in in_order(self.node) if not isinstance(n, Operation)]
+        return tuple({id(t): t for n in nodes for t in n.tensors()}.values())
+
+    def reading(self, tensors: Sequence[Tensor]) -> SiteTensor:
+        replaced = {id(old): new for old, new in zip(self.tensors(), tensors)}
+        return self.derive(_reading(self.node, replaced))
 
     def compute(self) -> Tensor:
         return materialise(self.node, self.sites)
@@ -66,6 +71,25 @@ class SiteTensor(StandIn):
         """What an in-place operation leaves in this object."""
         self.node = node
         return self
+
+
+def _reading(node: Node, replaced: Mapping[int, Tensor]) -> Node:
+    """The same on other tensors, given by the ids of those in their place now."""
+    done: dict[int, Any] = {}
+
+    def on_others(value: Any) -> Any:
+        if isinstance(value, NODES):
+            return done[id(value)]
+        if isinstance(value, Tensor):
+            return replaced.get(id(value), value)
+        if isinstance(value, dict):
+            return {key: on_others(item) for key, item in value.items()}
+        return tuple(map(on_others, value)) if isinstance(value, tuple) else value
+
+    for item in in_order(node):
+        fields = {f.name: on_others(getattr(item, f.name)) for f in dataclasses.fields(item)}
+        done[id(item)] = type(item)(**fields)
+    return done[id(node)]
 
 
 def materialise(node: Node, sites: Sites) -> Tensor:

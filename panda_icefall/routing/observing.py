@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Callable
@@ -13,6 +14,7 @@ __all__ = ["Observer", "current_observer", "observed"]
 Observer = Callable[[SiteLogProbs], None]
 
 _observers: list[Observer] = []
+_watched: list[str] = []
 
 
 @contextmanager
@@ -35,9 +37,36 @@ def observed(callback: Observer) -> Iterator[None]:
 
 def current_observer() -> Observer | None:
     """What a loss has to report to now; None, and so nothing to gather, when nobody observes."""
-    return _report if _observers else None
+    return _report if _observers or _watched else None
+
+
+def watch_finite(module: str | None) -> None:
+    """Log every routed loss whose log-probs are not finite, which costs a device sync each.
+
+    Args:
+      module: whose output, computed with the loss, is meant; None: no longer.
+    """
+    if module is None:
+        _watched.clear()
+    else:
+        _watched.append(module)
 
 
 def _report(log_probs: SiteLogProbs) -> None:
+    if _watched:
+        _say_non_finite(log_probs)
     for observer in tuple(_observers):
         observer(log_probs)
+
+
+def _say_non_finite(log_probs: SiteLogProbs) -> None:
+    for name in ("log_z", "target", "blank"):
+        bad = ~getattr(log_probs, name).isfinite() & log_probs.live
+        if bad.any():
+            logging.warning(
+                "panda: %s of a routed loss is not finite at %d sites (computed from %s)",
+                name,
+                int(bad.sum()),
+                ", ".join(_watched),
+            )
+            return

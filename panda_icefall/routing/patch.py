@@ -9,10 +9,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import nn
 
-from panda_icefall.routing.custom_functions import function_apply
+from panda_icefall.routing.interceptions import interceptions
+from panda_icefall.routing.module_hooks import forget_blind_hooks
 from panda_icefall.routing.projections import RecordingForward, find_projections
 from panda_icefall.routing.replaced import (
     Options,
@@ -22,7 +22,6 @@ from panda_icefall.routing.replaced import (
     simple_loss_in_tiles,
 )
 from panda_icefall.routing.replacements import (
-    MISSING,
     STAND_IN,
     Replacement,
     known_function,
@@ -127,10 +126,9 @@ def _newly_applied() -> _Applied:
         for name in _REPLACED
         if name not in _OPTIONAL or hasattr(module, name)
     }
-    function = torch.autograd.Function
     replacements = [
         *(Replacement.of(module, n, _REPLACED[n](f, _state)) for n, f in originals.items()),
-        Replacement.of(function, "apply", function_apply(vars(function).get("apply", MISSING))),
+        *interceptions(),
     ]
     reset_counters()
     _without_projections.clear()
@@ -201,6 +199,7 @@ def revert() -> None:
             )
     _applied = None
     _state.options = None
+    forget_blind_hooks()
 
 
 @contextmanager

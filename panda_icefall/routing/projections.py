@@ -7,7 +7,9 @@ its weight was made, gives a stand-in from which that loss reads input, weight a
 
 from __future__ import annotations
 
+import dataclasses
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from types import MethodType
 from typing import Any, Callable
@@ -104,6 +106,14 @@ class DeferredProjection(StandIn):
     @property
     def requires_grad(self) -> bool:
         return self.grad_enabled and any(tensor.requires_grad for tensor in self.call.tensors())
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        return self.call.tensors()
+
+    def reading(self, tensors: Sequence[Tensor]) -> DeferredProjection:
+        names = ("input", "weight", "bias")  # no bias: zip stops before it
+        call = dataclasses.replace(self.call, **dict(zip(names, tensors)))
+        return DeferredProjection(call, self.dtype, self._report)
 
     def record(
         self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]

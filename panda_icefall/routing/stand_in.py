@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Callable
 
 import torch
 from torch import Tensor
 
+from panda_icefall.dynamo import opaque
 from panda_icefall.normalizer.autocast import no_autocast
 
 Report = Callable[[str], None]
@@ -20,6 +22,12 @@ CASTS: dict[Any, torch.dtype] = {
     Tensor.bfloat16: torch.bfloat16,
     Tensor.double: torch.float64,
 }
+# What shape and dtype tell, without a value; strides and aliases are not among it.
+_FROM_SHAPE_AND_DTYPE = set(
+    "size dim ndimension numel nelement __len__ element_size itemsize nbytes layout is_sparse "
+    "is_quantized is_mkldnn is_nested is_floating_point is_complex is_signed".split()
+)
+_SETTABLE = ("data", "grad", "requires_grad", "names", "real", "imag")
 
 
 class StandIn(ABC):
@@ -27,6 +35,10 @@ class StandIn(ABC):
 
     Operations that ``record`` takes yield another stand-in; any other use materialises this object,
     once, into the tensor it stands for, in the grad mode it was made in, and goes on with that.
+
+    It is no ``torch.Tensor``, and must not say that it is one: torch's C++ asks the same
+    ``isinstance`` and then reads the memory of the object. ``interceptions`` lists who is made to
+    take it all the same.
 
     Args:
       report: called with the name of the operation that materialises it.
@@ -40,6 +52,7 @@ class StandIn(ABC):
         self.grad_enabled = torch.is_grad_enabled()
         self._report = report
         self._tensor: Tensor | None = None
+        _make_known_to_einops(type(self))
 
     @property
     @abstractmethod
@@ -67,9 +80,25 @@ class StandIn(ABC):
     def compute(self) -> Tensor:
         """The tensor it stands for; grad mode and autocast are set by the caller."""
 
+    @abstractmethod
+    def tensors(self) -> tuple[Tensor, ...]:
+        """What it reads, while it is not materialised; each once."""
+
+    @abstractmethod
+    def reading(self, tensors: Sequence[Tensor]) -> StandIn:
+        """Another one that reads these in place of ``tensors()``."""
+
     @property
     def is_cuda(self) -> bool:
         return self.device.type == "cuda"
+
+    @property
+    def is_cpu(self) -> bool:
+        return self.device.type == "cpu"
+
+    @property
+    def is_meta(self) -> bool:
+        return self.device.type == "meta"
 
     @property
     def ndim(self) -> int:
@@ -79,18 +108,6 @@ class StandIn(ABC):
     def is_materialised(self) -> bool:
         """Whether its ordinary tensor exists; nothing more is recorded on it then."""
         return self._tensor is not None
-
-    def size(self, dim: int | None = None) -> Any:
-        return self.shape if dim is None else self.shape[dim]
-
-    def dim(self) -> int:
-        return len(self.shape)
-
-    def numel(self) -> int:
-        return self.shape.numel()
-
-    def is_floating_point(self) -> bool:
-        return self.dtype.is_floating_point
 
     def materialise(self, operation: str) -> Tensor:
         """The ordinary tensor; ``operation`` is what needed it."""
@@ -119,9 +136,16 @@ class StandIn(ABC):
             kind = type(self).__name__
             raise AttributeError(f"{kind!r} (a tensor stand-in) has no attribute {name!r}")
         attribute = getattr(Tensor, name)
-        if not callable(attribute):
-            return getattr(self.materialise(name), name)
-        return lambda *args, **kwargs: dispatch(attribute, (self, *args), kwargs)
+        if callable(attribute):
+            return lambda *args, **kwargs: dispatch(attribute, (self, *args), kwargs)
+        is_cheap = name in _FROM_SHAPE_AND_DTYPE
+        return getattr(_without_values(self) if is_cheap else self.materialise(name), name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in _SETTABLE:
+            setattr(self.materialise(name), name, value)
+        else:
+            super().__setattr__(name, value)
 
     def __iter__(self) -> Iterator[Tensor]:
         return iter(self.materialise("__iter__"))
@@ -130,45 +154,73 @@ class StandIn(ABC):
         return f"{type(self).__name__}(shape={tuple(self.shape)}, dtype={self.dtype})"
 
 
+@opaque
 def dispatch(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Record ``function`` if it can be, else run it on ordinary tensors."""
     given = [value for value in (*args, *kwargs.values()) if isinstance(value, StandIn)]
+    name = name_of(function)
+    if name in _FROM_SHAPE_AND_DTYPE and args and isinstance(args[0], StandIn):
+        return function(_without_values(args[0]), *args[1:], **kwargs)
     # Two kinds in one operation know nothing of each other.
     if given and all(type(value) is type(given[0]) for value in given):
         recorded = given[0].record(function, args, kwargs)
         if recorded is not None:
             return recorded
-    name = getattr(function, "__name__", repr(function))
+    return function(*as_tensors(args, name), **as_tensors(kwargs, name))
 
-    def ordinary(value: Any) -> Any:
-        if isinstance(value, StandIn):
-            return value.materialise(name)
-        if isinstance(value, (list, tuple)):
-            return type(value)(ordinary(item) for item in value)
-        return value
 
-    return function(*ordinary(args), **{key: ordinary(value) for key, value in kwargs.items()})
+def as_tensors(value: Any, operation: str) -> Any:
+    """``value`` with tensors in place of stand-ins, in tuples, lists and dicts too."""
+    if isinstance(value, StandIn):
+        return value.materialise(operation)
+    if isinstance(value, dict):
+        return {key: as_tensors(item, operation) for key, item in value.items()}
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*(as_tensors(item, operation) for item in value))
+    if type(value) in (list, tuple):
+        return type(value)(as_tensors(item, operation) for item in value)
+    return value
+
+
+def name_of(function: Any) -> str:
+    """What messages and counters call a function; never an address in memory."""
+    name = getattr(function, "__name__", None) or getattr(function, "name", None)
+    if name == "__get__":  # of an attribute
+        return name_of(function.__self__)
+    if isinstance(name, str):
+        return name
+    return name_of(function.func) if hasattr(function, "func") else type(function).__name__
+
+
+def _make_known_to_einops(kind: type[StandIn]) -> None:
+    """Have einops call its functions for torch, which come back here; it goes by the exact type."""
+    backends = sys.modules.get("einops._backends")
+    kinds = getattr(backends, "_type2backend", {kind: None})
+    if kind not in kinds:
+        kinds[kind] = backends.get_backend(torch.empty(0))  # type: ignore[union-attr]
+
+
+def _without_values(value: StandIn) -> Tensor:
+    return torch.empty(value.shape, dtype=value.dtype, device="meta")
 
 
 def _operator(name: str) -> Callable[..., Any]:
     function = getattr(Tensor, name)
 
-    def method(self: StandIn, *args: Any) -> Any:
-        return dispatch(function, (self, *args), {})
+    def method(self: StandIn, *args: Any, **kwargs: Any) -> Any:
+        return dispatch(function, (self, *args), kwargs)
 
     method.__name__ = name
     return method
 
 
-# Python looks these up on the class, past __getattr__.
-for _name in (
-    "__add__ __radd__ __iadd__ __sub__ __rsub__ __isub__ __mul__ __rmul__ __imul__ "
-    "__truediv__ __rtruediv__ __itruediv__ __neg__ __pos__ __matmul__ __rmatmul__ "
-    "__pow__ __rpow__ __floordiv__ __rfloordiv__ __mod__ __rmod__ __abs__ "
-    "__getitem__ __setitem__ __len__ __bool__ __float__ __int__ "
-    "__lt__ __le__ __gt__ __ge__ __eq__ __ne__"
-).split():
-    setattr(StandIn, _name, _operator(_name))
+# Python, numpy, copy and pickle look these up on the class, past __getattr__.
+_OF_EVERY_OBJECT = set(
+    "__lt__ __le__ __gt__ __ge__ __eq__ __ne__ __deepcopy__ __reduce_ex__ __format__".split()
+)
+for _name in _OF_EVERY_OBJECT | ({*dir(Tensor)} - {*dir(StandIn)}):
+    if _name.startswith("__") and callable(getattr(Tensor, _name)):
+        setattr(StandIn, _name, _operator(_name))
 
 
 def cast_target(

@@ -1,0 +1,81 @@
+"""Calls of modules with stand-ins: what cannot do without a tensor is given one, and goes on."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+import sys
+from collections.abc import Iterator
+from types import TracebackType
+from typing import Any, Callable
+
+import torch
+from torch import nn
+
+from panda_icefall.dynamo import opaque
+from panda_icefall.routing.module_hooks import say_blind_hooks
+from panda_icefall.routing.stand_in import StandIn, as_tensors
+
+
+def module_call(original: Callable[..., Any]) -> Callable[..., Any]:
+    """``nn.Module.__call__`` that knows stand-ins among the arguments; all others pass."""
+
+    @functools.wraps(original)
+    def __call__(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        for value in (*args, *kwargs.values()):
+            if isinstance(value, StandIn):
+                return _call_recorded(original, self, args, kwargs)
+        return original(self, *args, **kwargs)
+
+    return __call__
+
+
+@opaque
+def _call_recorded(
+    original: Callable[..., Any], module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    """Run a module on stand-ins; if it raises, run it again on the tensors they stand for.
+
+    It asks for a tensor in a way that nobody else answers (``isinstance``, an extension in C++),
+    or it is wrong with tensors too, and then its own error is raised the second time.
+    """
+    given = [value for value in (*args, *kwargs.values()) if isinstance(value, StandIn)]
+    before = [dict(vars(value)) for value in given]
+    try:
+        with _not_compiled():
+            result = original(module, *args, **kwargs)
+    except Exception as error:
+        if _is_final(error):
+            raise
+        name = f"{type(module).__name__}, which raised {type(error).__name__}"
+        logging.info("panda: %s: %s", name, error)
+    else:
+        if isinstance(result, StandIn):
+            say_blind_hooks(module)
+        return result
+    for value, state in zip(given, before):  # in-place operations would be done twice
+        vars(value).clear()
+        vars(value).update(state)
+    return original(module, *as_tensors(args, name), **as_tensors(kwargs, name))
+
+
+@contextlib.contextmanager
+def _not_compiled() -> Iterator[None]:
+    """Compiled code runs as it is written: recording it needs no graph, and no new one per shape."""
+    if "torch._dynamo" not in sys.modules or not hasattr(torch.compiler, "set_stance"):
+        yield
+        return
+    with torch.compiler.set_stance("force_eager"):
+        yield
+
+
+def _is_final(error: Exception) -> bool:
+    """Whether PANDA itself raised it, or memory ran out."""
+    if isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)):
+        return True
+    innermost: TracebackType | None = error.__traceback__
+    while innermost is not None and innermost.tb_next is not None:
+        innermost = innermost.tb_next
+    where = "" if innermost is None else innermost.tb_frame.f_globals.get("__name__", "")
+    return where.startswith("panda_icefall.")
