@@ -62,7 +62,8 @@ def function_apply(original: Any) -> classmethod[Any, Any, Any]:
 
 
 def _giving_tensors(function: Callable[..., Any]) -> Callable[..., Any]:
-    return lambda *args, **kwargs: as_tensors(function(*args, **kwargs), CheckpointFunction.__name__)
+    name = CheckpointFunction.__name__
+    return lambda *args, **kwargs: as_tensors(function(*args, **kwargs), name)
 
 
 def _through_sink(apply: Callable[..., Any], args: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -22,13 +22,13 @@ def module_call(original: Callable[..., Any]) -> Callable[..., Any]:
     """``nn.Module.__call__`` that knows stand-ins among the arguments; all others pass."""
 
     @functools.wraps(original)
-    def __call__(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    def call(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         for value in (*args, *kwargs.values()):
             if isinstance(value, StandIn):
                 return _call_recorded(original, self, args, kwargs)
         return original(self, *args, **kwargs)
 
-    return __call__
+    return call
 
 
 @opaque
@@ -62,7 +62,7 @@ def _call_recorded(
 
 @contextlib.contextmanager
 def _not_compiled() -> Iterator[None]:
-    """Compiled code runs as it is written: recording it needs no graph, and no new one per shape."""
+    """Compiled code runs as it is written: recording it needs no graph, nor a new one per shape."""
     if "torch._dynamo" not in sys.modules or not hasattr(torch.compiler, "set_stance"):
         yield
         return

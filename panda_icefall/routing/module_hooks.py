@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import weakref
+from types import FrameType
 
 from torch import nn
 
@@ -63,7 +64,7 @@ def _is_ours(hook: object) -> bool:
 def _name_on_the_stack(module: nn.Module) -> str:
     """Its name in the outermost module that is running now; else its class."""
     found = type(module).__name__
-    frame = sys._getframe()
+    frame: FrameType | None = sys._getframe()
     while frame is not None:
         running = frame.f_locals.get("self")
         if isinstance(running, nn.Module):

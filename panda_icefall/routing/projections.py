@@ -111,8 +111,10 @@ class DeferredProjection(StandIn):
         return self.call.tensors()
 
     def reading(self, tensors: Sequence[Tensor]) -> DeferredProjection:
-        names = ("input", "weight", "bias")  # no bias: zip stops before it
-        call = dataclasses.replace(self.call, **dict(zip(names, tensors)))
+        input, weight, *bias = tensors
+        call = dataclasses.replace(
+            self.call, input=input, weight=weight, bias=bias[0] if bias else None
+        )
         return DeferredProjection(call, self.dtype, self._report)
 
     def record(

@@ -10,11 +10,11 @@ from panda_icefall.routing.stand_in import as_tensors, name_of
 def scripted_call(original: Callable[..., Any]) -> Callable[..., Any]:
     """``__call__`` of a ``torch.jit.ScriptFunction`` or ``ScriptMethod``, given tensors."""
 
-    def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
         name = _name(self)
         return original(self, *as_tensors(args, name), **as_tensors(kwargs, name))
 
-    return __call__
+    return call
 
 
 def _name(compiled: Any) -> str:

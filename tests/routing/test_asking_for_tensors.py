@@ -2,8 +2,6 @@
 
 import copy
 import functools
-import io
-import pickle
 
 import einops
 import einops.layers.torch as einops_layers
@@ -66,7 +64,7 @@ def shared_by_numpy(x):
 
 def rows(x):
     assert len(x) == len(list(x)) == toy.B
-    return torch.stack([row for row in x])
+    return torch.stack(list(x))
 
 
 EINOPS = {
@@ -125,7 +123,7 @@ def test_what_asks_for_a_tensor_gets_one(k2, asking):
 
 
 @pytest.mark.parametrize(
-    "asking, name",
+    ("asking", "name"),
     [
         ("scripted function", "scripted scripted_double"),
         ("scripted module", "scripted Swoosh.forward"),

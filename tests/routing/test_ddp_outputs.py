@@ -1,0 +1,156 @@
+"""DDP looks for the tensors of a model's output: it finds what a recorded one was made of."""
+
+import contextlib
+
+import pytest
+import torch
+import torch.distributed as dist
+import toy
+import toy_simple
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+import panda_icefall
+
+
+@pytest.fixture(autouse=True)
+def one_rank(tmp_path):
+    store = dist.FileStore(str(tmp_path / "store"), 1)
+    dist.init_process_group("gloo", store=store, rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+class Pruned(nn.Module):
+    """Gives out the logits, in a container, and something else; has a layer nobody uses."""
+
+    def __init__(self, k2, packed, hidden=torch.tanh):
+        super().__init__()
+        torch.manual_seed(1)
+        self.k2, self.packed, self.hidden = k2, packed, hidden
+        self.encoder = nn.Linear(toy.X, toy.X)
+        self.output_linear = nn.Linear(toy.X, toy.C)
+        self.unused = nn.Linear(3, 3)
+
+    def forward(self, data):
+        encoder_out = self.encoder(data.am)
+        am, lm = self.k2.do_rnnt_pruning(encoder_out, data.lm, data.ranges)
+        return self.packed(self.output_linear(self.hidden(am + lm))), encoder_out
+
+
+PACKED = {
+    "alone": (lambda logits: logits, lambda output: output),
+    "tuple": (lambda logits: (1, logits), lambda output: output[1]),
+    "dict": (lambda logits: {"logits": [logits]}, lambda output: output["logits"][0]),
+    "twice": (lambda logits: (logits, logits), lambda output: output[1]),
+}
+
+
+def loss_of(k2, logits, data):
+    return k2.rnnt_loss_pruned(
+        logits, data.symbols, data.ranges, 0, data.boundary, reduction="sum"
+    )
+
+
+def gradients(model, step, **options):
+    """Those of two steps, dense where not applied: DDP sees in the second what the first left."""
+    wrapped = DistributedDataParallel(model, **options)
+    found = []
+    for _ in range(2):
+        step(wrapped).backward()
+        found += [None if p.grad is None else p.grad.clone() for p in model.parameters()]
+    return found
+
+
+OPTIONS = [{"find_unused_parameters": True}, {"static_graph": True}, {}]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=lambda options: "".join(options) or "plain")
+@pytest.mark.parametrize("packing", PACKED)
+def test_the_loss_may_be_outside_of_a_ddp_model(k2, packing, options):
+    pack, unpack = PACKED[packing]
+    data = toy.batch(k2, torch.float64)
+
+    def run():
+        model = Pruned(k2, pack).double()
+        if "find_unused_parameters" not in options:
+            del model.unused
+        return gradients(model, lambda m: loss_of(k2, unpack(m(data)[0]), data), **options)
+
+    dense = run()
+    with panda_icefall.patched(adjoint_tolerance=0):
+        routed = run()
+    status = panda_icefall.status()
+    assert (status.losses_routed, status.losses_dense, status.materialised) == (2, 0, {})
+    torch.testing.assert_close(routed, dense, rtol=1e-10, atol=1e-12)
+    if "find_unused_parameters" in options:
+        assert dense[-1] is None
+
+
+def test_logits_that_no_loss_reads_leave_ddp_ready_for_the_next_step(k2):
+    data = toy.batch(k2, torch.float64)
+
+    def run():
+        model = Pruned(k2, lambda logits: logits).double()
+        step = lambda m: m(data)[1].square().sum()  # noqa: E731
+        return gradients(model, step, find_unused_parameters=True)
+
+    dense = run()
+    with panda_icefall.patched():
+        routed = run()
+    assert panda_icefall.status().materialised == {}
+    torch.testing.assert_close(routed, dense, rtol=1e-10, atol=1e-12)
+
+
+def test_logits_that_were_materialised_are_found_too(k2):
+    data = toy.batch(k2, torch.float64)
+
+    def used(x):
+        return x + 0 * x.softmax(-1)
+
+    def run():
+        model = Pruned(k2, lambda logits: logits * (logits.amax() > -1e9), used).double()
+        step = lambda m: loss_of(k2, m(data)[0], data)  # noqa: E731
+        return gradients(model, step, find_unused_parameters=True)
+
+    dense = run()
+    with panda_icefall.patched(adjoint_tolerance=0):
+        routed = run()
+    torch.testing.assert_close(routed, dense, rtol=1e-10, atol=1e-12)
+
+
+class Projections(toy_simple.Transducer):
+    def forward(self, data):
+        return self.projections(data)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("is_split", [False, True])
+def test_projections_may_be_given_out_of_a_ddp_model(k2, bias, is_split):
+    data = toy.batch(k2, torch.float64)
+
+    def step(model):
+        am, lm = model(data)
+        if is_split:
+            am = am * 1.0
+        return toy_simple.smoothed_loss(k2, am, lm, data)
+
+    def run(applied=None):
+        model = Projections(bias=bias).double()
+        with contextlib.nullcontext() if applied is None else applied(model=model):
+            return gradients(model, step, find_unused_parameters=True)
+
+    dense, routed = run(), run(panda_icefall.patched)
+    status = panda_icefall.status()
+    torch.testing.assert_close(routed, dense, rtol=1e-10, atol=1e-12)
+    assert status.simple_losses_deferred == (0 if is_split else 2)
+    assert bool(status.materialised) is is_split
+
+
+def test_the_search_is_put_back(k2):
+    from torch.nn.parallel import distributed
+
+    before = distributed._find_tensors
+    with panda_icefall.patched():
+        assert distributed._find_tensors is not before
+    assert distributed._find_tensors is before
