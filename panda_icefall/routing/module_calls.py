@@ -51,7 +51,7 @@ def _call_recorded(
         name = f"{type(module).__name__}, which raised {type(error).__name__}"
         logging.info("panda: %s: %s", name, error)
     else:
-        if isinstance(result, StandIn):
+        if isinstance(result, StandIn) and not result.is_materialised:
             say_blind_hooks(module)
         return result
     for value, state in zip(given, before):  # in-place operations would be done twice

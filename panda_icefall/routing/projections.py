@@ -24,6 +24,7 @@ from panda_icefall.routing.custom_functions import enclosing_function
 from panda_icefall.routing.late_inputs import LateInputs
 from panda_icefall.routing.nodes import linear
 from panda_icefall.routing.stand_in import Report, StandIn, cast_target
+from panda_icefall.routing.tracing import is_traced
 
 __all__ = ["DeferredProjection", "ProjectionCall", "RecordingForward", "find_projections"]
 
@@ -167,7 +168,7 @@ class RecordingForward:
         self._is_given_up = False
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if torch.jit.is_tracing() or self._is_given_up:
+        if is_traced() or self._is_given_up:
             return self._original(*args, **kwargs)
         if (function := enclosing_function()) is not None:
             # Reentrant checkpoints, which compute again in backward, and want a tensor there too.

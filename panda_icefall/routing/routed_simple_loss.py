@@ -16,6 +16,7 @@ from panda_icefall.losses.simple_tiled import (
 )
 from panda_icefall.normalizer import TileCounters
 from panda_icefall.routing.projections import DeferredProjection
+from panda_icefall.routing.tracing import is_traced
 
 _WIDE = (torch.float32, torch.float64)
 
@@ -42,7 +43,7 @@ def takes_tensors(arguments: Mapping[str, Any]) -> bool:
     """
     am, lm = arguments["am"], arguments["lm"]
     are_tensors = isinstance(am, Tensor) and isinstance(lm, Tensor)
-    return are_tensors and am.dtype == lm.dtype in _WIDE and not torch.jit.is_tracing()
+    return are_tensors and am.dtype == lm.dtype in _WIDE and not is_traced()
 
 
 def compute(
