@@ -22,9 +22,7 @@ def interceptions() -> list[Replacement]:
         Replacement.of(nn.Module, "__call__", module_call(nn.Module.__call__)),
     ]
     for compiled in (torch._C.ScriptFunction, torch._C.ScriptMethod):
-        replacements.append(
-            Replacement.of(compiled, "__call__", scripted_call(compiled.__call__))
-        )
+        replacements.append(Replacement.of(compiled, "__call__", scripted_call(compiled.__call__)))
     if hasattr(distributed, "_find_tensors"):
         ours = find_tensors(distributed._find_tensors)
         replacements.append(Replacement.of(distributed, "_find_tensors", ours))

@@ -47,9 +47,7 @@ PACKED = {
 
 
 def loss_of(k2, logits, data):
-    return k2.rnnt_loss_pruned(
-        logits, data.symbols, data.ranges, 0, data.boundary, reduction="sum"
-    )
+    return k2.rnnt_loss_pruned(logits, data.symbols, data.ranges, 0, data.boundary, reduction="sum")
 
 
 def gradients(model, step, **options):
