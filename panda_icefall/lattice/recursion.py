@@ -69,7 +69,7 @@ def has_k2_recursion(device: torch.device) -> bool:
         import k2
     except ImportError:
         return False
-    if not hasattr(k2, "mutual_information_recursion"):
+    if getattr(k2, "mutual_information_recursion", None) in (None, mutual_information_recursion):
         return False
     return device.type == "cpu" or (device.type == "cuda" and getattr(k2, "with_cuda", False))
 

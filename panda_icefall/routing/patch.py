@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any
 
 from torch import nn
 
+from panda_icefall.routing.hosts import (
+    SIMPLE_LOSSES,
+    bindings_elsewhere,
+    host_functions,
+    patched_module,
+)
 from panda_icefall.routing.interceptions import interceptions
 from panda_icefall.routing.module_hooks import forget_blind_hooks
 from panda_icefall.routing.projections import RecordingForward, find_projections
@@ -21,16 +28,10 @@ from panda_icefall.routing.replaced import (
     routed_pruned_loss,
     simple_loss_in_tiles,
 )
-from panda_icefall.routing.replacements import (
-    STAND_IN,
-    Replacement,
-    known_function,
-    patched_module,
-)
+from panda_icefall.routing.replacements import Replacement
 from panda_icefall.routing.status import RoutingCounters, Status
 
 __all__ = [
-    "STAND_IN",
     "apply",
     "patched",
     "patched_module",
@@ -47,7 +48,6 @@ _REPLACED: dict[str, Any] = {
     "rnnt_loss_smoothed": simple_loss_in_tiles,
     "rnnt_loss_simple": simple_loss_in_tiles,
 }
-_OPTIONAL = ("rnnt_loss_smoothed", "rnnt_loss_simple")
 
 
 @dataclass
@@ -68,50 +68,58 @@ class _Applied:
 _applied: _Applied | None = None
 _state = RoutingState()
 _without_projections: set[str] = set()
+_said_bindings: set[tuple[str, str]] = set()
 
 
 def apply(
+    model: nn.Module | None = None,
+    *,
     workspace_mib: float | None = None,
     adjoint_tolerance: float | None = None,
-    model: nn.Module | None = None,
     engine: str = "auto",
+    projections: Mapping[str, str] | None = None,
+    strict: bool = False,
 ) -> None:
     """Route the transducer losses of this process, pruned and simple, through tiles of classes.
 
     Replaces ``do_rnnt_pruning``, ``rnnt_loss_pruned``, ``rnnt_loss_smoothed`` and
     ``rnnt_loss_simple`` (these two where there are any) in the module ``k2`` where it is installed,
-    else in ``panda_icefall.losses.k2_functions``. A second call only changes the options, and adds
-    its model's projections. While applied, ``torch.autograd.Function.apply`` turns recorded
-    arguments into tensors.
+    else in ``panda_icefall.losses.k2_functions``, and in ``fast_rnnt`` where that is installed. A
+    second call only changes the options, and adds its model's projections. While applied, torch
+    itself is taught to take recorded arguments, see ``routing.interceptions``.
 
-    What it does not reach: names bound before, ``from k2 import rnnt_loss_pruned`` or the ``apply``
-    of a custom function; functions compiled by ``torch.jit.script``, which refuse a recorded
-    joiner, as it refuses a module whose projections are recorded; other losses. What a joiner
-    gets, and what a recorded projection gives, is no ``torch.Tensor``: ``isinstance`` says so, and
-    module hooks that look for tensors pass it by.
+    What it does not reach: names bound before, as by ``from k2 import rnnt_loss_pruned`` (which is
+    logged, by module and name) or the ``apply`` of a custom function; other losses.
 
     Args:
+      model: has projections called ``simple_am_proj`` and ``simple_lm_proj``, with or without a
+        suffix; until ``revert`` they are recorded, so that the simple loss never sees am and lm.
+        None: it computes in tiles from the am and lm it is given.
       workspace_mib: upper bound of a tile's scratch, in MiB. None: chosen from the caches and the
         free memory of the device, see ``panda_icefall.normalizer.auto_workspace_bytes``.
       adjoint_tolerance: share of the absolute adjoint mass that backward may leave out, in
         ``[0, 1)``; None: half the eps of the accumulation dtype. 0: none.
-      model: has projections called ``simple_am_proj`` and ``simple_lm_proj``, with or without a
-        suffix; until ``revert`` they are recorded, so that the simple loss never sees am and lm.
-        None: it computes in tiles from the am and lm it is given.
       engine: of the pruned loss, "torch", "triton" or "auto": Triton's kernels on CUDA where it is
         installed (they need a C compiler there), else torch.
+      projections: ``{"am": NAME, "lm": NAME}``, for a model that calls its projections otherwise;
+        a name is a module's path in the model, or its last part.
+      strict: raise PandaError, with the reason, at the first loss that would be computed as without
+        PANDA.
 
     Raises:
-      ValueError: an option is out of range.
+      ValueError: an option is out of range, or no module of the model has a given name.
       MissingEngineError: Triton is asked for and not installed.
       TypeError: model is no module.
       PandaError: a function to replace is missing.
       UnknownSignatureError: a function to replace has other parameters than those known.
     """
     global _applied
-    options = Options.of(workspace_mib, adjoint_tolerance, engine)
     if model is not None and not isinstance(model, nn.Module):
-        raise TypeError(f"model: got {type(model).__name__}, expected a torch.nn.Module or None")
+        raise TypeError(
+            f"model: got {type(model).__name__}, expected a torch.nn.Module or None; options are "
+            "given by name, as in apply(workspace_mib=64)"
+        )
+    options = Options.of(workspace_mib, adjoint_tolerance, engine, projections, strict)
     if _applied is None:
         _applied = _newly_applied()
     _state.options = options
@@ -120,21 +128,31 @@ def apply(
 
 
 def _newly_applied() -> _Applied:
-    module = patched_module()
-    originals = {
-        name: known_function(module, name)
-        for name in _REPLACED
-        if name not in _OPTIONAL or hasattr(module, name)
-    }
+    functions = host_functions()
     replacements = [
-        *(Replacement.of(module, n, _REPLACED[n](f, _state)) for n, f in originals.items()),
+        *(Replacement.of(m, name, _REPLACED[name](f, _state)) for m, name, f in functions),
         *interceptions(),
     ]
     reset_counters()
     _without_projections.clear()
+    _say_bindings_elsewhere(functions)
     for replacement in replacements:
         replacement.install()
-    return _Applied(replacements, has_simple_loss=any(name in originals for name in _OPTIONAL))
+    return _Applied(replacements, any(name in SIMPLE_LOSSES for _, name, _ in functions))
+
+
+def _say_bindings_elsewhere(functions: list[tuple[ModuleType, str, Any]]) -> None:
+    """Log which modules hold an original by a name of their own; each once."""
+    names = {id(function): f"{module.__name__}.{name}" for module, name, function in functions}
+    owners = {__name__.partition(".")[0], *(m.__name__.partition(".")[0] for m, _, _ in functions)}
+    for module, name, full_name in bindings_elsewhere(names, owners):
+        if (module, name) not in _said_bindings:
+            _said_bindings.add((module, name))
+            logging.warning(
+                "panda: %s.%s is %s from before apply(), and calls of it are not routed; call "
+                "%s() instead, or import the name after apply()",
+                module, name, full_name, full_name,
+            )  # fmt: skip
 
 
 def _record_projections(applied: _Applied, model: Any) -> list[Replacement]:
@@ -203,15 +221,14 @@ def revert() -> None:
 
 
 @contextmanager
-def patched(
-    workspace_mib: float | None = None,
-    adjoint_tolerance: float | None = None,
-    model: nn.Module | None = None,
-    engine: str = "auto",
-) -> Iterator[None]:
-    """``apply`` for the enclosed block; afterwards as before, also when already applied."""
+def patched(model: nn.Module | None = None, **options: Any) -> Iterator[None]:
+    """``apply`` for the enclosed block; afterwards as before, also when already applied.
+
+    Args:
+      model, options: as of ``apply``; the projections are recorded in the block only.
+    """
     was_applied, before = _applied is not None, _state.options
-    apply(workspace_mib, adjoint_tolerance, engine=engine)
+    apply(**options)
     try:
         with contextlib.nullcontext() if model is None else recording_projections(model):
             yield

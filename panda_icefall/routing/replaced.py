@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Callable
 
@@ -11,9 +12,12 @@ from torch import Tensor
 
 from panda_icefall.dynamo import opaque
 from panda_icefall.engine_choice import check_engine
+from panda_icefall.losses import dense
 from panda_icefall.losses.pruning import check_pruning_form
 from panda_icefall.routing import routed_loss, routed_simple_loss
 from panda_icefall.routing.deferred import DeferredJoint
+from panda_icefall.routing.errors import PandaError
+from panda_icefall.routing.hosts import as_k2_arguments
 from panda_icefall.routing.nodes import Sites, Table
 from panda_icefall.routing.observing import current_observer
 from panda_icefall.routing.stand_in import StandIn
@@ -30,10 +34,17 @@ class Options:
     workspace_bytes: int | None = None
     adjoint_tolerance: float | None = None
     engine: str = "auto"
+    projections: Mapping[str, str] | None = None
+    is_strict: bool = False
 
     @classmethod
     def of(
-        cls, workspace_mib: float | None, adjoint_tolerance: float | None, engine: str
+        cls,
+        workspace_mib: float | None = None,
+        adjoint_tolerance: float | None = None,
+        engine: str = "auto",
+        projections: Mapping[str, str] | None = None,
+        strict: bool = False,
     ) -> Options:
         """From what a user gives.
 
@@ -41,6 +52,11 @@ class Options:
           ValueError: an option is out of range.
           MissingEngineError: Triton is asked for and not installed.
         """
+        if projections is not None and set(projections) != {"am", "lm"}:
+            raise ValueError(
+                f"projections: got {projections!r}, expected the names of two modules, as "
+                "{'am': 'simple_am_proj', 'lm': 'simple_lm_proj'}"
+            )
         check_engine(engine)
         if workspace_mib is not None and not 0 < workspace_mib < float("inf"):
             raise ValueError(
@@ -49,7 +65,7 @@ class Options:
         if adjoint_tolerance is not None and not 0 <= adjoint_tolerance < 1:
             raise ValueError(f"adjoint_tolerance: got {adjoint_tolerance}, expected 0 <= it < 1")
         workspace_bytes = None if workspace_mib is None else int(workspace_mib * 2**20)
-        return cls(workspace_bytes, adjoint_tolerance, engine)
+        return cls(workspace_bytes, adjoint_tolerance, engine, projections, strict)
 
 
 @dataclass
@@ -69,6 +85,23 @@ class RoutingState:
 
     def report_projection(self, operation: str) -> None:
         self.counters.count_projection(operation)
+
+    def refuse_dense(self, loss: Function, reason: str) -> None:
+        """Where the user asked for it, stop before a loss is computed as without PANDA.
+
+        Raises:
+          PandaError: ``apply(strict=True)`` is in force.
+        """
+        if self.options is None or not self.options.is_strict:
+            return
+        name = f"{loss.__module__.partition('.')[0]}.{loss.__name__}"
+        counted = self.counters.materialised.items()
+        ops = ", ".join(f"{operation} ({times} times)" for operation, times in counted)
+        cause = f"; recorded tensors were turned into ordinary ones by {ops}" if ops else ""
+        raise PandaError(
+            f"strict=True: {name} would be computed as without PANDA: {reason}{cause}; mend that, "
+            "or leave strict away"
+        )
 
 
 def recording_pruning(original: Function, state: RoutingState) -> Function:
@@ -91,8 +124,14 @@ def recording_pruning(original: Function, state: RoutingState) -> Function:
 
 
 def routed_pruned_loss(original: Function, state: RoutingState) -> Function:
-    """``rnnt_loss_pruned`` that takes a recorded joiner."""
+    """``rnnt_loss_pruned`` that takes a recorded joiner, and ``use_hat_loss`` in any case."""
     signature = inspect.signature(original)
+    has_hat = "use_hat_loss" in signature.parameters
+    if not has_hat:
+        hat = inspect.Parameter(
+            "use_hat_loss", inspect.Parameter.POSITIONAL_OR_KEYWORD, default=False
+        )
+        signature = signature.replace(parameters=[*signature.parameters.values(), hat])
 
     @functools.wraps(original)
     @opaque
@@ -105,7 +144,7 @@ def routed_pruned_loss(original: Function, state: RoutingState) -> Function:
             if reason is None:
                 loss = routed_loss.compute(
                     logits,
-                    given.arguments,
+                    as_k2_arguments(given.arguments),
                     workspace_bytes=options.workspace_bytes,
                     adjoint_tolerance=options.adjoint_tolerance,
                     engine=options.engine,
@@ -114,10 +153,18 @@ def routed_pruned_loss(original: Function, state: RoutingState) -> Function:
                 )
                 counters.losses_routed += 1
                 return loss
+            state.refuse_dense(original, reason)
             given.arguments["logits"] = logits.materialise(reason)
+        else:
+            state.refuse_dense(original, "it was given ordinary logits")
         counters.losses_dense += 1
-        return original(*given.args, **given.kwargs)
+        if has_hat:
+            return original(*given.args, **given.kwargs)
+        if given.arguments.pop("use_hat_loss"):
+            return dense.rnnt_loss_pruned(**as_k2_arguments(given.arguments), use_hat_loss=True)
+        return original(**given.arguments)
 
+    rnnt_loss_pruned.__signature__ = signature  # type: ignore[attr-defined]
     return rnnt_loss_pruned
 
 
@@ -137,15 +184,19 @@ def simple_loss_in_tiles(original: Function, state: RoutingState) -> Function:
             if reason is None and options is None:
                 reason = "PANDA was reverted"
             if reason is not None:
+                state.refuse_dense(original, reason)
                 for name, value in projections.items():
                     if isinstance(value, StandIn):
                         arguments[name] = value.materialise(reason)
         is_deferred = isinstance(arguments["am"], StandIn)
         if options is None or not (is_deferred or routed_simple_loss.takes_tensors(arguments)):
+            state.refuse_dense(original, "am and lm are half tensors, or of two dtypes, or traced")
             counters.simple_losses_dense += 1
             return original(*given.args, **given.kwargs)
         loss = routed_simple_loss.compute(
-            arguments, workspace_bytes=options.workspace_bytes, counters=counters.simple_tiles
+            as_k2_arguments(arguments),
+            workspace_bytes=options.workspace_bytes,
+            counters=counters.simple_tiles,
         )
         counters.simple_losses_routed += 1
         counters.simple_losses_of_tensors += not is_deferred

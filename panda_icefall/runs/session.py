@@ -96,7 +96,11 @@ class TrainingSession:
         """
         o = self.options
         routed = (
-            routing.patched(o.workspace_mib, o.adjoint_tolerance, engine=o.engine)
+            routing.patched(
+                workspace_mib=o.workspace_mib,
+                adjoint_tolerance=o.adjoint_tolerance,
+                engine=o.engine,
+            )
             if o.use_panda
             else None
         )

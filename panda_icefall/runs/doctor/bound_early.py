@@ -4,7 +4,7 @@ import ast
 from collections.abc import Iterator
 from typing import Optional
 
-from panda_icefall.routing.patch import STAND_IN
+from panda_icefall.routing.hosts import REPLACED_NAMES, STAND_IN
 from panda_icefall.runs.doctor.findings import Finding, problem, warning
 from panda_icefall.runs.doctor.k2_build import find_k2
 from panda_icefall.runs.doctor.recipe_sources import RecipeSources, Source
@@ -12,7 +12,6 @@ from panda_icefall.runs.doctor.recipe_sources import RecipeSources, Source
 __all__ = ["PATCHED_MODULES", "examine_bindings"]
 
 PATCHED_MODULES = ("k2", STAND_IN)
-_PATCHED = ("do_rnnt_pruning", "rnnt_loss_pruned")
 _TOO_EARLY = (
     "is bound before the patch in processes spawned for --world-size above 1, and in any process "
     "of a train.py with the lines of `panda-icefall patch`"
@@ -40,7 +39,7 @@ def _imported_by_name(source: Source) -> Iterator[Finding]:
     for node in ast.walk(source.tree):
         if not isinstance(node, ast.ImportFrom) or node.module is None:
             continue
-        names = [alias.name for alias in node.names if alias.name in _PATCHED]
+        names = [alias.name for alias in node.names if alias.name in REPLACED_NAMES]
         statement = f"`from {node.module} import {', '.join(names)}`"
         where = f"{source.path.name}:{node.lineno} has {statement}"
         advice = f"import the module, as `import k2`, and call k2.{'(), k2.'.join(names)}()"
@@ -58,7 +57,7 @@ def _kept_at_import(source: Source) -> Iterator[Finding]:
         if not isinstance(node, ast.Attribute) or id(node) in called:
             continue
         owner, _, function = (source.full_name(node) or "").rpartition(".")
-        if owner in PATCHED_MODULES and function in _PATCHED:
+        if owner in PATCHED_MODULES and function in REPLACED_NAMES:
             where = f"{source.path.name}:{node.lineno} keeps {owner}.{function}"
             advice = f"call k2.{function}() where it is used"
             yield warning("kept at import", f"{where}, which {_TOO_EARLY}", advice + _OR_ELSE)
@@ -83,7 +82,7 @@ def _stand_in_of_k2(source: Source) -> Iterator[Finding]:
         for node in ast.walk(source.tree)
         if isinstance(node, (ast.Attribute, ast.Name))
     }
-    if not uses & {f"{STAND_IN}.{name}" for name in _PATCHED}:
+    if not uses & {f"{STAND_IN}.{name}" for name in REPLACED_NAMES}:
         return
     line = _unconditional_import(source)
     if line is not None:
