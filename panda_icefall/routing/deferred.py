@@ -17,5 +17,5 @@ class DeferredJoint(SiteTensor):
 
     def record(
         self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> SiteTensor | None:
+    ) -> Any:
         return recording.record(function, args, kwargs)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, Callable
 
 import torch
@@ -66,6 +66,15 @@ class StandIn(ABC):
     @abstractmethod
     def compute(self) -> Tensor:
         """The tensor it stands for; grad mode and autocast are set by the caller."""
+
+    def keep(self, result: Any, arguments: list[Any]) -> Any:
+        """What to go on with after an operation on tensors.
+
+        Args:
+          result: what the operation gave.
+          arguments: what it was given, the tensors in place of stand-ins among them.
+        """
+        return result
 
     @property
     def is_cuda(self) -> bool:
@@ -132,7 +141,7 @@ class StandIn(ABC):
 
 def dispatch(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Record ``function`` if it can be, else run it on ordinary tensors."""
-    given = [value for value in (*args, *kwargs.values()) if isinstance(value, StandIn)]
+    given = [value for value in flat((*args, *kwargs.values())) if isinstance(value, StandIn)]
     # Two kinds in one operation know nothing of each other.
     if given and all(type(value) is type(given[0]) for value in given):
         recorded = given[0].record(function, args, kwargs)
@@ -147,7 +156,18 @@ def dispatch(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[s
             return type(value)(ordinary(item) for item in value)
         return value
 
-    return function(*ordinary(args), **{key: ordinary(value) for key, value in kwargs.items()})
+    args, kwargs = ordinary(args), {key: ordinary(value) for key, value in kwargs.items()}
+    result = function(*args, **kwargs)
+    return given[0].keep(result, [*flat((*args, *kwargs.values()))]) if given else result
+
+
+def flat(values: Iterable[Any]) -> Iterator[Any]:
+    """The values, lists and tuples among them replaced by what they hold."""
+    for value in values:
+        if isinstance(value, (list, tuple)):
+            yield from flat(value)
+        else:
+            yield value
 
 
 def _operator(name: str) -> Callable[..., Any]:
