@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from panda_icefall.normalizer.autocast import autocast_dtype, no_autocast
-from panda_icefall.routing.graph import SiteTensor
-from panda_icefall.routing.nodes import CannotRecord, Linear, Table, linear
+from panda_icefall.routing.nodes import Linear, NotRecordableError, Table, linear
 from panda_icefall.routing.row_operations import Arguments, Function, Keywords
+from panda_icefall.routing.site_tensor import SiteTensor
 
 
 def linear_layer(
@@ -26,7 +26,7 @@ def matrix_product(
 ) -> SiteTensor:
     """``matmul(x, matrix)``, of which ``mm`` is a case."""
     if kwargs or len(args) != 2 or not _is_matrix(args[1]):
-        raise CannotRecord
+        raise NotRecordableError
     return _apply(joint, args[0], args[1].t())
 
 
@@ -37,28 +37,28 @@ def added_product(
     bias, x, matrix = _bound(("input", "mat1", "mat2"), args, kwargs)
     is_bias = isinstance(bias, Tensor) and bias.dim() in (1, 2) and _is_matrix(matrix)
     if not is_bias or bias.numel() != matrix.shape[1]:
-        raise CannotRecord
+        raise NotRecordableError
     return _apply(joint, x, matrix.t(), bias.reshape(-1))
 
 
 def einsum(function: Function, args: Arguments, kwargs: Keywords, joint: SiteTensor) -> SiteTensor:
     """``einsum("btsh,ch->btsc", x, weight)`` and its like."""
     if kwargs or len(args) != 3 or not isinstance(args[0], str):
-        raise CannotRecord
+        raise NotRecordableError
     equation, *given = args
     inputs, arrow, output = equation.replace(" ", "").replace("...", "@").partition("->")
     names = inputs.split(",")
     if given[1] is joint:
         given, names = given[::-1], names[::-1]
     if not arrow or len(names) != 2 or len(names[1]) != 2 or not _is_matrix(given[1]):
-        raise CannotRecord
+        raise NotRecordableError
     sites, h = names[0][:-1], names[0][-1:]
     c = names[1].replace(h, "", 1)
     is_linear = h in names[1] and c not in names[0] and h not in sites and output == sites + c
     if not is_linear or len(c) != 1 or "@" in h + c or len(set(sites)) != len(sites):
-        raise CannotRecord
+        raise NotRecordableError
     if "@" not in sites and len(sites) != joint.ndim - 1:
-        raise CannotRecord
+        raise NotRecordableError
     return _apply(joint, given[0], given[1] if names[1][1] == h else given[1].t())
 
 
@@ -81,14 +81,14 @@ def convolution(
         and all_are(groups, 1)
     )
     if not is_pointwise or joint.channel != 1:
-        raise CannotRecord
+        raise NotRecordableError
     return _apply(joint, x, weight.flatten(1), bias, channel=1)
 
 
 def _bound(names: tuple[str, ...], args: Arguments, kwargs: Keywords) -> list[Any]:
     """The arguments by name, None where not given."""
     if len(args) > len(names) or set(kwargs) - set(names[len(args) :]):
-        raise CannotRecord
+        raise NotRecordableError
     return [*args, *(kwargs.get(name) for name in names[len(args) :])]
 
 
@@ -102,7 +102,7 @@ def _apply(
     channel = joint.ndim - 1 if channel is None else channel
     is_vector = bias is None or (isinstance(bias, Tensor) and bias.dim() == 1)
     if x is not joint or joint.channel != channel or not _is_matrix(weight) or not is_vector:
-        raise CannotRecord
+        raise NotRecordableError
     node = joint.node
     if isinstance(node, Table):
         return joint.derive(Table(F.linear(node.values, weight, bias), node.by_symbol))

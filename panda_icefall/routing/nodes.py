@@ -13,7 +13,7 @@ from panda_icefall.normalizer import RowTable
 from panda_icefall.routing.late_inputs import LateInputs
 
 
-class CannotRecord(Exception):
+class NotRecordableError(Exception):
     """An operation has to be run on ordinary tensors."""
 
 
@@ -176,6 +176,8 @@ def cast(node: Node, dtype: torch.dtype) -> Node:
         return node
     if isinstance(node, Table):
         return Table(node.values.to(dtype), node.by_symbol)
+    if isinstance(node, Operand) and node.is_shared:
+        return Operand(node.values.to(dtype))
     return Operation(Tensor.to, (node, dtype), {}, node.width, dtype)
 
 

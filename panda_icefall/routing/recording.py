@@ -10,11 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from panda_icefall.routing import linear_forms, row_operations
-from panda_icefall.routing.graph import SiteTensor
-from panda_icefall.routing.nodes import CannotRecord, Operand, Table, cast
+from panda_icefall.routing.nodes import NotRecordableError, Operand, Table, cast
 from panda_icefall.routing.row_operations import Arguments, Function, Keywords, along_channel, rows
+from panda_icefall.routing.site_tensor import SiteTensor
 from panda_icefall.routing.stand_in import cast_target, flat
-from panda_icefall.routing.views import view
+from panda_icefall.routing.views import shape_of_other, view
 
 Rule = Callable[[Function, Arguments, Keywords, SiteTensor], Any]
 
@@ -37,17 +37,23 @@ _ALONG_X = {
 }
 _VIEWS = (
     "reshape view flatten unflatten squeeze unsqueeze permute transpose swapaxes swapdims movedim "
-    "moveaxis t view_as reshape_as expand expand_as narrow chunk split tensor_split __getitem__"
+    "moveaxis t expand narrow chunk split tensor_split __getitem__"
 )
 
 
 def _cast(function: Function, args: Arguments, kwargs: Keywords, joint: SiteTensor) -> SiteTensor:
-    dtype = cast_target(function, args, kwargs)
-    if function is Tensor.type_as and args[0] is joint and args[1].dtype.is_floating_point:
-        dtype = args[1].dtype
+    if args[0] is not joint:
+        # An ordinary tensor, which is to be as this one.
+        return args[0].to(device=joint.device, dtype=joint.dtype)
+    dtype = cast_target(Tensor.to if function is Tensor.type_as else function, args, kwargs)
     if dtype is None:
-        raise CannotRecord
+        raise NotRecordableError
     return joint if dtype == joint.dtype else joint.derive(cast(joint.node, dtype))
+
+
+def _new(function: Function, args: Arguments, kwargs: Keywords, joint: SiteTensor) -> Any:
+    """Another tensor, of the same dtype and device."""
+    return function(torch.empty(0, dtype=joint.dtype, device=joint.device), *args[1:], **kwargs)
 
 
 def _same(function: Function, args: Arguments, kwargs: Keywords, joint: SiteTensor) -> SiteTensor:
@@ -57,7 +63,7 @@ def _same(function: Function, args: Arguments, kwargs: Keywords, joint: SiteTens
 def _clone(function: Function, args: Arguments, kwargs: Keywords, joint: SiteTensor) -> SiteTensor:
     if isinstance(joint.node, Operand):
         # Changed in place later, the tensor would take the copy with it.
-        raise CannotRecord
+        raise NotRecordableError
     return joint.derive(joint.node)
 
 
@@ -65,7 +71,7 @@ def _contiguous(
     function: Function, args: Arguments, kwargs: Keywords, joint: SiteTensor
 ) -> SiteTensor:
     if isinstance(joint.node, Operand) or len(args) > 1 or kwargs:
-        raise CannotRecord
+        raise NotRecordableError
     # The am that k2 returns is an expanded view: its contiguous() is a copy.
     is_view = isinstance(joint.node, Table) and not joint.node.by_symbol
     is_copy = is_view or joint.channel != joint.ndim - 1
@@ -84,6 +90,8 @@ def _rules() -> dict[Function, Rule]:
         rules.update(dict.fromkeys(_homes(names), along_channel(*dim)))
     for names, rule in (
         (_VIEWS, view),
+        ("view_as reshape_as expand_as", shape_of_other),
+        ("new_zeros new_ones new_full new_empty new_tensor", _new),
         ("cat concat concatenate", row_operations.cat),
         ("hstack", row_operations.hstack),
         ("layer_norm rms_norm", row_operations.norm),
@@ -124,18 +132,18 @@ def record(function: Function, args: Arguments, kwargs: Keywords) -> Any:
     rule = _RULES.get(_IN_PLACE.get(function, function))
     try:
         if rule is None:
-            raise CannotRecord
+            raise NotRecordableError
         joint = _joint(args[:1] if rule is view else (*args, *kwargs.values()))
         if not is_in_place:
             return rule(function, args, given, joint)
         target = args[0]
         if not isinstance(target, SiteTensor) or not target.is_alone:
-            raise CannotRecord
+            raise NotRecordableError
         result = rule(_IN_PLACE.get(function, function), args, given, joint)
         if result.shape != target.shape:
-            raise CannotRecord
+            raise NotRecordableError
         return target.become(cast(result.node, target.dtype))
-    except CannotRecord:
+    except NotRecordableError:
         changed = args[0] if is_in_place or _changes_first(function) else kwargs.get("out")
         if isinstance(changed, SiteTensor):
             changed.before_change()
@@ -153,9 +161,9 @@ def _joint(arguments: Iterable[Any]) -> SiteTensor:
             or joint.axes != joints[0].axes
             or (is_cut and not isinstance(joint.node, Operand))
         ):
-            raise CannotRecord
+            raise NotRecordableError
     if not joints:
-        raise CannotRecord
+        raise NotRecordableError
     return joints[0]
 
 

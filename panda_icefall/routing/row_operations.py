@@ -9,17 +9,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from panda_icefall.normalizer.autocast import autocast_dtype, no_autocast
-from panda_icefall.routing.graph import SiteTensor
 from panda_icefall.routing.nodes import (
     NODES,
-    CannotRecord,
     Linear,
+    NotRecordableError,
     Operand,
     Operation,
     Table,
     cast,
     concatenated,
 )
+from panda_icefall.routing.site_tensor import SiteTensor
 
 Function = Callable[..., Any]
 Arguments = tuple[Any, ...]
@@ -43,10 +43,10 @@ def rows(
       run: the same function for any number of dimensions, X last; None: ``function`` is.
 
     Raises:
-      CannotRecord: a tensor does not broadcast, or the result is not one row for each site.
+      NotRecordableError: a tensor does not broadcast, or the result is not one row for each site.
     """
     if kwargs.get("out") is not None:
-        raise CannotRecord
+        raise NotRecordableError
     run = function if run is None else run
     kwargs = {key: value for key, value in kwargs.items() if key != "out"}
     positional = [_node(value, joint) for value in args]
@@ -72,9 +72,9 @@ def rows(
                 keywords = {k: _in_dtype(n, sample.dtype) for k, n in keywords.items()}
                 plain = _sample(function, positional, keywords, device)
         if plain.dtype != sample.dtype:
-            raise CannotRecord
+            raise NotRecordableError
     if sample.dim() != 2 or sample.shape[0] != 0:
-        raise CannotRecord
+        raise NotRecordableError
     node = Operation(run, tuple(positional), keywords, sample.shape[1], sample.dtype)
     return joint.derive(node)
 
@@ -86,7 +86,7 @@ def _node(value: Any, joint: SiteTensor) -> Any:
         return value
     operand = joint.operand(value)
     if operand is None or (value.device != joint.device and value.dim() > 0):
-        raise CannotRecord
+        raise NotRecordableError
     return operand
 
 
@@ -128,7 +128,7 @@ def along_channel(position: int, default: int | None) -> Function:
     ) -> SiteTensor:
         given = args[position] if len(args) > position else kwargs.get("dim", default)
         if not isinstance(given, int) or given % joint.ndim != joint.channel:
-            raise CannotRecord
+            raise NotRecordableError
         if len(args) > position:
             args = (*args[:position], -1, *args[position + 1 :])
         else:
@@ -142,18 +142,18 @@ def norm(function: Function, args: Arguments, kwargs: Keywords, joint: SiteTenso
     """``layer_norm`` and ``rms_norm`` over X."""
     over = kwargs.get("normalized_shape", args[1] if len(args) > 1 else None)
     if not isinstance(over, (tuple, list, torch.Size)) or tuple(over) != (joint.width,):
-        raise CannotRecord
+        raise NotRecordableError
     if joint.channel != joint.ndim - 1:
-        raise CannotRecord
+        raise NotRecordableError
     return rows(function, args, kwargs, joint)
 
 
 def prelu(function: Function, args: Arguments, kwargs: Keywords, joint: SiteTensor) -> SiteTensor:
     """With one slope, or one for each x where X is the second dimension, as torch has it."""
     if kwargs or len(args) != 2 or not isinstance(args[1], Tensor) or args[0] is not joint:
-        raise CannotRecord
+        raise NotRecordableError
     if args[1].numel() != 1 and joint.channel != 1:
-        raise CannotRecord
+        raise NotRecordableError
     return rows(function, (joint, Operand(args[1])), {}, joint, run=_leaky)
 
 
@@ -166,16 +166,16 @@ def cat(function: Function, args: Arguments, kwargs: Keywords, joint: SiteTensor
     tensors: Any = kwargs.get("tensors", args[0] if args else None)
     dim: Any = kwargs.get("dim", args[1] if len(args) > 1 else 0)
     if not isinstance(tensors, (list, tuple)) or not isinstance(dim, int):
-        raise CannotRecord
+        raise NotRecordableError
     if kwargs.get("out") is not None or dim % joint.ndim != joint.channel:
-        raise CannotRecord
+        raise NotRecordableError
     return side_by_side(tuple(tensors), joint)
 
 
 def hstack(function: Function, args: Arguments, kwargs: Keywords, joint: SiteTensor) -> SiteTensor:
     """``torch.hstack`` of two-dimensional tensors."""
     if kwargs or len(args) != 1 or joint.axes != (joint.lead, 1):
-        raise CannotRecord
+        raise NotRecordableError
     return side_by_side(tuple(args[0]), joint)
 
 
@@ -186,7 +186,7 @@ def side_by_side(tensors: Arguments, joint: SiteTensor) -> SiteTensor:
             tensor.dim() != joint.ndim
             or tensor.movedim(joint.channel, -1).shape[:-1] != torch.Size(joint.lead)
         ):
-            raise CannotRecord
+            raise NotRecordableError
     return rows(concatenated, tensors, {}, joint)
 
 
@@ -194,11 +194,11 @@ def dropout(function: Function, args: Arguments, kwargs: Keywords, joint: SiteTe
     """Dropout, with the numbers drawn now that the dense run would draw now."""
     p, is_training = _dropout_arguments(*args[1:], **kwargs)
     if args[0] is not joint or joint.channel != joint.ndim - 1:
-        raise CannotRecord
+        raise NotRecordableError
     if not is_training or p == 0:
         return joint
     if not 0 < p < 1:
-        raise CannotRecord
+        raise NotRecordableError
     with torch.no_grad():
         ones = torch.ones(joint.shape, dtype=joint.dtype, device=joint.device)
         kept = F.dropout(ones, p, training=True) != 0

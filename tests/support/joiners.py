@@ -98,7 +98,8 @@ def convolved(am: Any, lm: Any, p: Any) -> Any:
 
 def convolved_along_symbols(am: Any, lm: Any, p: Any) -> Any:
     x = torch.tanh(am + lm).flatten(0, 1).transpose(1, 2)
-    x = F.prelu(F.conv1d(x, p["w"][:, :, None], p["b"]), p["slopes"])
+    x = F.conv1d(x, p["w"][:, :, None], p["b"])
+    x = F.prelu(x, p["slopes"].type_as(x))
     return x.transpose(1, 2).unflatten(0, (B, T))
 
 
