@@ -18,6 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from panda_icefall.normalizer import RowProgram
+
 __all__ = ["check_hat", "dense_hat_log_probs", "selected_hat_log_probs"]
 
 LogProbs = Callable[..., tuple[Tensor, Tensor]]
@@ -57,46 +59,61 @@ def dense_hat_log_probs(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor
 
 
 def selected_hat_log_probs(
-    log_probs: LogProbs, weight: Tensor, bias: Tensor | None, targets: Tensor
+    log_probs: LogProbs,
+    rows: Tensor | RowProgram,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    targets: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The HAT log-probs of a joiner's rows, without the logits `[N, C]`.
 
     Equal to `dense_hat_log_probs(F.linear(rows, weight, bias), targets)`.
 
     Args:
-      log_probs: `selected_log_probs` with everything given but the weight, the bias, the ids and
-        their mask; called twice, so that its counters see every site twice.
-      weight: `[C, H]`, C >= 2, the blank's row first.
+      log_probs: `selected_log_probs` with everything given but the rows, the weight, the bias, the
+        ids and their mask; called twice, so that its counters see every site twice.
+      rows: `[N, H]`, or the program that computes them.
+      weight: `[C, H]`, C >= 2, the blank's row first; None: the rows are the logits.
       bias: `[C]` or None.
       targets: int64 `[N]` in `[0, C)`.
 
     Returns:
       `(target, blank, log_z)`, each `[N]`, as of `dense_hat_log_probs`.
     """
-    sizes = [1, weight.shape[0] - 1]
-    blank_weight, label_weight = weight.split(sizes)
-    blank_bias, label_bias = (None, None) if bias is None else bias.split(sizes)
-    blank_logit = _single_logit(log_probs, blank_weight, blank_bias, targets)
+    odds: tuple[Tensor | RowProgram, Tensor | None, Tensor | None]
+    labels: tuple[Tensor | RowProgram, Tensor | None, Tensor | None]
+    if weight is None:
+        program = RowProgram.of(rows)
+        odds = (program.then(_against_zero, width=2), None, None)
+        labels = (program.then(_without_first, width=program.width - 1), None, None)
+    else:
+        sizes = [1, weight.shape[0] - 1]
+        blank_weight, label_weight = weight.split(sizes)
+        blank_bias, label_bias = (None, None) if bias is None else bias.split(sizes)
+        blank_weight = torch.cat((blank_weight, torch.zeros_like(blank_weight)))
+        if blank_bias is not None:
+            blank_bias = torch.cat((blank_bias, torch.zeros_like(blank_bias)))
+        odds = (rows, blank_weight, blank_bias)
+        labels = (rows, label_weight, label_bias)
+    # The blank's logit as its log odds against a logit of 0. Their adjoints sum to 0 over the two
+    # classes, so that no probability enters the gradient, which would be 1 only up to the rounding
+    # of the logit.
+    ids = torch.zeros_like(targets)
+    odds_logp, _ = log_probs(*odds, torch.stack((ids, ids + 1), dim=1))
     is_blank = targets == 0
     label_logp, log_z = log_probs(
-        label_weight, label_bias, (targets - 1).unsqueeze(1), selected_mask=~is_blank.unsqueeze(1)
+        *labels, (targets - 1).unsqueeze(1), selected_mask=~is_blank.unsqueeze(1)
     )
+    blank_logit = odds_logp[:, 0] - odds_logp[:, 1]
     return _join(blank_logit, label_logp.squeeze(1), log_z, is_blank)
 
 
-def _single_logit(
-    log_probs: LogProbs, weight: Tensor, bias: Tensor | None, targets: Tensor
-) -> Tensor:
-    """The one logit of a head with one row, ``[N]``: the log odds against a logit of 0.
+def _against_zero(rows: Tensor) -> Tensor:
+    return F.pad(rows[..., :1], (0, 1))
 
-    Its adjoints sum to 0 over the two classes, so that no probability enters its gradient, which
-    would be 1 only up to the rounding of the logit.
-    """
-    odds_weight = torch.cat((weight, torch.zeros_like(weight)))
-    odds_bias = None if bias is None else torch.cat((bias, torch.zeros_like(bias)))
-    ids = torch.zeros_like(targets)
-    logp, _ = log_probs(odds_weight, odds_bias, torch.stack((ids, ids + 1), dim=1))
-    return logp[:, 0] - logp[:, 1]
+
+def _without_first(rows: Tensor) -> Tensor:
+    return rows[..., 1:]
 
 
 def _join(

@@ -20,7 +20,7 @@ from panda_icefall.normalizer import (
 
 def selected_rnnt_loss_pruned(
     rows: Tensor | RowProgram,
-    weight: Tensor,
+    weight: Tensor | None,
     bias: Tensor | None,
     symbols: Tensor,
     ranges: Tensor,
@@ -38,7 +38,7 @@ def selected_rnnt_loss_pruned(
     counters: TileCounters | None = None,
     engine: str = "auto",
 ) -> Tensor:
-    """Pruned RNN-T loss of a joiner whose last layer is ``F.linear(rows, weight, bias)``.
+    """Pruned RNN-T loss of a joiner whose last layer is ``F.linear(rows, weight, bias)``, or none.
 
     Equal to ``k2.rnnt_loss_pruned(F.linear(rows, weight, bias).reshape(B, T, s_range, C), ...)``
     without materialising those logits. Sites outside the utterances' boundary are not evaluated.
@@ -70,25 +70,27 @@ def selected_rnnt_loss_pruned(
       k2.rnnt_loss_pruned; Kuang et al., "Pruned RNN-T for fast, memory-efficient ASR training",
       section 3.
     """
+    rows = RowProgram.of(rows)
+    classes = rows.width if weight is None else weight.shape[0]
     check_lattice_inputs(
         symbols, ranges, termination_symbol, boundary, rnnt_type, reduction,
-        num_classes=weight.shape[0],
+        num_classes=classes,
     )  # fmt: skip
     if use_hat_loss:
-        check_hat(termination_symbol, weight.shape[0])
+        check_hat(termination_symbol, classes)
     targets = next_symbols(symbols, ranges, termination_symbol).reshape(-1)  # [N]
     live = None if boundary is None else inside_boundary(ranges, boundary)
     log_probs = functools.partial(
-        selected_log_probs, rows,
+        selected_log_probs,
         live=None if live is None else live.reshape(-1), head_dtype=head_dtype,
         workspace_bytes=workspace_bytes, adjoint_tolerance=adjoint_tolerance, counters=counters,
         engine=engine,
     )  # fmt: skip
     if use_hat_loss:
-        target, blank, log_z = selected_hat_log_probs(log_probs, weight, bias, targets)
+        target, blank, log_z = selected_hat_log_probs(log_probs, rows, weight, bias, targets)
     else:
         ids = torch.stack([targets, torch.full_like(targets, termination_symbol)], dim=1)
-        selected_logp, log_z = log_probs(weight, bias, ids)
+        selected_logp, log_z = log_probs(rows, weight, bias, ids)
         target, blank = selected_logp.unbind(dim=1)
     target, blank = target.reshape(ranges.shape), blank.reshape(ranges.shape)
     if observer is not None:

@@ -43,7 +43,7 @@ def live_sites(
 
 def check_form(
     program: RowProgram,
-    weight: Tensor,
+    weight: Tensor | None,
     bias: Tensor | None,
     ids: Tensor,
     mask: Tensor | None,
@@ -57,10 +57,12 @@ def check_form(
       TypeError: a dtype.
     """
     sites, width = program.sites, program.width
-    if weight.dim() != 2 or weight.shape[1] != width or weight.shape[0] == 0:
-        raise ValueError(f"weight: got shape {tuple(weight.shape)}, expected [C, {width}], C >= 1")
-    if bias is not None and bias.shape != weight.shape[:1]:
-        raise ValueError(f"bias: got shape {tuple(bias.shape)}, expected [{weight.shape[0]}]")
+    if weight is None:
+        if bias is not None or head_dtype is not None:
+            name = "bias" if bias is not None else "head_dtype"
+            raise ValueError(f"{name}: got one without a weight, expected None; add it to the rows")
+        if width == 0:
+            raise ValueError("rows: got 0 columns without a weight, expected C >= 1")
     if ids.dim() != 2 or ids.shape[0] != sites or ids.shape[1] == 0:
         raise ValueError(
             f"selected_ids: got shape {tuple(ids.shape)}, expected [{sites}, K] with K >= 1"
@@ -74,13 +76,27 @@ def check_form(
         raise TypeError(f"selected_ids: got {ids.dtype}, expected torch.int64")
     if not program.dtype.is_floating_point:
         raise TypeError(f"rows: got {program.dtype}, expected a floating point dtype")
+    if weight is not None:
+        _check_linear(program, weight, bias, head_dtype)
+    rows = program.tables[0].values
+    for name, tensor in (("rows", rows), ("selected_ids", ids)):
+        device = rows.device if weight is None else weight.device
+        if tensor.device != device:
+            raise ValueError(f"{name}: got a tensor on {tensor.device}, expected {device}")
+
+
+def _check_linear(
+    program: RowProgram, weight: Tensor, bias: Tensor | None, head_dtype: torch.dtype | None
+) -> None:
+    width = program.width
+    if weight.dim() != 2 or weight.shape[1] != width or weight.shape[0] == 0:
+        raise ValueError(f"weight: got shape {tuple(weight.shape)}, expected [C, {width}], C >= 1")
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise ValueError(f"bias: got shape {tuple(bias.shape)}, expected [{weight.shape[0]}]")
     if head_dtype is None and weight.dtype != program.dtype:
         raise TypeError(
             f"weight: got {weight.dtype} for rows of {program.dtype}; "
             f"cast one of them or give head_dtype"
         )
-    if bias is not None and bias.dtype != weight.dtype:
-        raise TypeError(f"bias: got {bias.dtype}, expected the weight's {weight.dtype}")
-    for name, tensor in (("rows", program.tables[0].values), ("selected_ids", ids)):
-        if tensor.device != weight.device:
-            raise ValueError(f"{name}: got a tensor on {tensor.device}, expected {weight.device}")
+    if bias is not None and not bias.is_floating_point():
+        raise TypeError(f"bias: got {bias.dtype}, expected a floating point dtype")

@@ -1,4 +1,4 @@
-"""The last linear of a joiner: what its parameters and its rows are rounded to, tile by tile."""
+"""The last layer of a joiner: what its parameters and its rows are rounded to, tile by tile."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from panda_icefall.normalizer.tensor_cores import holds_half
 
 @dataclass(frozen=True)
 class Head:
-    """A linear layer and the dtype it is computed in.
+    """A linear layer, or none, and the dtype it is computed in.
 
     Attributes:
-      weight: ``[C, H]``, detached, as given.
-      bias: ``[C]`` of the same dtype, or None.
+      weight: ``[C, H]``, detached, as given; None: the rows are the logits.
+      bias: ``[C]``, or None.
       dtype: accumulation dtype, float32, or float64 for float64 inputs.
-      row_dtype: dtype that rows and parameters are rounded to before they meet: what autocast
-        would do. None leaves them.
+      row_dtype: dtype that rows and weight are rounded to before they meet: what autocast would do.
+        None leaves them.
       is_half: the values are half-precision ones and on CUDA, whatever dtype holds them.
     """
 
-    weight: Tensor
+    weight: Tensor | None
     bias: Tensor | None
     dtype: torch.dtype
     row_dtype: torch.dtype | None = None
@@ -31,9 +31,15 @@ class Head:
 
     @classmethod
     def of(
-        cls, weight: Tensor, bias: Tensor | None, row_dtype: torch.dtype | None, dtype: torch.dtype
+        cls,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        row_dtype: torch.dtype | None,
+        dtype: torch.dtype,
     ) -> Head:
         """The head of a layer's parameters; copies nothing."""
+        if weight is None:
+            return cls(None, None, dtype)
         is_half = holds_half(weight, row_dtype)
         bias = None if bias is None else bias.detach()
         return cls(weight.detach(), bias, dtype, row_dtype, is_half)
@@ -41,11 +47,16 @@ class Head:
     @property
     def casts_weight(self) -> bool:
         """Whether ``tile`` makes copies."""
-        return not self.weight.dtype == self.dtype == (self.row_dtype or self.dtype)
+        return self.weight is not None and not self.weight.dtype == self.dtype == (
+            self.row_dtype or self.dtype
+        )
 
-    def tile(self, low: int, high: int) -> tuple[Tensor, Tensor | None]:
+    def tile(self, low: int, high: int) -> tuple[Tensor | None, Tensor | None]:
         """Weight ``[c, H]`` and bias ``[c]`` of the classes ``[low, high)``."""
-        bias = None if self.bias is None else self._cast(self.bias[low:high])
+        if self.weight is None:
+            return None, None
+        # Added to sums in the accumulation dtype: nothing asks for rounding it.
+        bias = None if self.bias is None else self.bias[low:high].to(self.dtype)
         return self._cast(self.weight[low:high]), bias
 
     def rows(self, hidden: Tensor) -> Tensor:

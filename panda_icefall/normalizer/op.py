@@ -24,7 +24,7 @@ from panda_icefall.normalizer.workspace import auto_workspace_bytes
 
 def selected_log_probs(
     rows: Tensor | RowProgram,
-    weight: Tensor,
+    weight: Tensor | None,
     bias: Tensor | None,
     selected_ids: Tensor,
     *,
@@ -44,15 +44,16 @@ def selected_log_probs(
 
     Args:
       rows: ``[N, H]`` floating point, or the program that computes them.
-      weight: ``[C, H]``, of the rows' dtype unless ``head_dtype`` is given.
-      bias: ``[C]`` of the weight's dtype, or None.
+      weight: ``[C, H]``, of the rows' dtype unless ``head_dtype`` is given. None: the rows are the
+        logits, H = C; those of a program exist for the rows of a tile only.
+      bias: ``[C]`` floating point, or None; added in the dtype of the outputs.
       selected_ids: ``[N, K]`` int64 in ``[0, C)``, K >= 1. Duplicates in a row are legal.
       selected_mask: ``[N, K]`` bool; where False the log-prob is 0, its id is not read and no
         gradient flows. None: all are selected.
       live: ``[N]`` bool; sites where False are never evaluated: outputs and gradients are 0.
         None: all are.
-      head_dtype: dtype that rows, weight and bias are rounded to first, as autocast does for a
-        linear layer; arithmetic after that is in float32.
+      head_dtype: dtype that rows and weight are rounded to first, as autocast does for a linear
+        layer; arithmetic after that is in float32.
       workspace_bytes: upper bound of a tile's scratch, in bytes. None: by the device, see
         ``auto_workspace_bytes``.
       adjoint_tolerance: in backward, sites with the smallest absolute adjoints are left out as long
@@ -79,15 +80,17 @@ def selected_log_probs(
       then syncs three times); between runs only with a ``workspace_bytes`` of their own, because
       the one by the device looks at the free memory of a GPU.
     """
-    program = rows if isinstance(rows, RowProgram) else _dense_program(rows)
+    program = RowProgram.of(rows)
     check_form(program, weight, bias, selected_ids, selected_mask, live, head_dtype)
     if adjoint_tolerance is not None and not 0 <= adjoint_tolerance < 1:
         raise ValueError(f"adjoint_tolerance: got {adjoint_tolerance}, expected 0 <= it < 1")
-    kernels = row_kernels(engine, weight.device)
+    device = selected_ids.device
+    kernels = row_kernels(engine, device)
     if selected_mask is not None:
         selected_ids = torch.where(selected_mask, selected_ids, torch.zeros_like(selected_ids))
-    sites = live_sites(program, weight.shape[0], selected_ids, live)
-    double = torch.float64 in (program.dtype, weight.dtype)
+    classes = program.width if weight is None else weight.shape[0]
+    sites = live_sites(program, classes, selected_ids, live)
+    double = torch.float64 in (program.dtype, program.dtype if weight is None else weight.dtype)
     dtype = torch.float64 if double and head_dtype is None else torch.float32
     if adjoint_tolerance is None:
         adjoint_tolerance = torch.finfo(dtype).eps / 2
@@ -97,9 +100,9 @@ def selected_log_probs(
     counters.sites_evaluated += evaluated
     is_auto = workspace_bytes is None
     if workspace_bytes is None:
-        workspace_bytes = auto_workspace_bytes(weight.device)
+        workspace_bytes = auto_workspace_bytes(device)
     call = _Call(
-        program.steps, len(program.tables), head_dtype, dtype, workspace_bytes, is_auto,
+        program.steps, len(program.tables), classes, head_dtype, dtype, workspace_bytes, is_auto,
         adjoint_tolerance, counters, kernels,
     )  # fmt: skip
     for with_gradients in (False, True):  # refuses a workspace that is too small for either
@@ -119,6 +122,7 @@ class _Call:
 
     steps: Sequence[Step]
     tables: int
+    classes: int
     head_dtype: torch.dtype | None
     dtype: torch.dtype
     workspace_bytes: int
@@ -127,7 +131,7 @@ class _Call:
     counters: TileCounters
     kernels: RowKernels
 
-    def head(self, weight: Tensor, bias: Tensor | None) -> Head:
+    def head(self, weight: Tensor | None, bias: Tensor | None) -> Head:
         return Head.of(weight, bias, self.head_dtype, self.dtype)
 
     def plan(self, program: RowProgram, head: Head, sites: int, with_gradients: bool) -> TilePlan:
@@ -135,13 +139,15 @@ class _Call:
             program, torch.finfo(self.dtype).bits // 8, casts_weight=head.casts_weight,
             with_gradients=with_gradients,
         )  # fmt: skip
-        classes, workspace_bytes = head.weight.shape[0], self.workspace_bytes
+        workspace_bytes, splits_classes = self.workspace_bytes, head.weight is not None
         if self.is_auto:
             # However wide the joiner is, tiles that a GEMM is good for.
-            workspace_bytes = max(
-                workspace_bytes, costs.tile_bytes(USEFUL_SIDE, min(classes, USEFUL_SIDE))
-            )
-        return TilePlan.make(sites, classes, costs, workspace_bytes)
+            fewest = min(self.classes, USEFUL_SIDE) if splits_classes else self.classes
+            rows = USEFUL_SIDE if splits_classes else 1
+            workspace_bytes = max(workspace_bytes, costs.tile_bytes(rows, fewest))
+        return TilePlan.make(
+            sites, self.classes, costs, workspace_bytes, splits_classes=splits_classes
+        )
 
 
 class _SelectedLogProbs(torch.autograd.Function):
@@ -153,12 +159,12 @@ class _SelectedLogProbs(torch.autograd.Function):
         call: _Call,
         program: RowProgram,
         live_sites: Tensor | None,
-        weight: Tensor,
+        weight: Tensor | None,
         bias: Tensor | None,
         ids: Tensor,
         *inputs: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        device = weight.device
+        device = ids.device
         sites = _all_sites(ids) if live_sites is None else live_sites
         head = call.head(weight, bias)
         plan = call.plan(program, head, sites.shape[0], with_gradients=False)
@@ -190,7 +196,7 @@ class _SelectedLogProbs(torch.autograd.Function):
         indices, inputs = rest[: call.tables], rest[call.tables :]
         tables = [RowTable(values, index) for values, index in zip(inputs, indices)]
         program = RowProgram(tables, inputs[call.tables :], call.steps)
-        with call.counters.timed("backward", weight.device), no_autocast(weight.device):
+        with call.counters.timed("backward", ids.device), no_autocast(ids.device):
             sites = _all_sites(ids) if live_sites is None else live_sites
             adjoints, log_z_adjoints = (g.index_select(0, sites) for g in (logp_grad, log_z_grad))
             kept = _sites_that_matter(adjoints, log_z_adjoints, log_z, call)
@@ -205,7 +211,7 @@ class _SelectedLogProbs(torch.autograd.Function):
                 tables=buffers[: call.tables],
                 parameters=buffers[call.tables :],
                 weight=weight.new_zeros(weight.shape, dtype=call.dtype) if needs_weight else None,
-                bias=weight.new_zeros(weight.shape[:1], dtype=call.dtype) if needs_bias else None,
+                bias=bias.new_zeros(bias.shape, dtype=call.dtype) if needs_bias else None,
             )
             tile_loop.backward(
                 program, head, sites[kept], ids[kept], log_z[kept],
@@ -259,9 +265,3 @@ def _running_sum(numbers: Tensor) -> Tensor:
 
 def _all_sites(ids: Tensor) -> Tensor:
     return torch.arange(ids.shape[0], device=ids.device)
-
-
-def _dense_program(rows: Tensor) -> RowProgram:
-    if rows.dim() != 2:
-        raise ValueError(f"rows: got shape {tuple(rows.shape)}, expected [N, H]")
-    return RowProgram(tables=(RowTable(rows),))

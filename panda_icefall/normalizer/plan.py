@@ -71,7 +71,15 @@ class TilePlan:
     tile_bytes: int
 
     @classmethod
-    def make(cls, sites: int, classes: int, costs: TileCosts, workspace_bytes: int) -> TilePlan:
+    def make(
+        cls,
+        sites: int,
+        classes: int,
+        costs: TileCosts,
+        workspace_bytes: int,
+        *,
+        splits_classes: bool = True,
+    ) -> TilePlan:
         """Choose the tile sizes for one workspace budget.
 
         Tiles are square where they can be: it is then that weight and rows are read least.
@@ -80,21 +88,25 @@ class TilePlan:
           sites: N >= 0.
           classes: C >= 1.
           workspace_bytes: upper bound of ``tile_bytes``.
+          splits_classes: False where a row has all its logits at once: it has no weight.
 
         Raises:
-          ValueError: the workspace cannot hold a single row with a single class.
+          ValueError: the workspace cannot hold a single row with a single class, or with all of
+            them where they are not split.
         """
-        if workspace_bytes < costs.tile_bytes(1, 1):
+        fewest = 1 if splits_classes else classes
+        if workspace_bytes < costs.tile_bytes(1, fewest):
             raise ValueError(
                 f"workspace_bytes: got {workspace_bytes}, expected at least "
-                f"{costs.tile_bytes(1, 1)} (one row of this joiner and one class); raise it"
+                f"{costs.tile_bytes(1, fewest)} (one row of this joiner and "
+                f"{'one class' if splits_classes else f'its {classes} classes'}); raise it"
             )
         # The side of the square that fills the workspace.
         linear = costs.row_bytes + costs.class_bytes
         root = math.isqrt(linear * linear + 4 * costs.logit_bytes * workspace_bytes)
         side = max(1, (root - linear) // (2 * costs.logit_bytes))
         tile_classes = min(classes, _most(costs, workspace_bytes, rows=min(sites, side)))
-        tile_classes = -(-classes // -(-classes // tile_classes))
+        tile_classes = -(-classes // -(-classes // tile_classes)) if splits_classes else classes
         tile_rows = min(sites, _most(costs, workspace_bytes, classes=tile_classes))
         tile_bytes = costs.tile_bytes(tile_rows, tile_classes) if sites else 0
         return cls(sites, classes, tile_rows, tile_classes, tile_bytes)

@@ -22,7 +22,7 @@ class RowTable:
     """A compact input of the joiner and the row of it that each site reads.
 
     Attributes:
-      values: ``[R, X]`` floating point, e.g. ``am`` flattened to ``[B * T, X]``.
+      values: ``[R, X]``, e.g. ``am`` flattened to ``[B * T, X]``.
       index: ``[N]`` int64 in ``[0, R)``; None means that site i reads row i (``R == N``).
     """
 
@@ -83,6 +83,22 @@ class RowProgram:
         if len(set(counts)) != 1:
             raise ValueError(f"tables: got {counts} sites, expected the same N in each")
 
+    @classmethod
+    def of(cls, rows: Tensor | RowProgram) -> RowProgram:
+        """The program of rows ``[N, H]`` that exist; a program as it is."""
+        if isinstance(rows, RowProgram):
+            return rows
+        if rows.dim() != 2:
+            raise ValueError(f"rows: got shape {tuple(rows.shape)}, expected [N, H]")
+        return cls(tables=(RowTable(rows),))
+
+    def then(self, function: Callable[[Tensor], Tensor], *, width: int) -> RowProgram:
+        """The program with one more step, whose result has the dtype of the rows."""
+        inputs = len(self.tables) + len(self.parameters)
+        last = Slot(inputs + len(self.steps) - 1 if self.steps else 0)
+        step = Step(function, (last,), {}, width, self.dtype)
+        return RowProgram(self.tables, self.parameters, (*self.steps, step))
+
     @property
     def sites(self) -> int:
         """N."""
@@ -101,7 +117,9 @@ class RowProgram:
     def row_bytes(self) -> int:
         """Bytes of one row's values: what the tables give and what the steps make of it."""
         sizes = [table.values.shape[1] * table.values.element_size() for table in self.tables]
-        sizes += [step.width * torch.finfo(step.dtype).bits // 8 for step in self.steps]
+        sizes += [
+            step.width * torch.empty((), dtype=step.dtype).element_size() for step in self.steps
+        ]
         return sum(sizes)
 
     def replay(self, rows: Sequence[Tensor], parameters: Sequence[Tensor]) -> Tensor:

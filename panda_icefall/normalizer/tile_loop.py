@@ -26,11 +26,13 @@ def _gather(program: RowProgram, sites: Tensor) -> list[Tensor]:
 
 
 def _logits(
-    hidden: Tensor, head: Head, weight: Tensor, bias: Tensor | None, scratch: Tensor
+    hidden: Tensor, head: Head, weight: Tensor | None, bias: Tensor | None, scratch: Tensor
 ) -> Tensor:
     """``[n, c]`` of hidden rows ``[n, H]`` and a tile ``[c, H]`` of the head, in the scratch."""
-    shape = hidden.shape[0], weight.shape[0]
+    shape = hidden.shape[0], (hidden if weight is None else weight.t()).shape[1]
     out = scratch[: shape[0] * shape[1]].view(shape)
+    if weight is None:
+        return out.copy_(hidden)
     with tensor_cores(head.is_half):
         if bias is None:
             return torch.mm(hidden, weight.t(), out=out)
@@ -55,7 +57,7 @@ def forward(
     Returns:
       ``[n, K]`` log-probs and ``[n]`` log_z (nats), in the head's dtype.
     """
-    dtype, device = head.dtype, head.weight.device
+    dtype, device = head.dtype, ids.device
     selected_logp = torch.empty(ids.shape, dtype=dtype, device=device)
     log_z = torch.empty(ids.shape[0], dtype=dtype, device=device)
     scratch = torch.empty(plan.tile_rows * plan.tile_classes, dtype=dtype, device=device)
@@ -110,9 +112,7 @@ def backward(
       plan: tiles for ``n`` sites.
       wanted: zero-filled buffers to add into.
     """
-    scratch = torch.empty(
-        plan.tile_rows * plan.tile_classes, dtype=head.dtype, device=head.weight.device
-    )
+    scratch = torch.empty(plan.tile_rows * plan.tile_classes, dtype=head.dtype, device=ids.device)
     softmax_scale = log_z_adjoints - adjoints.sum(dim=1)
     wants_rows = any(g is not None for g in (*wanted.tables, *wanted.parameters))
     for begin, end in plan.row_tiles():
@@ -128,13 +128,16 @@ def backward(
             ]
             output = program.replay(rows, leaves)
         hidden = head.rows(output.detach())
-        hidden_grad = torch.zeros_like(hidden) if wants_rows else None
+        hidden_grad = torch.zeros_like(hidden) if wants_rows and head.weight is not None else None
         for low, high in plan.class_tiles():
             weight, bias = head.tile(low, high)
             grad = _logits(hidden, head, weight, bias, scratch)
             kernels.gradient_(
                 grad, tile_ids, low, log_z[begin:end], softmax_scale[begin:end], tile_adjoints
             )
+            if weight is None:
+                hidden_grad = grad if wants_rows else None
+                continue
             with tensor_cores(head.is_half):
                 if hidden_grad is not None:
                     hidden_grad.addmm_(grad, weight)
@@ -142,7 +145,8 @@ def backward(
                     wanted.weight[low:high].addmm_(grad.t(), hidden)
             if wanted.bias is not None:
                 wanted.bias[low:high] += grad.sum(dim=0)
-        if hidden_grad is not None:
+        # Rows of steps without a derivative, such as comparisons, take no gradient.
+        if hidden_grad is not None and output.requires_grad:
             _rows_backward(program, tile_sites, rows, leaves, output, hidden_grad, wanted)
 
 

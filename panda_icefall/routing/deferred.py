@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Callable
 
 from panda_icefall.routing import recording
-from panda_icefall.routing.graph import SiteTensor
+from panda_icefall.routing.site_tensor import SiteTensor
 
 
 class DeferredJoint(SiteTensor):
@@ -17,5 +17,5 @@ class DeferredJoint(SiteTensor):
 
     def record(
         self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> SiteTensor | None:
+    ) -> Any:
         return recording.record(function, args, kwargs)

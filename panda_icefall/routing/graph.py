@@ -1,12 +1,11 @@
-"""A recorded joiner as a whole: the tensor it stands for, and the program of its rows."""
+"""A recorded joiner as a whole: its ordinary tensor, and the program of its rows."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from panda_icefall.normalizer import RowProgram, Slot, Step
@@ -21,59 +20,9 @@ from panda_icefall.routing.nodes import (
     in_order,
     linear,
 )
-from panda_icefall.routing.stand_in import Report, StandIn
 
 
-class SiteTensor(StandIn):
-    """Stands for a ``[B, T, s_range, X]`` tensor: a node and the sites it is taken at.
-
-    Attributes:
-      node, sites: what it stands for.
-    """
-
-    def __init__(self, node: Node, sites: Sites, report: Report) -> None:
-        super().__init__(report)
-        self.node = node
-        self.sites = sites
-
-    @property
-    def shape(self) -> torch.Size:
-        return torch.Size((*self.sites.shape, self.node.width))
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.node.dtype
-
-    @property
-    def device(self) -> torch.device:
-        return self.sites.ranges.device
-
-    @property
-    def requires_grad(self) -> bool:
-        return self.grad_enabled and any(tensor.requires_grad for tensor in self.tensors())
-
-    def tensors(self) -> tuple[Tensor, ...]:
-        nodes = [n for n in in_order(self.node) if not isinstance(n, Operation)]
-        return tuple({id(t): t for n in nodes for t in n.tensors()}.values())
-
-    def reading(self, tensors: Sequence[Tensor]) -> SiteTensor:
-        replaced = {id(old): new for old, new in zip(self.tensors(), tensors)}
-        return self.derive(_reading(self.node, replaced))
-
-    def compute(self) -> Tensor:
-        return materialise(self.node, self.sites)
-
-    def derive(self, node: Node) -> SiteTensor:
-        """Another one on the same sites."""
-        return type(self)(node, self.sites, self._report)
-
-    def become(self, node: Node) -> SiteTensor:
-        """What an in-place operation leaves in this object."""
-        self.node = node
-        return self
-
-
-def _reading(node: Node, replaced: Mapping[int, Tensor]) -> Node:
+def reading_others(node: Node, replaced: Mapping[int, Tensor]) -> Node:
     """The same on other tensors, given by the ids of those in their place now."""
     done: dict[int, Any] = {}
 
@@ -133,8 +82,7 @@ def row_program(node: Node, sites: Sites) -> RowProgram:
 
     for n in order:
         if isinstance(n, Operand) and n.is_shared:
-            vector = n.values if n.values.dim() == 0 else n.values.reshape(-1)
-            slots[id(n)] = parameter(vector)
+            slots[id(n)] = parameter(n.vector)
     operations = [n for n in order if isinstance(n, (Operation, Linear))]
     weights = {
         id(n): (parameter(n.weight), None if n.bias is None else parameter(n.bias))

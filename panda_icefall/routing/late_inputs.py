@@ -22,7 +22,7 @@ class LateInputs:
         raise TypeError("late inputs say which tensors they hold")
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "_versions", [_version(t) for t in self.tensors()])
+        object.__setattr__(self, "_versions", [version_of(t) for t in self.tensors()])
 
     def check_unchanged(self) -> None:
         """Refuse to go on with values that their reader never saw.
@@ -31,15 +31,16 @@ class LateInputs:
           PandaError: a tensor was changed in place since it was recorded.
         """
         for tensor, version in zip(self.tensors(), self._versions):  # type: ignore[attr-defined]
-            if _version(tensor) != version:
+            if version_of(tensor) != version:
                 raise PandaError(
                     f"a tensor of shape {tuple(tensor.shape)} that {self.reader} read was changed "
-                    f"in place before the loss: got version {_version(tensor)}, expected "
+                    f"in place before the loss: got version {version_of(tensor)}, expected "
                     f"{version}; PANDA computes {self.reader} with the loss, so give it a copy "
                     f"(clone())"
                 )
 
 
-def _version(tensor: Tensor) -> int:
+def version_of(tensor: Tensor) -> int:
+    """How often a tensor was changed in place."""
     # Inference tensors count no versions.
     return 0 if tensor.is_inference() else tensor._version

@@ -13,6 +13,10 @@ from panda_icefall.normalizer import RowTable
 from panda_icefall.routing.late_inputs import LateInputs
 
 
+class NotRecordableError(Exception):
+    """An operation has to be run on ordinary tensors."""
+
+
 @dataclass(frozen=True, eq=False)
 class Sites:
     """The retained sites of one ``do_rnnt_pruning`` call: ``ranges`` ``[B, T, s_range]`` int64."""
@@ -89,12 +93,28 @@ class Operand(LateInputs):
     def dtype(self) -> torch.dtype:
         return self.values.dtype
 
+    def replace(self, values: Tensor) -> None:
+        """Put an equal tensor in place of one that is about to be changed."""
+        object.__setattr__(self, "values", values)
+        self.__post_init__()
+
     @property
     def is_shared(self) -> bool:
         """Whether every site reads the same values."""
         return all(size == 1 for size in self.values.shape[:-1])
 
+    @property
+    def vector(self) -> Tensor:
+        """The values that every site reads, ``[X]``, or the number."""
+        return self.values.reshape(-1) if self.values.dim() > 1 else self.values
+
+    def is_at_each(self, sites: Sites) -> bool:
+        """Whether it has values of its own for each site."""
+        return tuple(self.values.shape[:-1]) == sites.shape
+
     def as_rows(self, sites: Sites) -> RowTable:
+        if self.is_at_each(sites):
+            return RowTable(self.values.reshape(-1, self.width))
         values = self.values[(None,) * (4 - self.values.dim())]  # 4 dimensions
         index = torch.zeros((1, 1, 1), dtype=torch.int64, device=values.device)
         for axis, size in enumerate(values.shape[:3]):
@@ -108,7 +128,10 @@ class Operand(LateInputs):
 
 @dataclass(frozen=True, eq=False)
 class Operation:
-    """A function applied to every site by itself; arguments may be nodes."""
+    """A function applied to every site by itself; arguments may be nodes.
+
+    It works along the last dimension, whatever the number of dimensions before that.
+    """
 
     function: Callable[..., Tensor]
     args: tuple[Any, ...]
@@ -145,6 +168,22 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, cast: torch.dtype | N
         x, weight = x.to(cast), weight.to(cast)
         bias = None if bias is None else bias.to(cast)
     return F.linear(x, weight, bias)
+
+
+def cast(node: Node, dtype: torch.dtype) -> Node:
+    """The node whose values are those of ``node`` in another dtype."""
+    if dtype == node.dtype:
+        return node
+    if isinstance(node, Table):
+        return Table(node.values.to(dtype), node.by_symbol)
+    if isinstance(node, Operand) and node.is_shared:
+        return Operand(node.values.to(dtype))
+    return Operation(Tensor.to, (node, dtype), {}, node.width, dtype)
+
+
+def concatenated(*rows: Tensor) -> Tensor:
+    """``torch.cat`` of rows along their last dimension."""
+    return torch.cat(rows, dim=-1)
 
 
 def in_order(node: Node) -> list[Node]:

@@ -2,224 +2,173 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from panda_icefall.normalizer.autocast import autocast_dtype, no_autocast
-from panda_icefall.routing.graph import SiteTensor
-from panda_icefall.routing.nodes import Linear, Node, Operand, Operation, Table, linear
-from panda_icefall.routing.stand_in import cast_target
+from panda_icefall.routing import linear_forms, row_operations
+from panda_icefall.routing.nodes import NotRecordableError, Operand, Table, cast
+from panda_icefall.routing.row_operations import Arguments, Function, Keywords, along_channel, rows
+from panda_icefall.routing.site_tensor import SiteTensor
+from panda_icefall.routing.stand_in import cast_target, flat
+from panda_icefall.routing.views import shape_of_other, view
 
-# Functions that treat every element by itself and that autocast leaves alone.
-_POINTWISE_NAMES = (
-    "add sub subtract rsub mul multiply div divide true_divide neg negative tanh relu sigmoid "
-    "silu gelu leaky_relu hardtanh "
-    "__add__ __radd__ __sub__ __rsub__ __mul__ __rmul__ __truediv__ __rtruediv__ __neg__"
-).split()
-_DROPOUTS = {F.dropout, F.alpha_dropout, torch.dropout}
-_CLONES = {torch.clone, Tensor.clone}
-_ALIASES = {torch.positive, Tensor.positive, Tensor.__pos__}
-_RESHAPES = {Tensor.reshape, Tensor.view, torch.reshape, Tensor.expand}
+Rule = Callable[[Function, Arguments, Keywords, SiteTensor], Any]
+
+# Functions that treat every element by itself; those with a twin in place are recorded as well.
+_POINTWISE = (
+    "add sub subtract rsub mul multiply div divide true_divide neg negative pow abs absolute "
+    "square sqrt rsqrt reciprocal exp expm1 log log1p erf sin cos sign "
+    "tanh relu sigmoid silu gelu leaky_relu hardtanh elu selu celu mish softplus relu6 hardswish "
+    "hardsigmoid softsign logsigmoid tanhshrink hardshrink softshrink threshold "
+    "clamp clip clamp_min clamp_max maximum minimum where masked_fill lerp addcmul addcdiv "
+    "gt ge lt le eq ne greater greater_equal less less_equal logical_and logical_or logical_not "
+    "__add__ __radd__ __sub__ __rsub__ __mul__ __rmul__ __truediv__ __rtruediv__ __neg__ "
+    "__pow__ __rpow__ __abs__ __gt__ __ge__ __lt__ __le__ __eq__ __ne__"
+)
+# Functions along X, and where and what their argument `dim` is.
+_ALONG_X = {
+    "softmax log_softmax softmin sum mean amax amin logsumexp var cumsum": (1, None),
+    "glu": (1, -1),
+    "normalize": (2, 1),
+}
+_VIEWS = (
+    "reshape view flatten unflatten squeeze unsqueeze permute transpose swapaxes swapdims movedim "
+    "moveaxis t expand narrow chunk split tensor_split __getitem__"
+)
 
 
-def _functions(names: list[str]) -> set[Callable[..., Any]]:
-    found = set()
-    for name in names:
-        for home in (torch, Tensor, F):
-            if hasattr(home, name):
-                found.add(getattr(home, name))
-    return found
+def _cast(function: Function, args: Arguments, kwargs: Keywords, joint: SiteTensor) -> SiteTensor:
+    if args[0] is not joint:
+        # An ordinary tensor, which is to be as this one.
+        return args[0].to(device=joint.device, dtype=joint.dtype)
+    dtype = cast_target(Tensor.to if function is Tensor.type_as else function, args, kwargs)
+    if dtype is None:
+        raise NotRecordableError
+    return joint if dtype == joint.dtype else joint.derive(cast(joint.node, dtype))
 
 
-_POINTWISE = _functions(_POINTWISE_NAMES)
-# In-place twin -> the function it stands for.
+def _new(function: Function, args: Arguments, kwargs: Keywords, joint: SiteTensor) -> Any:
+    """Another tensor, of the same dtype and device."""
+    return function(torch.empty(0, dtype=joint.dtype, device=joint.device), *args[1:], **kwargs)
+
+
+def _same(function: Function, args: Arguments, kwargs: Keywords, joint: SiteTensor) -> SiteTensor:
+    return joint
+
+
+def _clone(function: Function, args: Arguments, kwargs: Keywords, joint: SiteTensor) -> SiteTensor:
+    if isinstance(joint.node, Operand):
+        # Changed in place later, the tensor would take the copy with it.
+        raise NotRecordableError
+    return joint.derive(joint.node)
+
+
+def _contiguous(
+    function: Function, args: Arguments, kwargs: Keywords, joint: SiteTensor
+) -> SiteTensor:
+    if isinstance(joint.node, Operand) or len(args) > 1 or kwargs:
+        raise NotRecordableError
+    # The am that k2 returns is an expanded view: its contiguous() is a copy.
+    is_view = isinstance(joint.node, Table) and not joint.node.by_symbol
+    is_copy = is_view or joint.channel != joint.ndim - 1
+    return joint.derive(joint.node) if is_copy else joint
+
+
+def _homes(names: str) -> list[Function]:
+    """The functions of these names in torch, of tensors, and of neural networks."""
+    found = [getattr(home, n, None) for n in names.split() for home in (torch, Tensor, F)]
+    return [function for function in found if callable(function)]
+
+
+def _rules() -> dict[Function, Rule]:
+    rules: dict[Function, Rule] = dict.fromkeys(_homes(_POINTWISE), rows)
+    for names, dim in _ALONG_X.items():
+        rules.update(dict.fromkeys(_homes(names), along_channel(*dim)))
+    for names, rule in (
+        (_VIEWS, view),
+        ("view_as reshape_as expand_as", shape_of_other),
+        ("new_zeros new_ones new_full new_empty new_tensor", _new),
+        ("cat concat concatenate", row_operations.cat),
+        ("hstack", row_operations.hstack),
+        ("layer_norm rms_norm", row_operations.norm),
+        ("prelu", row_operations.prelu),
+        ("dropout", row_operations.dropout),
+        ("linear", linear_forms.linear_layer),
+        ("matmul mm __matmul__", linear_forms.matrix_product),
+        ("addmm", linear_forms.added_product),
+        ("einsum", linear_forms.einsum),
+        ("conv1d conv2d conv3d", linear_forms.convolution),
+        ("float half bfloat16 double to type_as", _cast),
+        ("clone", _clone),
+        ("contiguous", _contiguous),
+        ("positive __pos__", _same),
+    ):
+        rules.update(dict.fromkeys(_homes(names), rule))
+    return rules
+
+
+_RULES = _rules()
+# Twin in place -> the function it stands for.
 _IN_PLACE = {
     getattr(home, name + "_"): getattr(home, name)
-    for name in _POINTWISE_NAMES
+    for name in f"{_POINTWISE} dropout".split()
     if not name.startswith("__")
     for home in (torch, Tensor, F)
     if hasattr(home, name + "_") and hasattr(home, name)
 } | {
     getattr(Tensor, f"__i{name}__"): getattr(Tensor, f"__{name}__")
-    for name in ("add", "sub", "mul", "truediv")
+    for name in ("add", "sub", "mul", "truediv", "pow")
 }
 
 
-def record(
-    function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> SiteTensor | None:
+def record(function: Function, args: Arguments, kwargs: Keywords) -> Any:
     """The deferred result of ``function(*args, **kwargs)``, or None if it cannot be recorded."""
-    if any(isinstance(a, (list, tuple)) for a in args) and function not in _RESHAPES:
-        return None
-    joints = [a for a in (*args, *kwargs.values()) if isinstance(a, SiteTensor)]
-    first = joints[0] if joints else None
-    if (
-        first is None
-        or any(j.sites is not first.sites or j.is_materialised for j in joints)
-        or torch.is_grad_enabled() != first.grad_enabled
-    ):
-        return None
-    if function in _IN_PLACE or kwargs.get("inplace"):
-        kwargs = {key: value for key, value in kwargs.items() if key != "inplace"}
-        result = record(_IN_PLACE.get(function, function), args, kwargs)
+    is_in_place = function in _IN_PLACE or bool(kwargs.get("inplace"))
+    given = {key: value for key, value in kwargs.items() if key != "inplace"}
+    rule = _RULES.get(_IN_PLACE.get(function, function))
+    try:
+        if rule is None:
+            raise NotRecordableError
+        joint = _joint(args[:1] if rule is view else (*args, *kwargs.values()))
+        if not is_in_place:
+            return rule(function, args, given, joint)
         target = args[0]
-        if result is None or not isinstance(target, SiteTensor) or result.shape != target.shape:
-            return None
-        return target.become(_cast(result, target.dtype).node)
-    if function is F.linear:
-        return _linear(*args, **kwargs)
-    if function in _POINTWISE:
-        return _pointwise(function, args, kwargs, first)
-    dtype = cast_target(function, args, kwargs)
-    if dtype is not None:
-        return _cast(first, dtype)
-    if function in _DROPOUTS:
-        return _dropout(*args, **kwargs)
-    if function in _ALIASES:
-        return first
-    if function in _CLONES:
-        return first.derive(first.node)
-    if function is Tensor.contiguous:
-        # The am that k2 returns is an expanded view: its contiguous() is a copy.
-        is_view = isinstance(first.node, Table) and not first.node.by_symbol
-        return first.derive(first.node) if is_view else first
-    if function in _RESHAPES:
-        return _reshape(function, *args, **kwargs)
-    return None
-
-
-def _pointwise(
-    function: Callable[..., Any],
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    joint: SiteTensor,
-) -> SiteTensor | None:
-    if "out" in kwargs:
+        if not isinstance(target, SiteTensor) or not target.is_alone:
+            raise NotRecordableError
+        result = rule(_IN_PLACE.get(function, function), args, given, joint)
+        if result.shape != target.shape:
+            raise NotRecordableError
+        return target.become(cast(result.node, target.dtype))
+    except NotRecordableError:
+        changed = args[0] if is_in_place or _changes_first(function) else kwargs.get("out")
+        if isinstance(changed, SiteTensor):
+            changed.before_change()
         return None
-    nodes: list[Any] = []
-    for value in (*args, *kwargs.values()):
-        if isinstance(value, SiteTensor):
-            nodes.append(value.node)
-        elif isinstance(value, Tensor):
-            if value.device != joint.device and value.dim() > 0:
-                return None
-            nodes.append(Operand(value))
-        else:
-            nodes.append(value)
-    operands = [n for n in nodes if isinstance(n, Operand)]
-    if any(not _broadcasts(n.values, joint.shape) for n in operands):
-        return None
-    arguments = tuple(nodes[: len(args)])
-    keywords = dict(zip(kwargs, nodes[len(args) :]))
-    tables = {id(n): n for n in nodes if isinstance(n, Table)}
-    others = [n for n in nodes if isinstance(n, (Operation, Linear))]
-    if len(tables) == 1 and not others and all(n.values.dim() <= 1 for n in operands):
-        # One value per table row, however many sites read it: compute it there, now.
-        (table,) = tables.values()
-        values = [n.values if isinstance(n, (Table, Operand)) else n for n in nodes]
-        result = function(*values[: len(args)], **dict(zip(kwargs, values[len(args) :])))
-        return joint.derive(Table(result, table.by_symbol))
-    sample = _sample(function, arguments, keywords, joint.device)
-    if sample is None or sample.shape[0] != 0 or sample.dim() != 2:
-        return None
-    node = Operation(function, arguments, keywords, sample.shape[1], sample.dtype)
-    return joint.derive(node)
 
 
-def _broadcasts(tensor: Tensor, shape: torch.Size) -> bool:
-    """Whether ``tensor`` adds no site to ``[B, T, s_range, X]``; X itself is checked by running."""
-    if tensor.dim() > 4:
-        return False
-    leading = tensor.shape[:-1]
-    return all(size in (1, target) for size, target in zip(leading[::-1], shape[:-1][::-1]))
+def _joint(arguments: Iterable[Any]) -> SiteTensor:
+    """One of the site tensors among the arguments, which must fit together."""
+    joints = [value for value in flat(arguments) if isinstance(value, SiteTensor)]
+    for joint in joints:
+        # Recorded in another grad mode, it would get other gradients.
+        is_cut = joint.grad_enabled != torch.is_grad_enabled()
+        if (
+            joint.sites is not joints[0].sites
+            or joint.axes != joints[0].axes
+            or (is_cut and not isinstance(joint.node, Operand))
+        ):
+            raise NotRecordableError
+    if not joints:
+        raise NotRecordableError
+    return joints[0]
 
 
-def _sample(
-    function: Callable[..., Any],
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    device: torch.device,
-) -> Tensor | None:
-    """The operation on rows of zero sites: gives width and dtype, and torch's own errors, for free.
-
-    None when autocast would change the result's dtype: the replay, which runs without autocast,
-    would then compute something else.
-    """
-
-    def empty(value: Any) -> Any:
-        if isinstance(value, Operand):
-            tensor = value.values
-            return tensor if tensor.dim() == 0 else tensor.new_empty((0, tensor.shape[-1]))
-        if isinstance(value, (Table, Operation, Linear)):
-            return torch.empty((0, value.width), dtype=value.dtype, device=device)
-        return value
-
-    positional = [empty(value) for value in args]
-    keywords = {key: empty(value) for key, value in kwargs.items()}
-    with torch.no_grad():
-        result = function(*positional, **keywords)
-        with no_autocast(device):
-            plain = function(*positional, **keywords)
-    return result if result.dtype == plain.dtype else None
-
-
-def _linear(
-    input: Any,
-    weight: Any,
-    bias: Any = None,
-) -> SiteTensor | None:
-    if not isinstance(input, SiteTensor) or not isinstance(weight, Tensor) or weight.dim() != 2:
-        return None
-    if not (bias is None or isinstance(bias, Tensor)):
-        return None
-    node: Node = input.node
-    if isinstance(node, Table):
-        return input.derive(Table(F.linear(node.values, weight, bias), node.by_symbol))
-    # float64 is left alone by autocast.
-    cast = None if node.dtype == torch.float64 else autocast_dtype(input.device)
-    with torch.no_grad(), no_autocast(input.device):
-        sample = torch.empty((0, node.width), dtype=node.dtype, device=input.device)
-        dtype = linear(sample, weight, bias, cast).dtype
-    return input.derive(Linear(node, weight, bias, cast, dtype))
-
-
-def _cast(joint: SiteTensor, dtype: torch.dtype) -> SiteTensor:
-    if dtype == joint.dtype:
-        return joint
-    node = joint.node
-    if isinstance(node, Table):
-        return joint.derive(Table(node.values.to(dtype), node.by_symbol))
-    return joint.derive(Operation(Tensor.to, (node, dtype), {}, node.width, dtype))
-
-
-def _dropout(
-    input: Any,
-    p: float = 0.5,
-    training: Any = None,
-    train: Any = None,
-    inplace: bool = False,
-) -> SiteTensor | None:
-    """Dropout that drops nothing; a random mask materialises, so that the draw stays the same."""
-    if train is None:
-        train = True if training is None else training
-    return input if not train or p == 0.0 else None
-
-
-def _reshape(
-    function: Callable[..., Any], joint: Any, *shape: Any, **kwargs: Any
-) -> SiteTensor | None:
-    """A reshape to the shape it has already."""
-    if kwargs or not isinstance(joint, SiteTensor) or not shape:
-        return None
-    if len(shape) == 1 and isinstance(shape[0], (list, tuple)):
-        shape = tuple(shape[0])
-    sizes = [s for s in shape if isinstance(s, int)]
-    if len(sizes) != 4 or len(shape) != 4:
-        return None
-    matches = all(s in (-1, n) for s, n in zip(sizes, joint.shape))
-    # In expand, -1 says "as it is"; elsewhere it is one size left to be worked out.
-    is_legal = function is Tensor.expand or sizes.count(-1) <= 1
-    return joint if matches and is_legal else None
+def _changes_first(function: Function) -> bool:
+    """Whether a function changes its first argument, by its name."""
+    name = getattr(function, "__name__", "")
+    is_operator = name.startswith("__i") and hasattr(Tensor, f"__{name[3:]}")
+    return is_operator or name == "__setitem__" or (name.endswith("_") and name[-2:] != "__")

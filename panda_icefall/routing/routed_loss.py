@@ -11,22 +11,22 @@ from torch import Tensor
 
 from panda_icefall.losses.pruned import selected_rnnt_loss_pruned
 from panda_icefall.normalizer import TileCounters
-from panda_icefall.routing.graph import SiteTensor, row_program
-from panda_icefall.routing.nodes import Linear, Node, Operation, Table, in_order
+from panda_icefall.normalizer.autocast import no_autocast
+from panda_icefall.routing.graph import row_program
+from panda_icefall.routing.heads import linear_head
+from panda_icefall.routing.nodes import NODES, Node, Operand, Operation, Table, in_order
 from panda_icefall.routing.observing import Observer
+from panda_icefall.routing.site_tensor import SiteTensor
 
 
 def why_not(logits: SiteTensor) -> str | None:
     """The reason these recorded logits cannot be routed, or None."""
     if logits.is_materialised:
         return "logits used elsewhere"
-    head = _head(logits.node)
-    if not isinstance(head, Linear):
-        if isinstance(head, Operation):
-            return f"{getattr(head.function, '__name__', '?')} after the last linear"
-        return "no linear after am and lm were combined"
-    if logits.dtype == torch.float64 and head.dtype != torch.float64:
-        return "double() after the last linear"
+    if not logits.is_plain:
+        return "logits of another shape than [B, T, s_range, C]"
+    if _are_given(logits):
+        return "C classes at every site"
     return None
 
 
@@ -48,8 +48,6 @@ def compute(
       workspace_bytes, adjoint_tolerance, engine, counters: as in ``selected_log_probs``.
       observer: as in ``selected_rnnt_loss_pruned``.
     """
-    head = _head(logits.node)
-    assert isinstance(head, Linear)
     ranges = arguments["ranges"]
     if isinstance(ranges, Tensor) and ranges.shape != logits.sites.ranges.shape:
         raise ValueError(
@@ -57,30 +55,51 @@ def compute(
             f"(those given to do_rnnt_pruning)"
         )
     symbols = arguments["symbols"]
-    _check_lm_rows(head, symbols)
-    loss = selected_rnnt_loss_pruned(
-        row_program(head.input, logits.sites),
-        head.weight,
-        head.bias,
-        # As k2, which takes any integer tensor and whatever counts as an int.
-        symbols=symbols.long() if symbols.dtype in (torch.int16, torch.int32) else symbols,
-        ranges=ranges,
-        termination_symbol=operator.index(arguments["termination_symbol"]),
-        boundary=arguments["boundary"],
-        rnnt_type=arguments["rnnt_type"],
-        delay_penalty=arguments["delay_penalty"],
-        reduction=arguments["reduction"],
-        # k2 1.23.4 does not have it.
-        use_hat_loss=bool(arguments.get("use_hat_loss", False)),
-        observer=observer,
-        head_dtype=head.cast,
-        workspace_bytes=workspace_bytes,
-        adjoint_tolerance=adjoint_tolerance,
-        engine=engine,
-        counters=counters,
-    )
+    # k2 1.23.4 does not have it.
+    use_hat_loss = bool(arguments.get("use_hat_loss", False))
+    _check_lm_rows(logits.node, symbols)
+    # A joiner that was run without gradients has none, wherever the loss is computed.
+    with torch.set_grad_enabled(torch.is_grad_enabled() and logits.grad_enabled):
+        with no_autocast(logits.device):
+            head = linear_head(logits.node, is_shift_free=not use_hat_loss)
+            rows = row_program(logits.node if head is None else head.input, logits.sites)
+        loss = selected_rnnt_loss_pruned(
+            rows,
+            None if head is None else head.weight,
+            None if head is None else head.bias,
+            # As k2, which takes any integer tensor and whatever counts as an int.
+            symbols=symbols.long() if symbols.dtype in (torch.int16, torch.int32) else symbols,
+            ranges=ranges,
+            termination_symbol=operator.index(arguments["termination_symbol"]),
+            boundary=arguments["boundary"],
+            rnnt_type=arguments["rnnt_type"],
+            delay_penalty=arguments["delay_penalty"],
+            reduction=arguments["reduction"],
+            use_hat_loss=use_hat_loss,
+            observer=observer,
+            head_dtype=None if head is None else head.cast,
+            workspace_bytes=workspace_bytes,
+            adjoint_tolerance=adjoint_tolerance,
+            engine=engine,
+            counters=counters,
+        )
     # Losses of half logits stay in float32, where their sums were made.
     return loss.to(logits.dtype) if logits.dtype in (torch.float32, torch.float64) else loss
+
+
+def _are_given(logits: SiteTensor) -> bool:
+    """Whether recorded logits are made of a tensor of logits that exists."""
+    reached: list[Node] = [logits.node]
+    seen: set[int] = set()
+    while reached:
+        node = reached.pop()
+        if isinstance(node, Operand) and node.is_at_each(logits.sites):
+            if node.width == logits.width and node.dtype.is_floating_point:
+                return True
+        elif isinstance(node, Operation) and id(node) not in seen:
+            seen.add(id(node))
+            reached += [n for n in (*node.args, *node.kwargs.values()) if isinstance(n, NODES)]
+    return False
 
 
 def _check_lm_rows(head: Node, symbols: Tensor) -> None:
@@ -91,10 +110,3 @@ def _check_lm_rows(head: Node, symbols: Tensor) -> None:
                 f"lm: got {node.values.shape[1]} states for symbols of shape "
                 f"{tuple(symbols.shape)}, expected S + 1 = {symbols.shape[-1] + 1} or more"
             )
-
-
-def _head(node: Node) -> Node:
-    """The node below the casts that icefall puts after the joiner (``logits.float()``)."""
-    while isinstance(node, Operation) and node.function is Tensor.to:
-        node = node.args[0]
-    return node

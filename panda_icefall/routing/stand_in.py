@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Callable
 
 import torch
@@ -88,6 +88,15 @@ class StandIn(ABC):
     def reading(self, tensors: Sequence[Tensor]) -> StandIn:
         """Another one that reads these in place of ``tensors()``."""
 
+    def keep(self, result: Any, arguments: list[Any]) -> Any:
+        """What to go on with after an operation on tensors.
+
+        Args:
+          result: what the operation gave.
+          arguments: what it was given, the tensors in place of stand-ins among them.
+        """
+        return result
+
     @property
     def is_cuda(self) -> bool:
         return self.device.type == "cuda"
@@ -157,7 +166,7 @@ class StandIn(ABC):
 @opaque
 def dispatch(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Record ``function`` if it can be, else run it on ordinary tensors."""
-    given = [value for value in (*args, *kwargs.values()) if isinstance(value, StandIn)]
+    given = [value for value in flat((*args, *kwargs.values())) if isinstance(value, StandIn)]
     name = name_of(function)
     if name in _FROM_SHAPE_AND_DTYPE and args and isinstance(args[0], StandIn):
         return function(_without_values(args[0]), *args[1:], **kwargs)
@@ -166,7 +175,9 @@ def dispatch(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[s
         recorded = given[0].record(function, args, kwargs)
         if recorded is not None:
             return recorded
-    return function(*as_tensors(args, name), **as_tensors(kwargs, name))
+    args, kwargs = as_tensors(args, name), as_tensors(kwargs, name)
+    result = function(*args, **kwargs)
+    return given[0].keep(result, [*flat((*args, *kwargs.values()))]) if given else result
 
 
 def as_tensors(value: Any, operation: str) -> Any:
@@ -202,6 +213,15 @@ def _make_known_to_einops(kind: type[StandIn]) -> None:
 
 def _without_values(value: StandIn) -> Tensor:
     return torch.empty(value.shape, dtype=value.dtype, device="meta")
+
+
+def flat(values: Iterable[Any]) -> Iterator[Any]:
+    """The values, lists and tuples among them replaced by what they hold."""
+    for value in values:
+        if isinstance(value, (list, tuple)):
+            yield from flat(value)
+        else:
+            yield value
 
 
 def _operator(name: str) -> Callable[..., Any]:

@@ -158,8 +158,8 @@ def test_a_certain_blank_where_nothing_else_is_to_say_keeps_its_tiny_gradient():
 
 def hat_op(rows, weight, bias, ids, **options):
     """The op as ``gates`` calls it: ``[N, 2]`` target and blank log-probs, and log_z."""
-    log_probs = functools.partial(selected_log_probs, rows, **options)
-    target, blank, log_z = selected_hat_log_probs(log_probs, weight, bias, ids[:, 0])
+    log_probs = functools.partial(selected_log_probs, **options)
+    target, blank, log_z = selected_hat_log_probs(log_probs, rows, weight, bias, ids[:, 0])
     return torch.stack([target, blank], dim=1), log_z
 
 

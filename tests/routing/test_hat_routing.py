@@ -1,26 +1,11 @@
 """`use_hat_loss=True` is routed, also where k2 does not have it."""
 
-import sys
-import types
-
 import pytest
 import torch
 import toy
 
 import panda_icefall
 from panda_icefall.losses import k2_functions
-
-# k2 1.23.4, the newest in the registry, has no HAT loss: the stand-in takes its place here.
-NEWER_K2 = types.ModuleType("k2")
-for _name in k2_functions.__all__:
-    setattr(NEWER_K2, _name, getattr(k2_functions, _name))
-
-
-@pytest.fixture
-def newer_k2(monkeypatch):
-    monkeypatch.setitem(sys.modules, "k2", NEWER_K2)
-    yield NEWER_K2
-    panda_icefall.revert()
 
 
 @pytest.mark.parametrize("make", [toy.TanhJoiner, toy.TwoLinearJoiner, toy.ContextJoiner])

@@ -1,0 +1,95 @@
+"""Joiners as people write them: what is recorded, what is kept, and the dense values of all."""
+
+from collections import Counter
+
+import pytest
+import torch
+import toy
+from joiners import LOGITS, RECORDED, ROWS, Joiner
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten
+
+import panda_icefall
+
+NEEDED = [row for row in ROWS if not row.needs or hasattr(torch.nn.functional, row.needs)]
+
+
+def run(k2, joiner, data, **arguments):
+    torch.manual_seed(5)  # of dropout
+    return toy.loss_and_gradients(k2, joiner, data, **arguments)
+
+
+def assert_same(routed, dense, bound):
+    torch.testing.assert_close(routed[0], dense[0], rtol=bound, atol=0)
+    for x, y in zip(routed[1], dense[1]):
+        assert x.dtype == y.dtype
+        assert (x - y).norm() <= bound * y.norm()
+
+
+@pytest.mark.parametrize("row", NEEDED, ids=lambda row: row.name)
+def test_values_gradients_and_counters(k2, row):
+    joiner, data = Joiner(row).double(), toy.batch(k2, torch.float64, width=row.width)
+    dense = run(k2, joiner, data)
+    assert dense[0].isfinite()
+    state = torch.get_rng_state()
+    with panda_icefall.patched(adjoint_tolerance=0, workspace_mib=0.02):
+        routed = run(k2, joiner, data)
+        status = panda_icefall.status()
+    assert torch.equal(torch.get_rng_state(), state)
+    assert_same(routed, dense, 1e-11)
+    assert status.materialised == dict(Counter(row.operations))
+    assert status.losses_dense == (row.outcome == LOGITS)
+    assert status.losses_routed == (row.outcome != LOGITS)
+    assert bool(row.operations) == (row.outcome != RECORDED)
+
+
+@pytest.mark.parametrize("row", NEEDED, ids=lambda row: row.name)
+def test_the_hat_loss_of_every_joiner(newer_k2, row):
+    joiner, data = Joiner(row).double(), toy.batch(newer_k2, torch.float64, width=row.width)
+    dense = run(newer_k2, joiner, data, use_hat_loss=True)
+    with panda_icefall.patched(adjoint_tolerance=0, workspace_mib=0.02):
+        routed = run(newer_k2, joiner, data, use_hat_loss=True)
+        status = panda_icefall.status()
+    assert_same(routed, dense, 1e-11)
+    assert status.losses_dense == (row.outcome == LOGITS)
+
+
+@pytest.mark.parametrize("row", NEEDED, ids=lambda row: row.name)
+def test_under_autocast_no_joiner_is_less_accurate(k2, row):
+    joiner, data = Joiner(row), toy.batch(k2, width=row.width)
+    exact = run(k2, joiner, data)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        dense = run(k2, joiner, data)
+        with panda_icefall.patched(adjoint_tolerance=0):
+            routed = run(k2, joiner, data)
+            status = panda_icefall.status()
+    assert status.losses_dense == (row.outcome == LOGITS)
+    assert routed[0].dtype == dense[0].dtype
+    assert abs(routed[0] - exact[0]) <= 1.25 * abs(dense[0] - exact[0]) + 2**-8 * abs(exact[0])
+    for x, y, ref in zip(routed[1], dense[1], exact[1]):
+        assert x.dtype == y.dtype
+        assert (x - ref).norm() <= 1.25 * (y - ref).norm() + 2**-8 * ref.norm()
+
+
+@pytest.mark.parametrize("row", NEEDED, ids=lambda row: row.name)
+def test_only_where_the_row_says_so_do_logits_exist(k2, row):
+    joiner, data = Joiner(row), toy.batch(k2, width=row.width)
+    logits = toy.B * toy.T * toy.S_RANGE * toy.C
+    with panda_icefall.patched(workspace_mib=0.008), LargestTensor() as largest:
+        run(k2, joiner, data)
+    assert (largest.numel >= logits) == (row.outcome == LOGITS)
+
+
+class LargestTensor(TorchDispatchMode):
+    """Records the most elements of any tensor with memory that an operation returns."""
+
+    def __init__(self):
+        super().__init__()
+        self.numel = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for value in tree_flatten(result)[0]:
+            if isinstance(value, torch.Tensor) and value.device.type != "meta":
+                self.numel = max(self.numel, value.numel())
+        return result
