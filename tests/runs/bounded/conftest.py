@@ -64,7 +64,7 @@ def checkout(recipe, tmp_path, monkeypatch):
     calls = []
     monkeypatch.setattr(request, "check_data", lambda *a: calls.append(("check", *a)))
     monkeypatch.setattr(bounded_run, "synth_data", lambda *a: calls.append(("make", *a)))
-    monkeypatch.setattr(bounded_run, "data_arguments", lambda *a: ["--manifest-dir", str(a[2])])
+    monkeypatch.setattr(request, "data_arguments", lambda *a: ["--manifest-dir", str(a[2])])
 
     config = tmp_path / "config.yaml"
     content = {
