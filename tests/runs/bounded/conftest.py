@@ -17,6 +17,8 @@ OPTIONS = """
     return parser
 """
 SAVE = """
+        if str(params.batch_idx_train) == os.environ.get("TOY_SLEEPS_AT"):
+            time.sleep(60)
         if params.batch_idx_train == params.break_at:
             raise RuntimeError("the toy recipe breaks on purpose")
         if params.batch_idx_train % params.save_every_n == 0:
@@ -41,6 +43,7 @@ RESUMING = (
     ("    return parser\n", OPTIONS),
     ('        with Path(params.exp_dir, f"losses-{rank}.txt")', SAVE),
     ("    for epoch in range(params.num_epochs):", LOAD),
+    ("import json\n", "import json\nimport os\nimport time\n"),
     ("mkdir(exist_ok=True)", "mkdir(parents=True, exist_ok=True)"),
     (
         'torch.save(state, Path(params.exp_dir, f"epoch-{epoch}.pt"))',
@@ -63,7 +66,12 @@ def checkout(recipe, tmp_path, monkeypatch):
 
     calls = []
     monkeypatch.setattr(request, "check_data", lambda *a: calls.append(("check", *a)))
-    monkeypatch.setattr(bounded_run, "synth_data", lambda *a: calls.append(("make", *a)))
+
+    def synth_data(*given):
+        calls.append(("make", *given))
+        given[1].mkdir()
+
+    monkeypatch.setattr(bounded_run, "synth_data", synth_data)
     monkeypatch.setattr(request, "data_arguments", lambda *a: ["--manifest-dir", str(a[2])])
 
     config = tmp_path / "config.yaml"

@@ -149,7 +149,8 @@ def test_the_effective_bounds_of_gradients_and_parameters_stand_beside_the_dista
     content["contract"]["parameters_twin"][0]["rel_l2"] = 2e-6
     _, markdown, _ = written(content, tmp_path)
     cells = {}
-    for line in markdown.splitlines():
+    section = markdown.partition("## Contract")[2].partition("## ")[0]
+    for line in section.splitlines():
         cells.setdefault(line.split(" | ")[0], line)
     assert " | 8.0e-05, configured 1.0e-05 | " in cells["| encoder"]
     # 4 x the twin's 2e-6 where that is more than the configured 1e-6
