@@ -45,9 +45,10 @@ def check_recipe_options(
         try:
             outcome = run_stage(command, train_py.parents[1], environment, log, deadline)
         except Interrupted as stop:
+            why = f"within {_MINUTES:g} minutes" if deadline.is_over else f"before {stop}"
             raise UsageError(
-                f"recipe: {train_py} did not parse its command line within {_MINUTES:g} minutes; "
-                "expected an argparse parser in its main()"
+                f"recipe: {train_py} did not parse its command line {why}; expected an argparse "
+                "parser in its main()"
             ) from stop
         if not answer.exists():
             last_words = (outcome.tail.strip().splitlines() or ["it printed nothing"])[-1]

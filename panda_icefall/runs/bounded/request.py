@@ -80,7 +80,7 @@ class Request:
         is_installed = shutil.which("panda-icefall") is not None
         start = ["panda-icefall"] if is_installed else [sys.executable, "-m", "panda_icefall"]
         where = ["--synthetic"] if self.data is None else ["--data", str(self.data)]
-        bound = [] if max_minutes is None else ["--max-minutes", f"{max_minutes:g}"]
+        bound = [] if max_minutes is None else ["--max-minutes", f"{max_minutes:.12g}"]
         config = str(self.config_path.absolute())
         root = ["--icefall-root", str(self.root)]
         return [*start, "bounded", config, *root, *where, "--device", self.device, *bound]
