@@ -43,6 +43,7 @@ RESUMING = (
     ("    return parser\n", OPTIONS),
     ('        with Path(params.exp_dir, f"losses-{rank}.txt")', SAVE),
     ("    for epoch in range(params.num_epochs):", LOAD),
+    ("            import os\n            import signal\n", "            import signal\n"),
     ("import json\n", "import json\nimport os\nimport time\n"),
     ("mkdir(exist_ok=True)", "mkdir(parents=True, exist_ok=True)"),
     (

@@ -25,7 +25,7 @@ from panda_icefall.runs.bounded.stage import Deadline
 STAGES = ["contract", "dense", "routed", "twin", "stopped", "resumed"]
 
 
-BROKEN = {"num-batches": 6, "break-at": 1}  # the contract fails
+BROKEN = {"break-at": 1, "num-batches": 6}  # the contract fails
 
 
 def run(checkout, **changes):
@@ -99,7 +99,7 @@ def test_given_data_are_checked_before_anything_starts(checkout, tmp_path):
     assert run(checkout, synthetic=False, data=data) == 1
     (checked,) = checkout.calls
     corpus_folder = checkout.root / "egs/aishell/ASR"
-    words = ["--num-batches", "6", "--break-at", "1"]
+    words = ["--break-at", "1", "--num-batches", "6"]
     assert checked == ("check", "aishell", "char", data, 11, corpus_folder, words)
     assert report(checkout)["data"] == {
         "kind": "given",
@@ -176,7 +176,7 @@ def test_a_signal_leaves_a_partial_report_and_readable_logs(checkout, number):
     assert [stage["state"] for stage in content["stages"]] == ["done", "interrupted"]
     assert len(content["arms"]["dense"]["steps"]) >= 3
     end = (checkout.out / "dense" / "memory.jsonl").read_text().splitlines()[-1]
-    assert json.loads(end) == {"row": "end", "reason": "KeyboardInterrupt"}
+    assert json.loads(end)["reason"] == "KeyboardInterrupt"
     assert "PARTIAL" in (checkout.out / "report.md").read_text()
 
 
@@ -211,7 +211,8 @@ def asked_by(command):
     words = shlex.split(command)
     start = words.index("bounded") + 1
     assert words[: start - 1] in (["panda-icefall"], [sys.executable, "-m", "panda_icefall"])
-    return check_request(**cli.commands["bounded"].make_context("bounded", words[start:]).params)
+    given = cli.commands["bounded"].make_context("bounded", words[start:]).params
+    return check_request(given.pop("config"), **given)
 
 
 @pytest.mark.parametrize("has_data", [False, True], ids=["synthetic", "data"])
@@ -245,8 +246,7 @@ def test_the_command_in_the_report_makes_the_same_run_again(
         assert again.config.bounds.max_minutes == 7.5
         assert again.data == (here / "my data" if has_data else None)
         assert (again.train_py, again.device) == (asked.train_py, "cpu")
-        known = dict(again.inputs, **{"source files": asked.inputs["source files"]})
-        assert known == asked.inputs
+        assert again.inputs == asked.inputs
     assert asked_by(content["continuation"]).out == asked.out
 
 
@@ -314,7 +314,7 @@ def test_a_partial_run_is_judged_so_far_and_continued(checkout, monkeypatch, cap
 
 def test_an_option_that_the_recipe_does_not_have_is_found_before_data_are_made(checkout):
     rewrite(checkout, train_args={"num-batchs": 6, "world-size": 1})
-    message = r"config\.yaml: train_args\.num-batchs: .* no such option; did you mean num-batches\?"
+    message = r"config\.yaml: train_args\.num-batchs: .* no such option; did you mean num-batches"
     with pytest.raises(UsageError, match=message):
         run(checkout)
     assert not checkout.out.exists()
