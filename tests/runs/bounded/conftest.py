@@ -80,7 +80,7 @@ def checkout(recipe, tmp_path, monkeypatch):
         "recipe": "egs/aishell/ASR/pruned/train.py",
         "train_args": {"num-batches": 6},
         "data": {"corpus": "aishell", "lang": "char", "vocab_size": 11},
-        "bounds": {"max_batches": 4, "max_minutes": 5},
+        "bounds": {"max_batches": 4, "max_minutes": 30},
         "contract": {"batches": 2, "tolerances": {"parameter_rel_l2": 1e-6}},
     }
     config.write_text(yaml.safe_dump(content))

@@ -158,7 +158,7 @@ def test_a_signal_leaves_a_partial_report_and_readable_logs(checkout, number):
     rewrite(
         checkout,
         train_args={"num-batches": 100000},
-        bounds={"max_batches": 99999, "max_minutes": 5, "resume_after": 10},
+        bounds={"max_batches": 99999, "max_minutes": 30, "resume_after": 10},
     )
 
     def interrupt():
@@ -276,7 +276,7 @@ def test_a_partial_run_is_judged_so_far_and_continued(checkout, monkeypatch, cap
         assert run(checkout) == 1
     content = report(checkout)
     assert content["state"] == "partial"
-    assert content["reason"] == "bounds.max_minutes: 5 minutes were over during the routed run"
+    assert content["reason"] == "bounds.max_minutes: 30 minutes were over during the routed run"
     assert [(v["name"], v["holds"]) for v in content["verdicts"]] == [
         ("contract", True),
         ("pruned loss", True),
@@ -289,11 +289,11 @@ def test_a_partial_run_is_judged_so_far_and_continued(checkout, monkeypatch, cap
     assert "resume not judged: not reached" in told
     assert f"continue it: {content['continuation']}" in told
     assert content["continuation"] in (checkout.out / "report.md").read_text()
-    assert f"--max-minutes 10 --out {checkout.out}" in content["continuation"]
+    assert f"--max-minutes 60 --out {checkout.out}" in content["continuation"]
 
     dense = (checkout.out / "dense" / "memory.jsonl").read_bytes()
     again = asked_by(content["continuation"])
-    assert again.config.bounds.max_minutes == 10
+    assert again.config.bounds.max_minutes == 60
     assert run_bounded(again) == 0
     content = report(checkout)
     assert content["state"] == "complete"
