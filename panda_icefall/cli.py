@@ -110,12 +110,19 @@ def synth(
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
-    help="New folder for logs and report; default: panda-bounded/RECIPE-FORM.",
+    help="New folder for logs and report, or that of an unfinished run, which is continued; "
+    "default: a new one, panda-bounded/RECIPE-FORM[-NUMBER].",
+)
+@click.option(
+    "--max-minutes",
+    type=float,
+    help="In place of the configuration's bounds.max_minutes.",
 )
 def bounded(config: Path, icefall_root: Path, **options: Any) -> Callable[[], int]:
     """Train a recipe dense and routed for a few batches, compare, and write a report.
 
-    Configurations lie under egs/. Exit status 1 where something does not hold.
+    Configurations lie under egs/. Exit status: 0 everything holds; 1 something does not, or the
+    run is partial; 2 it cannot be run as asked; 128 + N ended by signal N.
     """
     from panda_icefall.runs.bounded.request import check_request
     from panda_icefall.runs.bounded.run import run_bounded

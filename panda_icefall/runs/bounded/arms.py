@@ -1,8 +1,8 @@
 """One trained arm of a bounded run, read back from what its process left behind."""
 
+import contextlib
 import json
 import math
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Optional
 
@@ -13,7 +13,10 @@ from panda_icefall.runs.errors import UsageError
 
 __all__ = ["final_parameters", "losses_of", "non_finite_steps", "read_arm"]
 
+_HEADER = '{"row": "header"'
+_RUN_ID = "run_id"
 _PHASES = ("compute_loss", "backward_update")
+_LOSSES = ("simple_loss", "pruned_loss")
 _COUNTED = (
     "losses_routed losses_dense simple_losses_routed simple_losses_of_tensors simple_losses_dense "
     "sites sites_evaluated sites_backward tiles_forward tiles_backward "
@@ -32,10 +35,13 @@ def read_arm(memory_log: Path) -> dict[str, Any]:
       memory_log: What ``--panda-memory-log`` named; it may not be there yet.
 
     Returns:
-      ``steps`` (a list of dicts: loss per frame, seconds, peak bytes, grad scale and the phases
-      of each step), ``memory_kind``, ``base_bytes`` (before the first step) and ``counters``.
+      ``steps`` (a list of dicts: loss per frame, seconds, peak bytes, of them those that the losses
+      added, grad scale and the phases of each step), ``memory_kind``, ``base_bytes`` (before the
+      first step), ``options`` (PANDA's, of that process) and ``counters``. Of several runs in one
+      log, those of the last one.
     """
-    rows = list(_rows(memory_log))
+    rows = _rows_of_last_run(memory_log)
+    header = rows[0] if rows and rows[0].get("row") == "header" else {}
     outer = [row for row in rows if row.get("row") == "phase"]
     by_step: dict[int, dict[str, dict[str, Any]]] = {}
     for row in outer:
@@ -58,7 +64,8 @@ def read_arm(memory_log: Path) -> dict[str, Any]:
     return {
         "steps": steps,
         "memory_kind": "CUDA allocated" if on_gpu else "process RSS",
-        "base_bytes": _base(rows),
+        "base_bytes": _size(header["memory"]) if "memory" in header else None,
+        "options": header.get("options"),
         "counters": {
             **{name: sum(row.get(name, 0) for row in outer) for name in _COUNTED},
             "materialised": materialised,
@@ -66,22 +73,18 @@ def read_arm(memory_log: Path) -> dict[str, Any]:
     }
 
 
-def _rows(path: Path) -> Iterable[dict[str, Any]]:
-    if not path.exists():
-        return
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            yield json.loads(line)
-        except ValueError:  # the row that a killed process was writing
-            return
-
-
-def _base(rows: list[dict[str, Any]]) -> Optional[int]:
-    for row in rows:
-        if row.get("row") == "header" and "memory" in row:
-            memory = row["memory"]
-            return int(memory.get("allocated_bytes", memory.get("rss_bytes")))
-    return None
+def _rows_of_last_run(path: Path) -> list[dict[str, Any]]:
+    """From the last header on, the rows that carry its run id or none."""
+    rows: list[dict[str, Any]] = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+        # What a killed process was writing may have a later run's header behind it.
+        with contextlib.suppress(ValueError):
+            row = json.loads(line[max(0, line.rfind(_HEADER)) :])
+            if row.get("row") == "header":
+                rows = []
+            rows.append(row)
+    run_id = rows[0].get(_RUN_ID) if rows else None
+    return [row for row in rows if row.get(_RUN_ID, run_id) == run_id]
 
 
 def _step(
@@ -99,9 +102,23 @@ def _step(
         "loss": float(loss.get("loss", math.nan)) / (loss.get("frames") or 1),
         "seconds": sum(row["seconds"] for row in outer.values()),
         "peak_bytes": max(map(_peak, outer.values())),
+        "losses_bytes": _added_by_losses(parts),
         "grad_scale": outer["backward_update"].get("grad_scale"),
         "phases": phases,
     }
+
+
+def _added_by_losses(parts: list[dict[str, Any]]) -> Optional[float]:
+    """The peak within the losses, above the memory that the encoder had left."""
+    peaks = [_peak(row) for row in parts if row["phase"] in _LOSSES]
+    before = [_size(row) for row in parts if row["phase"] == "encoder"]
+    if not peaks or not before or before[-1] is None:
+        return None
+    return max(0.0, max(peaks) - before[-1])
+
+
+def _size(row: dict[str, Any]) -> Optional[float]:
+    return row.get("allocated_bytes", row.get("rss_bytes"))
 
 
 def _peak(row: dict[str, Any]) -> float:

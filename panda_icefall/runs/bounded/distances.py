@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Optional
 
 import torch
 from torch import Tensor
@@ -21,19 +21,28 @@ Parameters = Mapping[str, Tensor]
 
 
 def compare_trajectories(
-    dense: dict[str, Any], routed: dict[str, Any], twin: dict[str, Any]
+    dense: dict[str, Any], routed: dict[str, Any], twin: Optional[dict[str, Any]]
 ) -> dict[str, Any]:
-    """Loss curves of the three arms: the largest relative difference from the dense one."""
-    differences = _differences(dense, routed)
-    twin_largest = max(_differences(dense, twin), default=math.nan, key=nan_last)
+    """Loss curves of the three arms: the largest relative difference from the dense one.
+
+    Where a twin ended early, only the steps that it has are compared: the distance that rounding
+    makes grows with the steps.
+
+    Args:
+      dense, routed, twin: From ``read_arm``; the twin may be None.
+    """
+    arms = [arm for arm in (dense, routed, twin) if arm is not None]
+    last = min(len(arm["steps"]) for arm in arms)
+    differences = _differences(dense, routed)[:last]
+    of_twin = [] if twin is None else _differences(dense, twin)[:last]
     largest = max(differences, default=math.nan, key=nan_last)
-    non_finite = {step for arm in (dense, routed, twin) for step in non_finite_steps(arm)}
+    non_finite = {step for arm in arms for step in non_finite_steps(arm)}
     return {
         "steps": len(differences),
         "largest_relative_difference": largest,
         "step_of_largest": differences.index(largest) + 1 if differences else None,
         "first_relative_difference": differences[0] if differences else math.nan,
-        "twin_largest_relative_difference": twin_largest,
+        "twin_largest_relative_difference": max(of_twin, default=None, key=nan_last),
         "non_finite": len(non_finite),
     }
 
@@ -49,19 +58,25 @@ def _differences(dense: dict[str, Any], other: dict[str, Any]) -> list[float]:
 
 
 def compare_final_parameters(
-    dense: Parameters, routed: Parameters, twin: Parameters
+    dense: Parameters, routed: Parameters, twin: Optional[Parameters]
 ) -> dict[str, Any]:
     """Relative L2 distance of all parameters together, by group, and where it sits.
 
     Args:
-      dense, routed, twin: State dicts of the same model.
+      dense, routed, twin: State dicts of the same model; the twin may be None, and so are then all
+        figures of it.
 
     Returns:
       ``rel_l2`` and ``twin_rel_l2`` of everything; ``bulk_rel_l2`` and ``twin_bulk_rel_l2``
       without the elements furthest apart; the names with NaN or infinity in ``non_finite``;
       ``groups``; and the ``largest_parameters`` with their share of the squared distance.
     """
-    to_routed, to_twin = _squares(dense, routed), _squares(dense, twin)
+    to_routed = _squares(dense, routed)
+    to_twin = None if twin is None else _squares(dense, twin)
+
+    def of_twin(members: list[str]) -> Optional[float]:
+        return None if to_twin is None else _relative(to_twin[name] for name in members)
+
     names: dict[str, list[str]] = {}
     for name in to_routed:
         names.setdefault(group_of(name), []).append(name)
@@ -69,9 +84,9 @@ def compare_final_parameters(
     ranked = sorted(to_routed, key=lambda name: to_routed[name][0], reverse=True)
     return {
         "rel_l2": _relative(to_routed.values()),
-        "twin_rel_l2": _relative(to_twin.values()),
+        "twin_rel_l2": of_twin(list(to_routed)),
         "bulk_rel_l2": _bulk(dense, routed),
-        "twin_bulk_rel_l2": _bulk(dense, twin),
+        "twin_bulk_rel_l2": None if twin is None else _bulk(dense, twin),
         "non_finite": [
             name
             for name in dense
@@ -82,7 +97,7 @@ def compare_final_parameters(
                 "group": group,
                 "rel_l2": _relative(to_routed[name] for name in members),
                 "max_abs": max(to_routed[name][2] for name in members),
-                "twin_rel_l2": _relative(to_twin[name] for name in members),
+                "twin_rel_l2": of_twin(members),
             }
             for group, members in names.items()
         ],
@@ -91,7 +106,7 @@ def compare_final_parameters(
                 "name": name,
                 "share": to_routed[name][0] / total,
                 "rel_l2": _relative([to_routed[name]]),
-                "twin_rel_l2": _relative([to_twin[name]]),
+                "twin_rel_l2": of_twin([name]),
             }
             for name in ranked[:_LARGEST]
             if to_routed[name][0] > 0

@@ -100,19 +100,48 @@ class Judge:
     def _tolerance(self, name: str) -> float:
         return float(self._content["contract"]["tolerances"][name])
 
-    def _judge_arms(self) -> None:
+    def judge_partial(self) -> None:
+        """Judge what an unfinished run has to show: the steps and models that are there.
+
+        What the configured bound does not already settle stays open while there is no whole twin.
+        """
+        arms = self._content["arms"]
+        given = {verdict["name"] for verdict in self._content["verdicts"]}
+        if "trajectory" in given or not self._contracts:
+            return
+        if "contract" not in given:
+            verdict = verdicts.contract_verdict(self._contracts)
+            is_violated = any(contract["violations"] for contract in self._contracts.values())
+            self._content["verdicts"].append({**verdict, "holds": False if is_violated else None})
+        if "pruned loss" not in given and arms.get("routed", {}).get("steps"):
+            verdict = verdicts.pruned_loss_verdict(arms["routed"], is_whole=False)
+            self._content["verdicts"].append(verdict)
+        if arms.get("dense", {}).get("steps") and arms.get("routed", {}).get("steps"):
+            self._judge_arms(is_whole=False)
+
+    def _judge_arms(self, *, is_whole: bool = True) -> None:
         arms, models = self._content["arms"], self._models
-        curves = compare_trajectories(arms["dense"], arms["routed"], arms["twin"])
-        parameters = compare_final_parameters(models["dense"], models["routed"], models["twin"])
-        of_losses = Leeway(self._tolerance("loss_rel"), curves["twin_largest_relative_difference"])
-        of_parameters = Leeway(self._tolerance("parameter_rel_l2"), parameters["twin_bulk_rel_l2"])
-        curves["bound"], parameters["bound"] = of_losses.bound, of_parameters.bound
+        twin = arms.get("twin")
+        if not is_whole and twin is not None and not twin["steps"]:
+            twin = None
+        curves = compare_trajectories(arms["dense"], arms["routed"], twin)
+        apart = curves["twin_largest_relative_difference"]
+        of_losses = Leeway(self._tolerance("loss_rel"), apart)
+        curves.update(bound=of_losses.bound, allowed=str(of_losses))
+        steps = self._config.bounds.max_batches
+        found = [verdicts.trajectory_verdict(curves, steps, of_losses, is_whole=is_whole)]
+        parameters = None
+        if "dense" in models and "routed" in models:
+            parameters = compare_final_parameters(
+                models["dense"], models["routed"], models.get("twin")
+            )
+            bulk = parameters["twin_bulk_rel_l2"]
+            of_parameters = Leeway(self._tolerance("parameter_rel_l2"), bulk)
+            parameters.update(bound=of_parameters.bound, allowed=str(of_parameters))
+            found.append(verdicts.final_parameters_verdict(parameters, of_parameters))
+        found.append(verdicts.finite_verdict(curves, parameters))
         self._content.update(trajectory=curves, final_parameters=parameters)
-        self._content["verdicts"] += [
-            verdicts.trajectory_verdict(curves, self._config.bounds.max_batches, of_losses),
-            verdicts.final_parameters_verdict(parameters, of_parameters),
-            verdicts.finite_verdict(curves, parameters),
-        ]
+        self._content["verdicts"] += found
 
     def _judge_resumed(self) -> None:
         bounds = self._config.bounds
@@ -129,6 +158,6 @@ class Judge:
 
 def _failed(stage: Stage, outcome: StageOutcome) -> StageFailed:
     return StageFailed(
-        f"the {stage.name} run ended with status {outcome.exit_status}; {stage.log} ends with:\n"
-        f"{outcome.tail}"
+        f"the {stage.name} run ended with status {outcome.exit_status}{outcome.by_signal}; "
+        f"{stage.log} ends with:\n{outcome.tail}"
     )

@@ -1,15 +1,27 @@
 """What the user asked for, checked in full before anything starts."""
 
+import math
 import shlex
-from dataclasses import dataclass
+import shutil
+import sys
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Optional
+from typing import Any, Optional
 
 import torch
 
 from panda_icefall.runs.bounded.config import BoundedConfig, load_config
-from panda_icefall.runs.corpora import check_data, check_icefall_root, find_corpus
+from panda_icefall.runs.bounded.continuation import read_earlier, run_inputs
+from panda_icefall.runs.bounded.plan import Stage, child_environment, plan_stages
+from panda_icefall.runs.bounded.recipe_options import check_recipe_options
+from panda_icefall.runs.corpora import (
+    check_data,
+    check_icefall_root,
+    data_arguments,
+    find_corpus,
+)
 from panda_icefall.runs.errors import UsageError
+from panda_icefall.runs.options import split_panda_arguments
 from panda_icefall.runs.recipe_module import RecipeFile
 
 __all__ = ["Request", "check_request"]
@@ -26,7 +38,11 @@ class Request:
       train_py: The recipe's training script.
       device: ``cpu`` or ``cuda``.
       data: The recipe's data folder; None where synthetic data are to be made.
-      out: Folder to write; it exists and is empty.
+      out: Folder to write; it exists, and is empty but for what ``earlier`` left.
+      stages: Its child processes, in their order.
+      inputs: All that the run depends on, by name.
+      earlier: The report's content of the unfinished run that is to be continued; None: a new run.
+      max_minutes: The bound in minutes, where it was given in place of the configuration's.
     """
 
     config: BoundedConfig
@@ -36,6 +52,10 @@ class Request:
     device: str
     data: Optional[Path]
     out: Path
+    stages: list[Stage]
+    inputs: dict[str, Any] = field(repr=False)
+    earlier: Optional[dict[str, Any]] = field(repr=False)
+    max_minutes: Optional[float]
 
     @property
     def corpus_folder(self) -> Path:
@@ -43,11 +63,27 @@ class Request:
         return self.train_py.parents[1]
 
     @property
+    def data_folder(self) -> Path:
+        """The recipe's data folder, given or to be made."""
+        return self.out / "data" if self.data is None else self.data
+
+    @property
     def command(self) -> str:
-        """A command that makes the same run again, in a folder of its own choice."""
+        """A command that makes the same run again, from any folder, in a new folder there."""
+        return shlex.join(self._words(self.max_minutes))
+
+    def continuation(self, max_minutes: Optional[float] = None) -> str:
+        """A command that continues this run in its folder, with another bound if one is given."""
+        return shlex.join([*self._words(max_minutes or self.max_minutes), "--out", str(self.out)])
+
+    def _words(self, max_minutes: Optional[float]) -> list[str]:
+        is_installed = shutil.which("panda-icefall") is not None
+        start = ["panda-icefall"] if is_installed else [sys.executable, "-m", "panda_icefall"]
         where = ["--synthetic"] if self.data is None else ["--data", str(self.data)]
-        words = [str(self.config_path.absolute()), "--icefall-root", str(self.root), *where]
-        return shlex.join(["panda-icefall", "bounded", *words, "--device", self.device])
+        bound = [] if max_minutes is None else ["--max-minutes", f"{max_minutes:.12g}"]
+        config = str(self.config_path.absolute())
+        root = ["--icefall-root", str(self.root)]
+        return [*start, "bounded", config, *root, *where, "--device", self.device, *bound]
 
     @property
     def title(self) -> str:
@@ -64,6 +100,7 @@ def check_request(
     synthetic: bool = False,
     device: Optional[str] = None,
     out: Optional[Path] = None,
+    max_minutes: Optional[float] = None,
 ) -> Request:
     """Check everything that can be wrong with a request, before anything starts.
 
@@ -73,12 +110,14 @@ def check_request(
       data: The recipe's data folder.
       synthetic: Make synthetic data in its layout, inside ``out``, in place of ``data``.
       device: ``cpu`` or ``cuda``; CUDA where there is one if not given.
-      out: Folder to write; new or empty. ``panda-bounded/<recipe>-<form>`` if not given.
+      out: Folder to write: a new or empty one, or that of an unfinished run to continue. If not
+        given, a new one: ``panda-bounded/<recipe>-<form>``, or with a number behind it.
+      max_minutes: In place of ``bounds.max_minutes``.
 
     Raises:
       UsageError: It cannot be run.
     """
-    config = load_config(config_path)
+    config = _with_minutes(load_config(config_path), max_minutes)
     root = check_icefall_root(icefall_root)
     train_py = _find_recipe(config, root)
     layout = find_corpus(config.data.corpus)
@@ -93,7 +132,7 @@ def check_request(
         given = "both" if synthetic else "neither"
         raise UsageError(f"--data, --synthetic: got {given}, expected one of them")
     if data is not None:
-        data = data.absolute()
+        data = data.expanduser().absolute()
         wanted = config.data
         check_data(
             wanted.corpus,
@@ -104,8 +143,52 @@ def check_request(
             config.recipe_arguments(),
         )
     name = f"{train_py.parents[2].name}-{train_py.parent.name}-{config_path.stem}"
-    folder = _new_folder(out or Path("panda-bounded") / name, root)
-    return Request(config, config_path, root, train_py, chosen_device, data, folder)
+    folder = _new_folder(Path("panda-bounded") / name) if out is None else out
+    folder = folder.expanduser().absolute()
+    if root in folder.resolve().parents:
+        raise UsageError(
+            f"--out: got {folder}, inside the icefall checkout, which is only read; expected a "
+            "folder elsewhere"
+        )
+    inputs = run_inputs(config, root, train_py, chosen_device, data)
+    earlier = read_earlier(folder, inputs)
+    words = data_arguments(
+        config.data.corpus, config.data.lang, data or folder / "data", config.data.vocab_size
+    )
+    stages = plan_stages(config, train_py, words, folder)
+    if earlier is None:  # else it has been asked
+        _, all_words = split_panda_arguments(stages[-1].command[5:])  # behind train_py
+        environment = child_environment(root, chosen_device)
+        try:
+            check_recipe_options(train_py, all_words, list(config.train_args), environment)
+        except UsageError as error:
+            raise UsageError(f"CONFIG: {config_path}: {error}") from error
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"--out: cannot make {folder}: {error.strerror}") from error
+    return Request(
+        config=config,
+        config_path=config_path,
+        root=root,
+        train_py=train_py,
+        device=chosen_device,
+        data=data,
+        out=folder,
+        stages=stages,
+        inputs=inputs,
+        earlier=earlier,
+        max_minutes=max_minutes,
+    )
+
+
+def _with_minutes(config: BoundedConfig, max_minutes: Optional[float]) -> BoundedConfig:
+    if max_minutes is None:
+        return config
+    if not (max_minutes > 0 and math.isfinite(max_minutes)):
+        raise UsageError(f"--max-minutes: got {max_minutes:g}, expected a number above 0")
+    bounds = config.bounds.model_copy(update={"max_minutes": max_minutes})
+    return config.model_copy(update={"bounds": bounds})
 
 
 def _find_recipe(config: BoundedConfig, root: Path) -> Path:
@@ -137,20 +220,10 @@ def _choose_device(device: Optional[str], config: BoundedConfig) -> str:
     return chosen
 
 
-def _new_folder(out: Path, root: Path) -> Path:
-    folder = out.expanduser().absolute()
-    if root in folder.resolve().parents:
-        raise UsageError(
-            f"--out: got {folder}, inside the icefall checkout, which is only read; expected a "
-            "folder elsewhere"
-        )
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UsageError(
-            f"--out: got {folder}, which exists and is not empty, expected a new folder; remove it "
-            "or choose another"
-        )
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"--out: cannot make {folder}: {error.strerror}") from error
+def _new_folder(wanted: Path) -> Path:
+    """``wanted``, or the first of ``wanted-2``, ``wanted-3``, ... that has nothing in it."""
+    folder, number = wanted, 1
+    while folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        number += 1
+        folder = wanted.with_name(f"{wanted.name}-{number}")
     return folder

@@ -3,26 +3,26 @@
 import contextlib
 import datetime
 import time
-from typing import Any
+from typing import Any, Optional
 
-import torch
 from rich.console import Console
 
+from panda_icefall.runs.bounded.continuation import finished_row, move_aside, only_run_in
 from panda_icefall.runs.bounded.judge import Judge
-from panda_icefall.runs.bounded.plan import Stage, child_environment, plan_stages
+from panda_icefall.runs.bounded.plan import Stage, child_environment
 from panda_icefall.runs.bounded.report import write_report
+from panda_icefall.runs.bounded.report.first_screen import verdicts
 from panda_icefall.runs.bounded.request import Request
 from panda_icefall.runs.bounded.stage import (
     Deadline,
     Interrupted,
     StageFailed,
+    StageOutcome,
     forwarded_signals,
+    held_signals,
     run_stage,
 )
-from panda_icefall.runs.corpora import data_arguments
-from panda_icefall.runs.doctor.checkout import examine_checkout
 from panda_icefall.runs.errors import UsageError
-from panda_icefall.runs.memory.log import run_versions
 from panda_icefall.runs.run_report import open_console
 from panda_icefall.runs.synth.data_folder import synth_data
 
@@ -35,7 +35,8 @@ def run_bounded(request: Request) -> int:
     """Train a recipe dense and routed within bounds, compare, and report.
 
     The report is written anew after every stage, so that a run that ends early, however it ends,
-    leaves one that says so.
+    leaves one that says so; given its folder again, it is continued, and stages that were finished
+    are not run again.
 
     Args:
       request: From ``check_request``, which has found everything that can be wrong with it.
@@ -45,9 +46,10 @@ def run_bounded(request: Request) -> int:
       ended the run.
 
     Raises:
-      UsageError: The synthetic data cannot be made.
+      UsageError: The synthetic data cannot be made, or another process writes the folder.
     """
-    return BoundedRun(request).run()
+    with only_run_in(request.out):
+        return BoundedRun(request).run()
 
 
 class BoundedRun:
@@ -61,6 +63,8 @@ class BoundedRun:
         self._began = time.monotonic()
         self._deadline = Deadline.after(request.config.bounds.max_minutes)
         self._doing = "the start"
+        self._earlier: Optional[dict[str, Any]] = request.earlier
+        data = request.config.data
         self.content: dict[str, Any] = {
             "title": request.title,
             "state": "running",
@@ -68,11 +72,17 @@ class BoundedRun:
             "passed": None,
             "verdicts": [],
             "command": request.command,
+            "continuation": request.continuation(),
             "config": request.config.model_dump(),
             "config_path": str(request.config_path),
-            "versions": {
-                **run_versions(torch.device(request.device)),
-                "icefall": examine_checkout(request.root).text,
+            "inputs": request.inputs,
+            "versions": request.inputs["versions"],
+            "data": {
+                "kind": "synthetic" if request.data is None else "given",
+                "folder": str(request.data_folder),
+                "corpus": data.corpus,
+                "lang": data.lang,
+                "classes": data.vocab_size,
             },
             "started": datetime.datetime.now().isoformat(timespec="seconds"),
             "stages": [],
@@ -83,67 +93,86 @@ class BoundedRun:
     def run(self) -> int:
         """Run all stages, judge them and write the report; see :func:`run_bounded`."""
         status = EXIT_NOT_HELD
-        try:
-            with forwarded_signals():
-                stages = plan_stages(
-                    self._config, self._request.train_py, self._prepare_data(), self._out
-                )
+        with contextlib.suppress(Interrupted), forwarded_signals():
+            try:
+                if self._earlier is None:  # else the stages that it names are taken over first
+                    self._write()
+                self._prepare_data()
+                stages = self._request.stages
                 for number, stage in enumerate(stages, 1):
-                    self._run_stage(stage, f"{number}/{len(stages)}")
-            self.content["state"] = "complete"
-            self.content["passed"] = all(v["holds"] for v in self.content["verdicts"])
-            status = 0 if self.content["passed"] else EXIT_NOT_HELD
-        except Interrupted as stop:
-            self._end_early(f"{stop} during {self._doing}")
-            status = stop.exit_status
-        except StageFailed as failure:
-            self._end_early(str(failure))
-        except BaseException as error:
-            self._end_early(f"{type(error).__name__} during {self._doing}: {error}")
-            raise
-        finally:
-            self._write()
-            # Interrupted, it stays without figures.
-            with contextlib.suppress(Interrupted), forwarded_signals():
-                self._write(with_figures=True)
+                    self._finish_stage(stage, f"{number}/{len(stages)}")
+                self.content["state"] = "complete"
+                self.content["passed"] = all(v["holds"] for v in self.content["verdicts"])
+                status = 0 if self.content["passed"] else EXIT_NOT_HELD
+            except Interrupted as stop:
+                status = stop.exit_status
+                self._end_early(f"{stop} during {self._doing}")
+            except StageFailed as failure:
+                self._end_early(str(failure))
+            except BaseException as error:
+                self._end_early(f"{type(error).__name__} during {self._doing}: {error}")
+                raise
+            finally:
+                with held_signals():
+                    if self.content["state"] == "running":  # a second signal came at once
+                        self._end_early(f"interrupted during {self._doing}")
+                    self._write()
+                self._write(with_figures=True)  # interrupted, it stays without figures
         self._print_verdicts()
         return status
 
     def _end_early(self, reason: str) -> None:
         self.content.update(state="partial", reason=reason, passed=False)
+        if self._deadline.is_over:
+            more = 2 * self._config.bounds.max_minutes
+            self.content["continuation"] = self._request.continuation(more)
+        if self._earlier is not None:  # not all of it was taken over yet
+            names = [row["name"] for row in self.content["stages"]]
+            rows = [row for row in self._earlier["stages"] if row["name"] not in names]
+            self.content["stages"] += rows
+        self._judge.judge_partial()
 
-    def _prepare_data(self) -> list[str]:
-        """Make synthetic data where they are asked for; the recipe's options that name its data."""
-        wanted, given = self._config.data, self._request.data
-        folder = self._out / "data" if given is None else given
-        self.content["data"] = {
-            "kind": "synthetic" if given is None else "given",
-            "folder": str(folder),
-            "corpus": wanted.corpus,
-            "lang": wanted.lang,
-            "classes": wanted.vocab_size,
-        }
-        if given is None:
-            self._doing = "the synthetic data"
-            self._console.print(f"synthetic {wanted.corpus} data in {folder}", soft_wrap=True)
-            size = wanted.synthetic
+    def _prepare_data(self) -> None:
+        """Make synthetic data where they are asked for, and not there from an earlier attempt."""
+        wanted, folder = self._config.data, self._request.data_folder
+        if self._request.data is not None or (self._earlier is not None and folder.exists()):
+            return
+        self._doing = "the synthetic data"
+        self._console.print(f"synthetic {wanted.corpus} data in {folder}", soft_wrap=True)
+        size = wanted.synthetic
+        try:
+            synth_data(
+                wanted.corpus,
+                folder,
+                self._request.root,
+                size.utterances,
+                wanted.lang,
+                wanted.vocab_size,
+                size.seed,
+            )
+        except (ImportError, OSError, RuntimeError, ValueError) as error:
+            raise UsageError(str(error)) from error
+        self._deadline.check()
+
+    def _finish_stage(self, stage: Stage, place: str) -> None:
+        """Run the stage, or take over what the earlier run has of it."""
+        self._doing = f"the {stage.name} run"
+        row = finished_row(self._earlier, stage)
+        if row is not None:
             try:
-                synth_data(
-                    wanted.corpus,
-                    folder,
-                    self._request.root,
-                    size.utterances,
-                    wanted.lang,
-                    wanted.vocab_size,
-                    size.seed,
-                )
-            except (ImportError, OSError, RuntimeError, ValueError) as error:
-                raise UsageError(str(error)) from error
-            self._deadline.check()
-        return data_arguments(wanted.corpus, wanted.lang, folder, wanted.vocab_size)
+                self._judge.read(stage)
+                self._judge.judge(stage, StageOutcome(row["exit_status"], row["seconds"], ""))
+            except StageFailed:  # its files have gone
+                row = None
+        if row is None:
+            self._earlier = None  # what follows builds on this stage
+            move_aside(self._out / stage.name)
+            self._run_stage(stage, place)
+            return
+        self.content["stages"].append({**row, "state": "taken over"})
+        self._console.print(f"{place} {stage.name}: taken over from the earlier run")
 
     def _run_stage(self, stage: Stage, place: str) -> None:
-        self._doing = f"the {stage.name} run"
         row: dict[str, Any] = {
             "name": stage.name,
             "state": "running",
@@ -184,12 +213,14 @@ class BoundedRun:
 
     def _print_verdicts(self) -> None:
         marks = {True: "holds", False: "DOES NOT HOLD", None: "not judged"}
-        for verdict in self.content["verdicts"]:
-            line = f"{verdict['name']} {marks[verdict['holds']]}: {verdict['text']}"
-            style = None if verdict["holds"] else "red"
+        for verdict in verdicts(self.content):
+            line = f"{verdict.name} {marks[verdict.holds]}: {verdict.text}"
+            style = None if verdict.holds else "red"
             self._console.print(line, style=style, markup=False, soft_wrap=True)
         if self.content["state"] != "complete":
             line = f"PARTIAL: {self.content['reason']}"
             self._console.print(line, style="red", markup=False, soft_wrap=True)
+            line = f"continue it: {self.content['continuation']}"
+            self._console.print(line, markup=False, soft_wrap=True, highlight=False)
         report = self._out / "report.html"
         self._console.print(f"report: {report}", markup=False, soft_wrap=True)

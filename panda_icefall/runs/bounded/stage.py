@@ -17,6 +17,7 @@ __all__ = [
     "StageFailed",
     "StageOutcome",
     "forwarded_signals",
+    "held_signals",
     "run_stage",
 ]
 
@@ -55,9 +56,14 @@ class Deadline:
         """The deadline that many minutes from now."""
         return cls(time.monotonic() + 60.0 * minutes, minutes)
 
+    @property
+    def is_over(self) -> bool:
+        """Whether the moment has passed."""
+        return time.monotonic() > self.at
+
     def check(self) -> None:
         """Raise ``Interrupted`` once the moment has passed."""
-        if time.monotonic() > self.at:
+        if self.is_over:
             raise Interrupted(f"bounds.max_minutes: {self.minutes:g} minutes were over")
 
 
@@ -74,6 +80,22 @@ class StageOutcome:
     exit_status: int
     seconds: float
     tail: str
+
+    @property
+    def by_signal(self) -> str:
+        """The signal that ended it, in brackets; empty where none did."""
+        number = _signal_of(self.exit_status)
+        return "" if number is None else f" ({number.name})"
+
+
+@contextlib.contextmanager
+def held_signals() -> Iterator[None]:
+    """Have SIGINT, SIGTERM and SIGHUP wait until the enclosed block, a short one, is done."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
 
 
 @contextlib.contextmanager
@@ -111,7 +133,8 @@ def run_stage(
 
     Raises:
       Interrupted: A signal or the deadline came first. The child and its own children have been
-        asked to end, and killed where they had not ended within 10 s.
+        asked to end, and killed where they had not ended within 10 s. Also where somebody else
+        sent the child SIGINT, SIGTERM or SIGHUP, as a scheduler does to all processes of a job.
     """
     began = time.monotonic()
     log.parent.mkdir(parents=True, exist_ok=True)
@@ -139,6 +162,9 @@ def run_stage(
             _stop_group(child)
             raise
     assert status is not None
+    number = _signal_of(status)
+    if number in _SIGNALS:
+        raise Interrupted(f"its process was ended by {number.name}", 128 + number)
     return StageOutcome(status, time.monotonic() - began, _tail(log))
 
 
@@ -157,6 +183,15 @@ def _stop_group(child: "subprocess.Popen[bytes]") -> None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(child.pid, signal.SIGKILL)
         child.wait()
+
+
+def _signal_of(status: int) -> Optional[signal.Signals]:
+    """The signal that a process ended by; a shell, and click, say 128 + N instead of -N."""
+    number = -status if status < 0 else status - 128
+    try:
+        return signal.Signals(number)
+    except ValueError:
+        return None
 
 
 def _tail(log: Path) -> str:

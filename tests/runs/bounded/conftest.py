@@ -17,6 +17,8 @@ OPTIONS = """
     return parser
 """
 SAVE = """
+        if str(params.batch_idx_train) == os.environ.get("TOY_SLEEPS_AT"):
+            time.sleep(60)
         if params.batch_idx_train == params.break_at:
             raise RuntimeError("the toy recipe breaks on purpose")
         if params.batch_idx_train % params.save_every_n == 0:
@@ -41,6 +43,8 @@ RESUMING = (
     ("    return parser\n", OPTIONS),
     ('        with Path(params.exp_dir, f"losses-{rank}.txt")', SAVE),
     ("    for epoch in range(params.num_epochs):", LOAD),
+    ("            import os\n            import signal\n", "            import signal\n"),
+    ("import json\n", "import json\nimport os\nimport time\n"),
     ("mkdir(exist_ok=True)", "mkdir(parents=True, exist_ok=True)"),
     (
         'torch.save(state, Path(params.exp_dir, f"epoch-{epoch}.pt"))',
@@ -63,15 +67,20 @@ def checkout(recipe, tmp_path, monkeypatch):
 
     calls = []
     monkeypatch.setattr(request, "check_data", lambda *a: calls.append(("check", *a)))
-    monkeypatch.setattr(bounded_run, "synth_data", lambda *a: calls.append(("make", *a)))
-    monkeypatch.setattr(bounded_run, "data_arguments", lambda *a: ["--manifest-dir", str(a[2])])
+
+    def synth_data(*given):
+        calls.append(("make", *given))
+        given[1].mkdir()
+
+    monkeypatch.setattr(bounded_run, "synth_data", synth_data)
+    monkeypatch.setattr(request, "data_arguments", lambda *a: ["--manifest-dir", str(a[2])])
 
     config = tmp_path / "config.yaml"
     content = {
         "recipe": "egs/aishell/ASR/pruned/train.py",
         "train_args": {"num-batches": 6},
         "data": {"corpus": "aishell", "lang": "char", "vocab_size": 11},
-        "bounds": {"max_batches": 4, "max_minutes": 5},
+        "bounds": {"max_batches": 4, "max_minutes": 30},
         "contract": {"batches": 2, "tolerances": {"parameter_rel_l2": 1e-6}},
     }
     config.write_text(yaml.safe_dump(content))

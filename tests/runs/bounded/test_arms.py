@@ -23,6 +23,7 @@ def phase(step, name, seconds, peak, **values):
         "step": step,
         "phase": name,
         "seconds": seconds,
+        "rss_bytes": peak - 100,
         "peak_rss_bytes": peak,
         **values,
     }
@@ -62,6 +63,7 @@ def test_a_step_with_its_phases(write):
         "loss": 2.5,
         "seconds": 3.0,
         "peak_bytes": 1500,
+        "losses_bytes": 700,  # the pruned loss's 900 above the 200 that the encoder left
         "grad_scale": 8.0,
         "phases": {
             "encoder": {"seconds": 0.25, "peak_bytes": 300},
@@ -99,6 +101,28 @@ def test_a_log_that_was_cut_off_is_read_as_far_as_it_goes(write, tmp_path):
     assert len(read_arm(write(HEADER, *whole[:-1], tail='{"row": "pha'))["steps"]) == 1
     assert read_arm(write(HEADER, *whole[:3]))["steps"] == []
     assert read_arm(tmp_path / "never.jsonl")["steps"] == []
+
+
+def test_of_several_runs_in_one_log_the_last_one_is_read(write, tmp_path):
+    first = {**HEADER, "run_id": "a", "options": {"use_panda": False}, "new key": {}}
+    second = {**HEADER, "run_id": "b", "options": {"use_panda": True}, "memory": {"rss_bytes": 5}}
+    old = [{**row, "run_id": "a"} for row in step_rows(1, loss=6.0) + step_rows(2)]
+    new = [{**row, "run_id": "b", "new key": 1} for row in step_rows(1)]
+    arm = read_arm(write(first, *old[:7], second, *new, *old[7:]))
+    assert losses_of(arm) == [2.5]
+    assert arm["counters"]["sites"] == 100
+    assert (arm["base_bytes"], arm["options"]) == (5, {"use_panda": True})
+    # A log of before there were run ids, and a run that was killed within a row.
+    torn = write(HEADER, *step_rows(1, loss=6.0), tail='{"row": "phase", "st')
+    later = json.dumps(HEADER) + "\n" + "\n".join(map(json.dumps, step_rows(1))) + "\n"
+    torn.write_text(torn.read_text() + later)
+    assert losses_of(read_arm(torn)) == [2.5]
+    assert read_arm(torn)["options"] is None
+
+
+def test_what_the_losses_added_is_left_out_where_it_was_not_measured(write):
+    rows = [row for row in step_rows(1) if row["phase"] != "encoder"]
+    assert read_arm(write(*rows))["steps"][0]["losses_bytes"] is None
 
 
 def test_a_step_that_raised_does_not_count(write):

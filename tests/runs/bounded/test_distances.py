@@ -41,6 +41,16 @@ def test_runs_without_a_step_are_infinitely_little_known():
     assert math.isnan(found["largest_relative_difference"])
 
 
+def test_a_twin_that_ended_early_bounds_what_is_compared_and_one_that_never_ran_does_not():
+    dense, routed = arm(10.0, 5.0, 4.0), arm(10.0, 5.5, 4.0)
+    found = compare_trajectories(dense, routed, arm(10.1))
+    assert (found["steps"], found["largest_relative_difference"]) == (1, 0.0)
+    assert found["twin_largest_relative_difference"] == pytest.approx(0.01)
+    found = compare_trajectories(dense, routed, None)
+    assert (found["steps"], found["step_of_largest"]) == (3, 2)
+    assert found["twin_largest_relative_difference"] is None
+
+
 def parameters(**changes):
     """An encoder of norm 5 and a joiner weight of norm 12, so 13 together; and a counter."""
     values = {
@@ -79,6 +89,15 @@ def test_single_elements_that_took_another_step_are_left_out_of_the_bulk():
     assert found["bulk_rel_l2"] == pytest.approx(1.19e-7, rel=1e-2)  # 1e-7, rounded to an ulp
     routed["encoder.weight"][0, 4] = 3.0  # one more than 0.001 %
     assert compare_final_parameters(dense, routed, dense)["bulk_rel_l2"] > 1e-3
+
+
+def test_without_a_twin_its_figures_are_left_open():
+    changed = parameters(a=torch.tensor([0.0, 1.3]))
+    found = compare_final_parameters(parameters(), changed, None)
+    assert found["rel_l2"] == pytest.approx(0.1)
+    rows = [found, *found["groups"], *found["largest_parameters"]]
+    assert {row["twin_rel_l2"] for row in rows} == {None}
+    assert found["twin_bulk_rel_l2"] is None
 
 
 def test_equal_parameters_are_nowhere_apart():

@@ -52,7 +52,26 @@ def judge(tmp_path):
         made.read(check)
         made.judge(check, StageOutcome(status, 1.0, "last words"))
 
-    made.stage, made.contract = stage, contract
+    def trained(name, losses, weight=None, adjoint_mass=1.0):
+        """An arm left with these losses per frame, and with a model if it came to its end."""
+        arm = stage(name)
+        counted = {"losses_routed": int(name == "routed"), "adjoint_mass": adjoint_mass}
+        rows = [
+            {"row": "phase", "step": step, "phase": phase, "seconds": 1.0, **values}
+            for step, loss in enumerate(losses, 1)
+            for phase, values in (
+                ("compute_loss", {"loss": loss, "frames": 1, **counted}),
+                ("backward_update", {}),
+            )
+        ]
+        arm.memory_log.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        made.read(arm)
+        if weight is not None:
+            torch.save({"model": {"w": torch.tensor([weight])}}, arm.exp_dir / "epoch-1.pt")
+            made.judge(arm, StageOutcome(0, 1.0, ""))
+
+    made.stage, made.contract, made.trained = stage, contract, trained
+    made.answers = lambda: [(v["name"], v["holds"]) for v in content["verdicts"]]
     return made
 
 
@@ -106,3 +125,77 @@ def test_a_run_without_a_checkpoint_is_a_failure(judge):
     judge.read(stage)
     with pytest.raises(StageFailed, match=r"the dense run: .*epoch-1\.pt: not written"):
         judge.judge(stage, StageOutcome(0, 1.0, ""))
+
+
+def test_an_interrupted_run_is_judged_by_the_steps_that_were_trained(judge):
+    judge.contract(0, rank0=PASSED)
+    judge.trained("dense", [4.0, 2.0], weight=1.0)
+    judge.trained("routed", [4.0])
+    judge.judge_partial()
+    assert judge.answers() == [
+        ("contract", True),
+        ("pruned loss", True),
+        ("trajectory", True),
+        ("finite", True),
+    ]
+    assert "1 of 2 steps" in judge.content["verdicts"][2]["text"]
+    assert judge.content["verdicts"][3]["text"] == "0 step(s) with NaN or infinity"
+
+
+@pytest.mark.parametrize(
+    ("loss", "holds"), [(2.1, None), (float("nan"), False)], ids=["far", "nan"]
+)
+def test_what_the_twin_would_decide_stays_open_without_it(judge, loss, holds):
+    judge.contract(0, rank0=PASSED)
+    judge.trained("dense", [4.0, 2.0], weight=1.0)
+    judge.trained("routed", [4.0, loss], weight=1.1)
+    judge.trained("twin", [])
+    judge.judge_partial()
+    assert judge.answers() == [
+        ("contract", True),
+        ("pruned loss", True),
+        ("trajectory", holds),
+        ("final parameters", None),
+        ("finite", holds is None),
+    ]
+    text = judge.content["verdicts"][3]["text"]
+    assert text.startswith("rel-L2 1.0e-01; ")
+    assert text.endswith("(configured 1e-06; no dense twin yet)")
+
+
+def test_a_gradient_that_has_not_come_yet_is_no_violation(judge):
+    judge.contract(0, rank0=PASSED)
+    judge.trained("routed", [4.0], adjoint_mass=0.0)
+    judge.judge_partial()
+    assert judge.answers() == [("contract", True), ("pruned loss", None)]
+
+
+def test_a_run_that_ended_after_its_twin_has_nothing_judged_twice(judge):
+    judge.contract(0, rank0=PASSED)
+    for name in ("dense", "routed", "twin"):
+        judge.trained(name, [4.0, 2.0], weight=1.0)
+    given = judge.answers()
+    judge.judge_partial()
+    assert judge.answers() == given
+    assert len(given) == 5
+
+
+@pytest.mark.parametrize(("content", "holds"), [(PASSED, None), (VIOLATED, False)])
+def test_a_contract_that_was_interrupted_can_only_be_violated(judge, content, holds):
+    check = judge.stage("contract")
+    (check.exp_dir / "panda-check.json").write_text(json.dumps(content))
+    judge.read(check)
+    judge.judge_partial()
+    assert judge.answers() == [("contract", holds)]
+
+
+def test_without_a_contract_nothing_is_judged(judge):
+    judge.trained("dense", [4.0, 2.0])
+    judge.trained("routed", [4.0, 2.0])
+    judge.judge_partial()
+    assert judge.answers() == []
+
+
+def test_the_signal_that_killed_a_process_is_named(judge):
+    with pytest.raises(StageFailed, match=r"ended with status -9 \(SIGKILL\); "):
+        judge.contract(-9, rank0=PASSED)

@@ -111,6 +111,10 @@ def test_a_complete_run_says_what_held_what_it_cost_and_how_to_repeat_it(tmp_pat
     for fact in ("4,336", "two cores", "36e0420c7e3e", "k2 1.23.4", "3 min 20 s", "synthetic"):
         assert fact in first_screen
     assert content["command"] in first_screen
+    assert "To continue this run" not in first_screen
+    for section in ("trajectory", "final_parameters"):
+        assert content[section]["allowed"] in page.text
+        assert content[section]["allowed"] in markdown
     assert all(f"]({name})" in markdown for name in FIGURES)
 
 
@@ -134,6 +138,24 @@ def test_a_partial_run_says_so_with_its_reason_and_what_was_not_reached(tmp_path
         assert f"| \u2013 not judged | {name} | not reached |" in markdown
     assert "The dense run: no step was measured (its stage: interrupted)." in page.text
     assert "The routed run: not reached." in page.text
+    for text in (page.text, markdown):
+        assert made.after_contract()["command"] in text
+        assert made.after_contract()["continuation"] in text
+
+
+def test_the_effective_bounds_of_gradients_and_parameters_stand_beside_the_distances(tmp_path):
+    content = made.complete()
+    content["contract"]["batches"][1]["gradient_bounds"] = {"encoder": 8e-5}
+    content["contract"]["parameters_twin"][0]["rel_l2"] = 2e-6
+    _, markdown, _ = written(content, tmp_path)
+    cells = {}
+    section = markdown.partition("## Contract")[2].partition("## ")[0]
+    for line in section.splitlines():
+        cells.setdefault(line.split(" | ")[0], line)
+    assert " | 8.0e-05, configured 1.0e-05 | " in cells["| encoder"]
+    # 4 x the twin's 2e-6 where that is more than the configured 1e-6
+    assert cells["| encoder_embed"].endswith(" | 2.0e-08 | 8.0e-06 | 2.0e-06 |")
+    assert cells["| encoder"].endswith(" | 2.0e-08 | 1.0e-06 | 1.5e-07 |")
 
 
 def test_the_end_of_a_log_in_the_reason_keeps_its_lines(tmp_path):

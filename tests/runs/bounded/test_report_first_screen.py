@@ -77,9 +77,39 @@ def test_memory_above_the_start_is_left_out_where_the_start_was_not_measured():
         arm["base_bytes"] = None
     assert [row[0] for row in headline(content).rows] == [
         "peak memory (process RSS)",
+        "added by the losses in forward (share of the peak)",
         "median time per step",
         "loss per frame, step 30",
     ]
+
+
+def test_the_share_of_the_losses_in_the_peak():
+    content = made.complete(steps=2)
+    for name, added, peak in (("dense", 300, 1000), ("routed", 60, 800)):
+        for row in content["arms"][name]["steps"]:
+            row.update(losses_bytes=added * made.MIB, peak_bytes=peak * made.MIB)
+    (row,) = [row for row in headline(content).rows if row[0].startswith("added by the losses")]
+    assert row[1:] == ("300 MiB (30%)", "60 MiB (8%)", "0.20\u00d7")
+    for name in ("dense", "routed"):
+        for step in content["arms"][name]["steps"]:
+            del step["losses_bytes"]
+    assert not any("losses" in row[0] for row in headline(content).rows)
+
+
+def test_where_panda_was_on_and_with_which_options():
+    content = made.complete()
+    assert dict(facts(content))["PANDA"] == (
+        "on in routed, stopped, resumed; workspace chosen by the device, adjoint tolerance by "
+        "default, engine auto; off in dense, twin"
+    )
+    options = {"workspace_mib": 4.0, "adjoint_tolerance": 1e-6, "engine": "torch"}
+    content["arms"] = {"routed": content["arms"]["routed"]}
+    content["arms"]["routed"]["options"].update(options)
+    told = dict(facts(content))["PANDA"]
+    assert told == "on in routed; workspace 4 MiB, adjoint tolerance 1e-06, engine torch"
+    assert dict(facts({**content, "arms": {"dense": made.arm("dense")}}))["PANDA"] == "off in dense"
+    del content["arms"]["routed"]["options"]
+    assert "PANDA" not in dict(facts(content))
 
 
 def test_one_arm_alone_has_no_ratio():

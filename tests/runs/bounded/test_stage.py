@@ -14,6 +14,7 @@ from panda_icefall.runs.bounded.stage import (
     Deadline,
     Interrupted,
     forwarded_signals,
+    held_signals,
     run_stage,
 )
 
@@ -52,7 +53,7 @@ def is_alive(process):
 
 
 def wait_until(condition):
-    for _ in range(200):
+    for _ in range(1200):
         if condition():
             return True
         time.sleep(0.05)
@@ -79,6 +80,33 @@ def test_only_the_last_lines_are_kept(run):
 
 def test_a_process_killed_by_a_signal_has_a_negative_status(run):
     assert run("import os; os.kill(os.getpid(), 9)").exit_status == -9
+
+
+@pytest.mark.parametrize(
+    ("code", "name"),
+    [
+        ("import os; os.kill(os.getpid(), 15)", "SIGTERM"),
+        ("import sys; sys.exit(130)", "SIGINT"),  # a shell's way to say so
+        ("import sys; sys.exit(143)", "SIGTERM"),
+    ],
+)
+def test_a_process_that_somebody_else_interrupted_is_interrupted(run, code, name):
+    with pytest.raises(Interrupted, match=f"its process was ended by {name}") as stop:
+        run(code)
+    assert stop.value.exit_status == 128 + signal.Signals[name]
+
+
+def test_signals_wait_for_a_block_that_holds_them():
+    done = []
+
+    def write():
+        with forwarded_signals(), held_signals():
+            os.kill(os.getpid(), signal.SIGTERM)
+            done.append("the report")
+
+    with pytest.raises(Interrupted, match="SIGTERM"):
+        write()
+    assert done == ["the report"]
 
 
 def test_the_deadline_stops_the_whole_group(run):

@@ -30,9 +30,18 @@ def test_a_distance_holds_within_the_bound_or_four_times_the_twin(twin, distance
 
 
 def test_a_bound_says_where_it_comes_from():
-    assert str(Leeway(1e-6, 1e-8)) == "bound 1e-06; dense twin 1.0e-08"
-    text = str(Leeway(1e-6, 2e-5))
-    assert text == "bound 8.0e-05, 4 times the dense twin's 2.0e-05; configured 1e-06"
+    assert str(Leeway(1e-6, 1e-8)) == "allowed 1e-06 as configured; dense twin at 1.0e-08"
+    text = str(Leeway(1e-6, 1.1e-4))
+    assert text == "allowed 4.4e-04 = 4 x 1.1e-04 (dense twin), configured 1e-06"
+    assert str(Leeway(1e-6, math.nan)) == "allowed 1e-06 as configured; dense twin at nan"
+    assert str(Leeway(1e-6, None)) == "configured 1e-06; no dense twin yet"
+
+
+@pytest.mark.parametrize(
+    ("distance", "holds"), [(1e-6, True), (2e-6, None), (math.nan, False), (math.inf, False)]
+)
+def test_without_a_twin_only_the_configured_bound_and_a_nan_are_answers(distance, holds):
+    assert Leeway(1e-6, None).holds(distance) is holds
 
 
 @pytest.mark.parametrize(
@@ -122,8 +131,8 @@ def test_what_rounding_does_to_the_worst_gradient_is_told():
     twin = {"group": "encoder", "rel_l2": 2.1e-5, "is_negligible": False}
     content["batches"][0]["gradients_twin"] = [twin]
     text = verdicts.contract_verdict({0: content})["text"]
-    words = "1.5e-05 in encoder (bound 1e-05; rounding in the simple loss: 2.1e-05)"
-    assert words in text
+    words = "8.4e-05 = 4 x 2.1e-05 (rounding in the simple loss), configured 1e-05)"
+    assert f"1.5e-05 in encoder (allowed {words}, cosine" in text
 
 
 def test_the_contract_in_a_sentence():
@@ -134,7 +143,8 @@ def test_the_contract_in_a_sentence():
         "selected log-probs rel-L2 6.0e-08 (bound 1e-06)",
         "log_z rel-L2 2.0e-09 (bound 2e-06)",
         "gradient rel-L2 3.0e-07 in encoder (bound 1e-05)",
-        "updated parameters rel-L2 1.0e-05 in encoder (configured 1e-06; dense twin 2.0e-05)",
+        "updated parameters rel-L2 1.0e-05 in encoder "
+        "(allowed 8.0e-05 = 4 x 2.0e-05 (dense twin), configured 1e-06)",
     ):
         assert words in verdict["text"]
     broken = verdicts.contract_verdict({0: contract("nan", ["update 1: no", "update 2: no"])})

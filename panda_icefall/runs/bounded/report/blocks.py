@@ -106,7 +106,8 @@ class Document:
       verdicts: The answers.
       headline: Loss, memory and time of both arms in one table.
       facts: What was run on what: names and values.
-      command: The command that repeats the run, if it is known.
+      commands: What one may type next, with the command: the same run again, and to continue one
+        that is not complete.
       sections: Everything else.
     """
 
@@ -118,5 +119,5 @@ class Document:
     verdicts: tuple[Verdict, ...]
     headline: Optional[Table]
     facts: tuple[tuple[str, str], ...]
-    command: Optional[str]
+    commands: tuple[tuple[str, str], ...]
     sections: tuple[Section, ...] = field(default=())

@@ -2,12 +2,13 @@
 
 import math
 from collections.abc import Mapping
-from typing import Any, Callable
+from typing import Any, Callable, Optional
 
 from panda_icefall.runs.bounded.report import units
 from panda_icefall.runs.bounded.report.blocks import Block, Table, Text
 from panda_icefall.runs.bounded.report.contract import ContractRow, contract_rows
 from panda_icefall.runs.bounded.report.reading import absence, finite, items, mapping, number
+from panda_icefall.runs.bounded.verdicts import Leeway
 
 __all__ = ["contract_blocks"]
 
@@ -60,19 +61,27 @@ def _quantities(contract: Mapping[str, Any]) -> Table:
         {str(d.get("group")): number(d.get("rel_l2")) for d in items(contract.get(key))}
         for key in ("parameters", "parameters_twin")
     )
+    configured = finite(mapping(contract.get("tolerances")).get("parameter_rel_l2"))
     cosines = _least_cosines(contract)
     found = tuple(
         (
             row.name,
             _worst(row),
-            units.distance(row.bound),
+            _allowed(row),
             cosines.get(row.name, units.NOTHING) if row.is_gradient else units.NOTHING,
-            units.distance(final.get(row.name)) if row.is_gradient else units.NOTHING,
-            units.distance(twin.get(row.name)) if row.is_gradient else units.NOTHING,
+            *_updated(row, final, twin, configured),
         )
         for row in rows
     )
-    columns = ("quantity", "worst distance", "bound", "least cosine", "parameters", "twin")
+    columns = (
+        "quantity",
+        "worst distance",
+        "allowed",
+        "least cosine",
+        "parameters",
+        "allowed",
+        "twin",
+    )
     return Table(
         columns,
         found,
@@ -83,6 +92,28 @@ def _quantities(contract: Mapping[str, Any]) -> Table:
         "after the check's optimizer steps; twin: the same of a dense run whose parameters start "
         "out different in the last bit.",
     )
+
+
+def _updated(
+    row: ContractRow,
+    final: Mapping[str, Optional[float]],
+    twin: Mapping[str, Optional[float]],
+    configured: Optional[float],
+) -> tuple[str, str, str]:
+    """Distance of a group's updated parameters, the effective bound, and the twin's distance."""
+    if not row.is_gradient or final.get(row.name) is None or configured is None:
+        return units.NOTHING, units.NOTHING, units.NOTHING
+    of_twin = twin.get(row.name)
+    bound = Leeway(configured, of_twin).bound
+    return tuple(map(units.distance, (final[row.name], bound, of_twin)))  # type: ignore
+
+
+def _allowed(row: ContractRow) -> str:
+    """The effective bound, of the batch where it is largest, and the configured one if less."""
+    bounds = [cell.bound for cell in row.cells if cell.bound is not None]
+    if row.bound is None or max(bounds, default=row.bound) <= row.bound:
+        return units.distance(row.bound)
+    return f"{units.distance(max(bounds))}, configured {units.distance(row.bound)}"
 
 
 def _worst(row: ContractRow) -> str:

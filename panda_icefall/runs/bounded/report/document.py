@@ -51,9 +51,16 @@ def build_document(
         verdicts=answers,
         headline=first_screen.headline(content),
         facts=first_screen.facts(content),
-        command=str(content["command"]) if content.get("command") else None,
+        commands=_commands(content),
         sections=_sections(content, figures, without_figures),
     )
+
+
+def _commands(content: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
+    told = [("The same run again, in a new folder:", content.get("command"))]
+    if content.get("state") != "complete":
+        told.append(("To continue this run:", content.get("continuation")))
+    return tuple((words, str(command)) for words, command in told if command)
 
 
 def _sections(

@@ -98,6 +98,7 @@ def headline(content: Mapping[str, Any]) -> Optional[Table]:
         )
         if of_dense is not None or of_routed is not None
     ]
+    rows[1:1] = _losses_row(dense, routed)
     rows.append(_loss_row(dense, routed, last))
     return Table(("", "dense", "routed", "routed / dense"), tuple(rows), caption)
 
@@ -118,6 +119,7 @@ def facts(content: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
         ("started", str(content.get("started") or "").replace("T", " ")),
         ("took", units.duration(finite(content.get("seconds"))) if content.get("seconds") else ""),
         ("configuration", str(content.get("config_path") or "")),
+        ("PANDA", _panda(content)),
     ]
     return tuple((name, text) for name, text in told if text)
 
@@ -149,6 +151,22 @@ def _cells(arm: Optional[Arm]) -> tuple[Optional[float], Optional[float], Option
     return peak, above, arm.median_seconds
 
 
+def _losses_row(dense: Optional[Arm], routed: Optional[Arm]) -> list[tuple[str, str, str, str]]:
+    """What the losses add to the memory, and its share of the peak; no row where not measured."""
+    added = [None if arm is None else arm.losses_bytes for arm in (dense, routed)]
+    if added == [None, None]:
+        return []
+
+    def cell(arm: Optional[Arm], value: Optional[float]) -> str:
+        has_share = arm is not None and arm.peak_bytes and value is not None
+        return units.mib(value) + (f" ({value / arm.peak_bytes:.0%})" if has_share else "")  # type: ignore
+
+    name = "added by the losses in forward (share of the peak)"
+    of_dense, of_routed = added
+    ratio = units.ratio(of_routed, of_dense)
+    return [(name, cell(dense, of_dense), cell(routed, of_routed), ratio)]
+
+
 def _loss_row(dense: Optional[Arm], routed: Optional[Arm], last: int) -> tuple[str, str, str, str]:
     losses = [None if arm is None else arm.steps[-1].loss for arm in (dense, routed)]
     apart = units.NOTHING
@@ -156,6 +174,27 @@ def _loss_row(dense: Optional[Arm], routed: Optional[Arm], last: int) -> tuple[s
     if first is not None and second is not None and first:
         apart = f"difference {units.distance(number(abs(second - first) / abs(first)))}"
     return (f"loss per frame, step {last}", units.loss(first), units.loss(second), apart)
+
+
+def _panda(content: Mapping[str, Any]) -> str:
+    """In which processes PANDA was on, and with which options."""
+    arms = {
+        name: arm
+        for name in mapping(content.get("arms"))
+        if (arm := read_arm(content, name)) is not None and arm.options
+    }
+    on = [name for name, arm in arms.items() if arm.options.get("use_panda")]
+    if not on:
+        return f"off in {', '.join(arms)}" if arms else ""
+    options = arms[on[0]].options
+    mib, tolerance = options.get("workspace_mib"), options.get("adjoint_tolerance")
+    told = [
+        "workspace " + ("chosen by the device" if mib is None else f"{mib:g} MiB"),
+        "adjoint tolerance " + ("by default" if tolerance is None else f"{tolerance:g}"),
+        f"engine {options.get('engine')}",
+    ]
+    off = [name for name in arms if name not in on]
+    return f"on in {', '.join(on)}; {', '.join(told)}" + (f"; off in {', '.join(off)}" * bool(off))
 
 
 def _data(data: Mapping[str, Any]) -> str:

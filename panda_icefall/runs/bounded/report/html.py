@@ -64,8 +64,8 @@ def _first_screen(document: Document) -> str:
         _table(document.headline, "headline") if document.headline is not None else "",
         f"<dl>\n{facts}\n</dl>" if facts else "",
     ]
-    if document.command is not None:
-        parts.append(f"<p>The same run again:</p>\n<pre>{escape(document.command)}</pre>")
+    for words, command in document.commands:
+        parts.append(f"<p>{escape(words)}</p>\n<pre>{escape(command)}</pre>")
     return "<header>\n" + "\n".join(part for part in parts if part) + "\n</header>"
 
 

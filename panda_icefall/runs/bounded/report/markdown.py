@@ -19,8 +19,8 @@ def as_markdown(document: Document) -> str:
         parts.append(_table(document.headline))
     if document.facts:
         parts.append("\n".join(f"- {name}: {_plain(text)}" for name, text in document.facts))
-    if document.command is not None:
-        parts += ["The same run again:", _code(document.command)]
+    for words, command in document.commands:
+        parts += [words, _code(command)]
     for section in document.sections:
         parts.append(f"## {section.heading}")
         parts += [_block(block) for block in section.blocks]

@@ -3,6 +3,7 @@
 The content is what ``report.json`` holds, so NaN and infinities may be numbers or their spelling.
 """
 
+import dataclasses
 import math
 import statistics
 from collections.abc import Iterable, Mapping
@@ -34,6 +35,7 @@ class Step:
       loss: Training loss per frame, in nats; may be NaN or infinite.
       seconds: Wall time.
       peak_bytes: Peak memory.
+      losses_bytes: Of it, what the losses added in forward to what the encoder had left.
       grad_scale: Loss scale under fp16.
       phase_seconds, phase_peak_bytes: The same by phase.
     """
@@ -42,6 +44,7 @@ class Step:
     loss: Optional[float]
     seconds: Optional[float]
     peak_bytes: Optional[float]
+    losses_bytes: Optional[float]
     grad_scale: Optional[float]
     phase_seconds: Mapping[str, float]
     phase_peak_bytes: Mapping[str, float]
@@ -55,12 +58,14 @@ class Arm:
       steps: The steps.
       memory_kind: What its bytes are, as ``process RSS``.
       base_bytes: Memory before the first step.
+      options: PANDA's options, as its process read them.
       counters: What routing counted.
     """
 
     steps: tuple[Step, ...]
     memory_kind: str
     base_bytes: Optional[float]
+    options: Mapping[str, Any]
     counters: Mapping[str, Any]
 
     @property
@@ -72,6 +77,11 @@ class Arm:
     def peak_bytes(self) -> Optional[float]:
         """The largest peak of any step."""
         return max((s.peak_bytes for s in self.steps if s.peak_bytes is not None), default=None)
+
+    @property
+    def losses_bytes(self) -> Optional[float]:
+        """The most that the losses added in forward, of any step."""
+        return max((s.losses_bytes for s in self.steps if s.losses_bytes is not None), default=None)
 
     @property
     def median_seconds(self) -> Optional[float]:
@@ -89,7 +99,7 @@ class Arm:
     def up_to(self, step: int) -> "Arm":
         """The same arm ended after ``step``."""
         steps = tuple(s for s in self.steps if s.step <= step)
-        return Arm(steps or self.steps[:1], self.memory_kind, self.base_bytes, self.counters)
+        return dataclasses.replace(self, steps=steps or self.steps[:1])
 
 
 def number(value: Any) -> Optional[float]:
@@ -133,6 +143,7 @@ def read_arm(content: Mapping[str, Any], name: str) -> Optional[Arm]:
         steps=steps,
         memory_kind=str(arm.get("memory_kind") or "memory"),
         base_bytes=finite(arm.get("base_bytes")),
+        options=mapping(arm.get("options")),
         counters=mapping(arm.get("counters")),
     )
 
@@ -170,6 +181,7 @@ def _step(row: Mapping[str, Any], index: int) -> Step:
         loss=number(row.get("loss")),
         seconds=finite(row.get("seconds")),
         peak_bytes=finite(row.get("peak_bytes")),
+        losses_bytes=finite(row.get("losses_bytes")),
         grad_scale=finite(row.get("grad_scale")),
         phase_seconds=_present(phases, "seconds"),
         phase_peak_bytes=_present(phases, "peak_bytes"),

@@ -42,6 +42,7 @@ def training(content: Mapping[str, Any]) -> list[Block]:
             "the same of the dense twin",
             units.distance(number(found.get("twin_largest_relative_difference"))),
         ),
+        ("the difference's bound", str(found.get("allowed") or units.NOTHING)),
         ("losses that are NaN or infinite", units.count(finite(found.get("non_finite")))),
     ]
     caption = f"Loss trajectories. {TWIN}: it shows what rounding alone does."
@@ -86,7 +87,6 @@ def final_parameters(content: Mapping[str, Any]) -> list[Block]:
     found = mapping(content.get("final_parameters"))
     if not found:
         return [Text(f"Comparison of the parameters: {absence(content)}.")]
-    bound = finite(found.get("bound"))
     total = (
         "all parameters",
         units.distance(number(found.get("rel_l2"))),
@@ -109,7 +109,7 @@ def final_parameters(content: Mapping[str, Any]) -> list[Block]:
         for group in items(found.get("groups"))
     ]
     caption = "Distance from the dense run's parameters after the last step. " + (
-        f"Bound on the bulk's rel-L2: {units.distance(bound)}. " if bound is not None else ""
+        f"The bulk's rel-L2: {found['allowed']}. " if found.get("allowed") else ""
     )
     columns = ("group", "rel-L2, routed", "rel-L2, twin", "max-abs, routed")
     blocks: list[Block] = [Table(columns, (total, bulk, *groups), f"{caption}{TWIN}.")]

@@ -1,0 +1,121 @@
+"""An earlier, unfinished run in the same folder: whether it was the same, and what it finished."""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, Optional
+
+import torch
+
+import panda_icefall
+from panda_icefall.runs.bounded.config import BoundedConfig
+from panda_icefall.runs.bounded.plan import Stage
+from panda_icefall.runs.doctor.checkout import examine_checkout
+from panda_icefall.runs.errors import UsageError
+from panda_icefall.runs.memory.log import finite_json, run_versions
+
+__all__ = ["finished_row", "move_aside", "only_run_in", "read_earlier", "run_inputs"]
+
+_DONE = ("done", "taken over")
+
+
+def run_inputs(
+    config: BoundedConfig, root: Path, train_py: Path, device: str, data: Optional[Path]
+) -> dict[str, Any]:
+    """All that a stage's result depends on, by name: what of it changed can be told by comparing.
+
+    The bound in minutes is left out: it decides where a run ends, not what it finds.
+    """
+    settings = config.model_dump(exclude={"bounds": {"max_minutes"}})
+    versions = {**run_versions(torch.device(device)), "icefall": examine_checkout(root).text}
+    own = Path(panda_icefall.__file__).parent
+    sources = [*train_py.parent.glob("*.py"), *root.glob("icefall/**/*.py"), *own.glob("**/*.py")]
+    files = [] if data is None else [path for path in data.glob("*/*") if path.is_file()]
+    return {
+        **{name: finite_json(value) for name, value in settings.items()},
+        "device": device,
+        "data folder": "synthetic" if data is None else str(data),
+        "data files": _digest((path, _stamp(path)) for path in files),
+        "versions": versions,
+        "source files": _digest((path, path.read_bytes()) for path in sources),
+    }
+
+
+def _stamp(path: Path) -> bytes:
+    status = path.stat()
+    return f"{status.st_size} {status.st_mtime_ns}".encode()
+
+
+def _digest(files: Iterable[tuple[Path, bytes]]) -> str:
+    digest = hashlib.sha256()
+    for path, content in sorted(files):
+        digest.update(f"{path} {len(content)} ".encode() + content)
+    return digest.hexdigest()
+
+
+def read_earlier(folder: Path, inputs: dict[str, Any]) -> Optional[dict[str, Any]]:
+    """What the unfinished run in ``folder`` has reported; None where the folder is new or empty.
+
+    Raises:
+      UsageError: The folder holds something else, a finished run, or one with other inputs.
+    """
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return None
+    try:
+        earlier = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+        state, known = earlier["state"], earlier["inputs"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UsageError(
+            f"--out: got {folder}, which exists and is not empty, expected a new folder or an "
+            "unfinished bounded run; remove it or choose another"
+        ) from None
+    if state == "complete":
+        raise UsageError(
+            f"--out: got {folder}, which holds a finished run, expected a new folder or an "
+            "unfinished run to continue; remove it or choose another"
+        )
+    changed = [name for name in {**known, **inputs} if known.get(name) != inputs.get(name)]
+    if changed:
+        raise UsageError(
+            f"--out: got {folder}, an unfinished run with other {', '.join(changed)}; expected the "
+            "same inputs to continue it; choose a new folder"
+        )
+    return dict(earlier)
+
+
+def finished_row(earlier: Optional[dict[str, Any]], stage: Stage) -> Optional[dict[str, Any]]:
+    """The report's row of a stage that the earlier run finished by the same command, if it did."""
+    for row in earlier["stages"] if earlier is not None else []:
+        if row["name"] == stage.name and row["command"] == stage.shown_command:
+            return dict(row) if row["state"] in _DONE else None
+    return None
+
+
+def move_aside(folder: Path) -> None:
+    """Keep what an unfinished stage left, under a name that no stage has."""
+    if folder.exists():
+        attempt = 1
+        while (kept := folder.with_name(f"{folder.name}-attempt-{attempt}")).exists():
+            attempt += 1
+        folder.rename(kept)
+
+
+@contextlib.contextmanager
+def only_run_in(folder: Path) -> Iterator[None]:
+    """Keep other runs out of ``folder`` for the enclosed block, or until this process is killed.
+
+    Raises:
+      UsageError: Another process has it.
+    """
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise UsageError(
+                f"--out: got {folder}, in which another process is running; wait for it, or choose "
+                "another"
+            ) from error
+        yield
