@@ -160,11 +160,12 @@ def patch() -> None:
 
 @patch.command("apply")
 @click.argument("recipe", metavar="RECIPE_DIR", type=click.Path(path_type=Path))
-def patch_apply(recipe: Path) -> None:
+@click.option("--force", is_flag=True, help="Also where the doctor sees no loss to route.")
+def patch_apply(recipe: Path, force: bool) -> None:
     """Put the lines in; ./train.py --use-panda 1 then needs no launcher."""
     from panda_icefall.runs.patching.recipe_file import apply_patch
 
-    result = apply_patch(recipe)
+    result = apply_patch(recipe, is_forced=force)
     lines = " and ".join(map(str, result.lines))
     verb = "applied to" if result.is_changed else "already applied to"
     click.echo(f"{verb} {result.path}: lines {lines}")

@@ -52,7 +52,8 @@ def _remedy(error: ImportError, train_py: Path) -> Optional[str]:
     sources = RecipeSources(train_py, find_root(None, train_py))
     # The last frames may be those of a finder, as the path hook of an editable installation.
     last = ([f for f in frames if "import" in (f.line or "")] or frames)[-1]
-    return f"{last.filename}:{last.lineno} imports {error.name}, which is not found; {how_to_get(module, sources)}"
+    where = f"{last.filename}:{last.lineno}"
+    return f"{where} imports {error.name}, which is not found; {how_to_get(module, sources)}"
 
 
 def require_imports(train_py: Path, icefall_root: Path) -> None:
