@@ -165,7 +165,7 @@ def test_a_signal_leaves_a_partial_report_and_readable_logs(checkout, number):
     assert [stage["state"] for stage in content["stages"]] == ["done", "interrupted"]
     assert len(content["arms"]["dense"]["steps"]) >= 3
     end = (checkout.out / "dense" / "memory.jsonl").read_text().splitlines()[-1]
-    assert json.loads(end) == {"row": "end", "reason": "KeyboardInterrupt"}
+    assert json.loads(end)["reason"] == "KeyboardInterrupt"
     assert "PARTIAL" in (checkout.out / "report.md").read_text()
 
 
