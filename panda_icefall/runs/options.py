@@ -60,12 +60,12 @@ class PandaOptions:
 
     @property
     def in_words(self) -> str:
-        """The options that are not at their defaults, as they are typed."""
+        """The options that are not at their defaults, as they are typed; without the log's path."""
         words = []
         for option in dataclasses.fields(self):
             value = getattr(self, option.name)
             name = f"--{'' if option.name == 'use_panda' else 'panda-'}{option.name}"
-            if value != option.default and option.name != "stop_after_check":
+            if value != option.default and option.name not in ("stop_after_check", "memory_log"):
                 words.append(f"{name.replace('_', '-')} {int(value) if value is True else value}")
         return " ".join(words)
 
