@@ -4,9 +4,23 @@
 tiles; ``panda-icefall run train.py ... --use-panda 1`` does so for an unmodified recipe.
 """
 
-from panda_icefall.normalizer import selected_log_probs
-from panda_icefall.routing import Status, apply, patched, revert, status
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from panda_icefall.normalizer import selected_log_probs
+    from panda_icefall.routing import Status, apply, patched, revert, status
 
 __version__ = "0.1.0"
 
 __all__ = ["Status", "apply", "patched", "revert", "selected_log_probs", "status"]
+
+
+def __getattr__(name: str) -> Any:
+    """Load what is public when it is asked for: the command has a word to say without torch."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    home = "normalizer" if name == "selected_log_probs" else "routing"
+    value = getattr(importlib.import_module(f"{__name__}.{home}"), name)
+    globals()[name] = value
+    return value

@@ -126,8 +126,11 @@ def bounded(config: Path, icefall_root: Path, **options: Any) -> Callable[[], in
     """
     from panda_icefall.runs.bounded.request import check_request
     from panda_icefall.runs.bounded.run import run_bounded
+    from panda_icefall.runs.doctor.failed_imports import require_imports
 
-    return functools.partial(run_bounded, check_request(config, icefall_root, **options))
+    request = check_request(config, icefall_root, **options)
+    require_imports(request.train_py, request.root)
+    return functools.partial(run_bounded, request)
 
 
 @cli.command()
@@ -164,11 +167,12 @@ def patch() -> None:
 
 @patch.command("apply")
 @click.argument("recipe", metavar="RECIPE_DIR", type=click.Path(path_type=Path))
-def patch_apply(recipe: Path) -> None:
+@click.option("--force", is_flag=True, help="Also where the doctor sees no loss to route.")
+def patch_apply(recipe: Path, force: bool) -> None:
     """Put the lines in; ./train.py --use-panda 1 then needs no launcher."""
     from panda_icefall.runs.patching.recipe_file import apply_patch
 
-    result = apply_patch(recipe)
+    result = apply_patch(recipe, is_forced=force)
     lines = " and ".join(map(str, result.lines))
     verb = "applied to" if result.is_changed else "already applied to"
     click.echo(f"{verb} {result.path}: lines {lines}")

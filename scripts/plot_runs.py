@@ -8,13 +8,14 @@ Reads the memory logs that `panda-icefall run --panda-memory-log FILE` writes.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+
+from panda_icefall.runs.memory.log import read_last_run
 
 PHASES = ("compute_loss", "backward_update")
 COLOURS = {"dense": "#8a8f98", "panda": "#c2410c"}
@@ -31,13 +32,10 @@ class Run:
 
     @classmethod
     def read(cls, path: Path) -> Run:
-        """Read a memory log; a step counts when both its phases were written."""
+        """Read a log's last run; a step counts when both its phases were written."""
         steps: dict[int, dict[str, dict]] = {}
-        for line in path.read_text().splitlines():
-            row = json.loads(line)
-            if row["row"] == "header":
-                steps.clear()  # the log of an earlier run stands above
-            elif row["row"] == "phase" and "error" not in row:
+        for row in read_last_run(path):
+            if row["row"] == "phase" and "error" not in row:
                 steps.setdefault(row["step"], {})[row["phase"]] = row
         complete = [step for _, step in sorted(steps.items()) if len(step) == len(PHASES)]
         if not complete:

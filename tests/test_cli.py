@@ -183,3 +183,43 @@ def test_a_bounded_run_without_data(bounded):
     status, _, error = bounded()
     assert status == 2
     assert "--data, --synthetic: got neither" in error
+
+
+NO_TORCH = """
+import sys, runpy
+class Broken:
+    def find_spec(self, name, *_):
+        if name == "torch":
+            raise {error}
+sys.meta_path.insert(0, Broken())
+sys.argv[1:] = {words}
+runpy.run_module("panda_icefall", run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize("words", [["doctor"], ["doctor", "--json"], ["run", "train.py"], ["-h"]])
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        ("ModuleNotFoundError(\"No module named 'torch'\", name='torch')", "is not installed"),
+        (
+            "OSError('libcudart.so.11: cannot open')",
+            "cannot be imported: OSError: libcudart.so.11: cannot open",
+        ),
+    ],
+)
+def test_without_a_working_torch_every_command_says_so(words, error, said):
+    program = NO_TORCH.format(error=error, words=words)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"panda-icefall: torch {said} (Python 3.")
+    assert "install the torch for your GPU or CPU first" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_the_package_knows_its_names_and_no_others():
+    assert panda_icefall.apply.__module__.startswith("panda_icefall.routing")
+    with pytest.raises(AttributeError, match="has no attribute 'aply'"):
+        panda_icefall.aply  # noqa: B018

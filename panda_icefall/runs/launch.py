@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Union
 
+from panda_icefall.runs.doctor.failed_imports import explained_imports
 from panda_icefall.runs.options import PandaOptions
 from panda_icefall.runs.recipe_module import RecipeFile, panda_group_in_help, wants_help
 from panda_icefall.runs.supervised import ExitStatus, supervised
@@ -29,16 +30,20 @@ def run_recipe(
       The recipe's exit status, or 1 where it ended well but the contract was violated.
 
     Raises:
-      UsageError: The file is no recipe that can be run so.
+      UsageError: The file is no recipe that can be run so, or imports what is not there.
       NotRoutedError: PANDA was asked for, and the first batch, or the run, ended without it.
       NothingTrainedError: The recipe ended well, and no training batch went round.
       Exception: Whatever the recipe raises.
     """
     recipe = RecipeFile(train_py)
     arguments = list(recipe_args)
-    if wants_help(arguments) or not options.is_active:
-        return _run_plain(recipe, arguments)
+    with explained_imports(recipe.path):
+        if wants_help(arguments) or not options.is_active:
+            return _run_plain(recipe, arguments)
+        return _run_supervised(recipe, arguments, options)
 
+
+def _run_supervised(recipe: RecipeFile, arguments: list[str], options: PandaOptions) -> int:
     recipe.require_guard()
     with supervised(options, recipe.path) as run, recipe.as_main(arguments) as module:
         future_flags = recipe.define(module)

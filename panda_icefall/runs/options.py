@@ -1,20 +1,24 @@
 """What the user asked of PANDA, taken out of a command line before a recipe sees it."""
 
 import argparse
+import dataclasses
 import difflib
+from collections.abc import MutableMapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn, Optional, Union
+from typing import Any, NoReturn, Optional, Union
 
+import panda_icefall
 from panda_icefall.runs.errors import UsageError
 from panda_icefall.runs.panda_arguments import (
     PANDA_ARGUMENTS,
     add_panda_arguments,
 )
 
-__all__ = ["PandaOptions", "split_panda_arguments"]
+__all__ = ["CHECKPOINT_KEY", "PandaOptions", "split_panda_arguments"]
 
 DEFAULT_CHECK_UPDATES = 3
+CHECKPOINT_KEY = "panda"
 _PREFIXES = ("--panda", "--use-panda", "--use_panda")
 
 
@@ -53,6 +57,32 @@ class PandaOptions:
     check_update_steps: Optional[int] = None
     check_tolerances: Optional[str] = None
     engine: str = "auto"
+
+    @property
+    def in_words(self) -> str:
+        """The options that are not at their defaults, as they are typed; without the log's path."""
+        words = []
+        for option in dataclasses.fields(self):
+            value = getattr(self, option.name)
+            name = f"--{'' if option.name == 'use_panda' else 'panda-'}{option.name}"
+            if value != option.default and option.name not in ("stop_after_check", "memory_log"):
+                words.append(f"{name.replace('_', '-')} {int(value) if value is True else value}")
+        return " ".join(words)
+
+    @property
+    def announcement(self) -> str:
+        """One line for a log: which version, with which options, and whether PANDA is off."""
+        off = "" if self.use_panda else "; PANDA is OFF, the recipe trains dense"
+        return f"panda-icefall {panda_icefall.__version__}: {self.in_words}{off}"
+
+    def note_in(self, params: Any) -> None:
+        """Leave word in a recipe's ``params``, which its checkpoints keep, where PANDA is on.
+
+        It is text beside the recipe's own parameters: icefall loads such a checkpoint, and trains
+        on from it, without PANDA.
+        """
+        if self.use_panda and isinstance(params, MutableMapping):
+            params[CHECKPOINT_KEY] = self.announcement
 
     @property
     def batches_of_check(self) -> int:

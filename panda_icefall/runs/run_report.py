@@ -8,14 +8,18 @@ from typing import Optional
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from panda_icefall.routing import LossTotals
 from panda_icefall.runs.atomic_file import replace_file
+from panda_icefall.runs.options import PandaOptions
 
 __all__ = ["RunOutcome", "open_console", "print_summary", "read_outcomes"]
 
 LOG_WIDTH = 120
 _OUTCOME_FILES = "rank*.json"
+_OFF = "OFF, the recipe trained dense; --use-panda 1 routes its losses"
+_MIB = 2**20
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,11 @@ class RunOutcome:
       contract: The contract report written, if any.
       violations: Violations of the contract.
       error: What ended the run, where that was an error with a name: its class and its message.
+      device: The training device.
+      peak_bytes: The most memory that the process had: allocated on CUDA, resident on CPU.
+      losses_bytes: The most that the losses of a step added in forward, which the memory log knows;
+        0: unknown.
+      memory_log_error: Why the memory log ends before the run, if it does.
     """
 
     rank: int
@@ -43,6 +52,10 @@ class RunOutcome:
     contract: Optional[str] = None
     violations: tuple[str, ...] = ()
     error: Optional[tuple[str, str]] = None
+    device: str = "cpu"
+    peak_bytes: int = 0
+    losses_bytes: int = 0
+    memory_log_error: Optional[str] = None
 
     def write(self, folder: Path) -> None:
         """Leave the outcome for the parent process in ``folder``, in place of an earlier one."""
@@ -68,27 +81,31 @@ def open_console() -> Console:
     return console if console.is_terminal else Console(stderr=True, width=LOG_WIDTH)
 
 
-def print_summary(outcomes: list[RunOutcome], console: Console, *, has_routing: bool) -> None:
+def print_summary(outcomes: list[RunOutcome], console: Console, options: PandaOptions) -> None:
     """Print one table over all ranks and where their files lie; counts are summed over ranks.
 
     Args:
       outcomes: One per rank.
       console: Where to print.
-      has_routing: Whether the recipe itself trained with PANDA; else its counters say nothing.
+      options: What the user asked for. Where the recipe itself trained without PANDA, its counters
+        say nothing.
     """
     if not any(o.batches for o in outcomes):
         console.print("PANDA summary: no training batch went round.")
         return
+    is_on = options.use_panda
     rows = [
+        ("PANDA", f"ON: {options.in_words}" if is_on else _OFF),
         ("ranks", str(len(outcomes))),
         ("training batches per rank", ", ".join(str(o.batches) for o in outcomes)),
     ]
-    if has_routing:
+    if is_on:
         rows += _routing_rows(sum((o.counters for o in outcomes), LossTotals()))
     rows.append(("seconds in all", f"{max((o.seconds for o in outcomes), default=0.0):.1f}"))
+    rows += _memory_rows(outcomes)
     table = Table(title="PANDA summary", show_header=False)
     for name, value in rows:
-        table.add_row(name, value)
+        table.add_row(name, Text(value))
     console.print(table)
     if any(o.is_bounded for o in outcomes):
         console.print(
@@ -100,6 +117,27 @@ def print_summary(outcomes: list[RunOutcome], console: Console, *, has_routing: 
             if path is not None:
                 line = f"{label} (rank {outcome.rank}): {path}"
                 console.print(line, markup=False, soft_wrap=True)
+    for outcome in outcomes:
+        if outcome.memory_log_error is not None:
+            line = (
+                f"The memory log {outcome.memory_log} (rank {outcome.rank}) is NOT complete: "
+                f"{outcome.memory_log_error}"
+            )
+            console.print(line, style="red", markup=False, soft_wrap=True)
+
+
+def _memory_rows(outcomes: list[RunOutcome]) -> list[tuple[str, str]]:
+    highest = max(outcomes, key=lambda outcome: outcome.peak_bytes)
+    kind = "resident" if highest.device == "cpu" else "allocated"
+    peak = f"{highest.peak_bytes / _MIB:.0f} MiB {kind} on {highest.device}"
+    if len(outcomes) > 1:
+        peak += f" (rank {highest.rank}, the highest)"
+    rows = [("peak memory of the process", peak)]
+    if highest.losses_bytes:
+        share = _share(highest.losses_bytes, highest.peak_bytes)
+        added = f"{highest.losses_bytes / _MIB:.0f} MiB, {share} of the peak"
+        rows.append(("added by the losses of a step, forward", added))
+    return rows
 
 
 def _routing_rows(total: LossTotals) -> list[tuple[str, str]]:

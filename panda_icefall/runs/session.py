@@ -2,6 +2,7 @@
 
 import contextlib
 import inspect
+import logging
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ from panda_icefall.runs.contract.session_check import SessionCheck
 from panda_icefall.runs.counters import CounterLedger
 from panda_icefall.runs.errors import BoundReached, exit_status
 from panda_icefall.runs.last_bit import change_last_bit
+from panda_icefall.runs.memory.probe import process_peak_bytes
 from panda_icefall.runs.memory.session_log import SessionLog
 from panda_icefall.runs.options import PandaOptions
 from panda_icefall.runs.recipe_calls import (
@@ -27,6 +29,7 @@ from panda_icefall.runs.recipe_calls import (
 from panda_icefall.runs.repeatable import RepeatableBatches
 from panda_icefall.runs.routing_proof import RoutingProof
 from panda_icefall.runs.run_report import RunOutcome, open_console
+from panda_icefall.runs.termination import Terminated, ended_by_sigterm
 
 __all__ = ["TrainingSession"]
 
@@ -52,7 +55,8 @@ class TrainingSession:
         self._ledger: Optional[CounterLedger] = None
         self._log = SessionLog(options)
         self._check = SessionCheck(options, self.console)
-        self._proof = RoutingProof(options.use_panda)
+        self._proof = RoutingProof(options.use_panda, options.workspace_mib)
+        self._device = torch.device("cpu")
         self._wrapped: list[WrappedFunction] = []
         self._epoch: Optional[Epoch] = None
         self._batches = 0
@@ -60,6 +64,7 @@ class TrainingSession:
         self._steps_settled = 0
         self._is_bounded = False
         self._is_twin = False
+        self._has_said_options = False
         self._repeatable: Optional[RepeatableBatches] = None
         self._error: Optional[tuple[str, str]] = None
 
@@ -92,6 +97,7 @@ class TrainingSession:
         """Routing in place, if asked for, while the recipe runs; a reached bound ends it quietly.
 
         Raises:
+          Terminated: SIGTERM came.
           NotRoutedError: No loss was routed in the first training batch.
         """
         o = self.options
@@ -104,7 +110,7 @@ class TrainingSession:
             if o.use_panda
             else None
         )
-        with routed or contextlib.nullcontext():
+        with ended_by_sigterm(), routed or contextlib.nullcontext():
             self._ledger = CounterLedger()
             try:
                 yield
@@ -113,6 +119,9 @@ class TrainingSession:
                 reason = "bound"
                 self._is_bounded = True
                 _leave_process_group()
+            except Terminated:
+                reason = "SIGTERM"
+                raise
             except SystemExit as error:
                 code = exit_status(error)
                 reason = f"exit {code}" if code else "bound" if self._is_bounded else "complete"
@@ -143,6 +152,10 @@ class TrainingSession:
             contract=None if self._check.path is None else str(self._check.path),
             violations=self._check.violations,
             error=self._error,
+            device=str(self._device),
+            peak_bytes=process_peak_bytes(self._device),
+            losses_bytes=self._log.losses_bytes,
+            memory_log_error=self._log.error,
         )
 
     @property
@@ -182,6 +195,12 @@ class TrainingSession:
 
     def _open_epoch(self, arguments: dict[str, Any]) -> Epoch:
         device = next((p.device for p in arguments["model"].parameters()), torch.device("cpu"))
+        self._device = device
+        if not self._has_said_options:  # the recipe's own log is open by now
+            self._has_said_options = True
+            logging.info("panda: %s", self.options.announcement)
+            self._proof.begin(device)
+        self.options.note_in(arguments.get("params"))
         self._check.prepare(device)
         recorder = self._log.recorder(arguments, device, self._counters, self.rank)
         return Epoch(arguments, device, recorder)

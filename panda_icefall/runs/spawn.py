@@ -12,6 +12,7 @@ import torch.multiprocessing
 
 from panda_icefall.runs.options import PandaOptions
 from panda_icefall.runs.session import TrainingSession
+from panda_icefall.runs.termination import ending_children
 
 __all__ = ["ChildEntry", "SpawnedChildren"]
 
@@ -76,7 +77,8 @@ class SpawnedChildren(contextlib.AbstractContextManager):
             given = inspect.signature(original).bind(fn, *args, **kwargs).arguments
             self.ranks[:] = range(given.get("nprocs", 1))
             entry = ChildEntry(fn, options, str(train_py), str(outcome_folder))
-            return original(entry, *args, **kwargs)
+            with ending_children():
+                return original(entry, *args, **kwargs)
 
         self._replacement = spawn
 

@@ -62,8 +62,9 @@ class SupervisedRun:
 def supervised(options: PandaOptions, train_py: Path) -> Iterator[SupervisedRun]:
     """Do what ``options`` ask for while the block runs a recipe, children of ``mp.spawn`` included.
 
-    A ``sys.exit`` of the block ends it and becomes the exit status. Where training has begun, a
-    summary is printed however it ends. The recipe's functions are its own again afterwards.
+    A ``sys.exit`` of the block ends it and becomes the exit status; so does a SIGTERM, 143. Where
+    training has begun, a summary is printed however it ends. The recipe's functions are its own
+    again afterwards.
 
     Args:
       options: What the user asked for.
@@ -117,7 +118,7 @@ def _report(session: TrainingSession, spawned: list[int], outcome_folder: Path) 
     """Print the summary of a run that has begun, however it ended; returns every rank's outcome."""
     # Where children trained, this process did nothing worth a row of its own.
     ranks = read_outcomes(outcome_folder) if spawned else [session.outcome()]
-    print_summary(ranks, session.console, has_routing=session.options.use_panda)
+    print_summary(ranks, session.console, session.options)
     silent = sorted(set(spawned) - {outcome.rank for outcome in ranks})
     if silent:
         session.console.print(f"No outcome was left by rank(s) {', '.join(map(str, silent))}.")

@@ -7,6 +7,8 @@ import sys
 import pytest
 from icefall_run import SMALL_ZIPFORMER, icefall_root, logged_losses, run
 
+from panda_icefall import __version__ as VERSION
+
 pytestmark = [pytest.mark.k2, pytest.mark.icefall]
 
 BATCHES = 19
@@ -65,3 +67,34 @@ def test_the_contract_holds_for_every_parameter_group(recipe):
     report = json.loads((recipe.folder / "check" / "panda-check.json").read_text())
     assert report["violations"] == []
     assert not list((recipe.folder / "check").glob("*.pt"))
+
+
+SAVED = """
+import sys
+from pathlib import Path
+import torch
+from icefall.checkpoint import save_checkpoint
+from icefall.utils import AttributeDict
+from panda_icefall.runs import PandaOptions
+params = AttributeDict(batch_idx_train=7, exp_dir=Path("exp"))
+PandaOptions(use_panda=True, workspace_mib=4.0).note_in(params)
+save_checkpoint(Path(sys.argv[1]), torch.nn.Linear(2, 3), params=params)
+"""
+LOADED = """
+import sys
+sys.modules["panda_icefall"] = None
+from pathlib import Path
+import torch
+from icefall.checkpoint import average_checkpoints, load_checkpoint
+path = Path(sys.argv[1])
+saved = load_checkpoint(path, torch.nn.Linear(2, 3), strict=True)
+assert sorted(average_checkpoints([path, path])) == ["bias", "weight"]
+print(saved["batch_idx_train"], saved["panda"])
+"""
+
+
+def test_icefall_loads_a_checkpoint_of_a_routed_run_where_there_is_no_panda(tmp_path):
+    path = tmp_path / "epoch-1.pt"
+    run(sys.executable, "-c", SAVED, path, cwd=tmp_path)
+    text = run(sys.executable, "-c", LOADED, path, cwd=tmp_path)
+    assert f"7 panda-icefall {VERSION}: --use-panda 1 --panda-workspace-mib 4.0\n" in text

@@ -256,3 +256,68 @@ def test_ctrl_c_is_the_recipes_own(recipe):
     launched = recipe.subprocess("run", "train.py")
     assert launched.returncode == direct.returncode
     assert launched.stderr.splitlines()[-1] == direct.stderr.splitlines()[-1] == "KeyboardInterrupt"
+
+
+SAVED = (
+    'torch.save(state, Path(params.exp_dir, f"epoch-{epoch}.pt"))',
+    "torch.save({'model': state, **params}, Path(params.exp_dir, f\"epoch-{epoch}.pt\"))",
+)
+
+
+def test_log_checkpoint_and_summary_say_that_panda_was_on_and_with_what(recipe, capsys, caplog):
+    caplog.set_level("INFO")
+    recipe.edit(SAVED)
+    options = PandaOptions(use_panda=True, workspace_mib=2.0)
+    assert run_recipe(recipe.train_py, ["--exp-dir", "exp", "--num-epochs", "2"], options) == 0
+    words = "--use-panda 1 --panda-workspace-mib 2.0"
+    word = f"panda-icefall {panda_icefall.__version__}: {words}"
+    assert caplog.messages.count(f"panda: {word}") == 1
+    for epoch in range(2):  # plain text: loads where there is no PANDA
+        path = recipe.folder / f"exp/epoch-{epoch}.pt"
+        assert torch.load(path, weights_only=True)["panda"] == word
+    assert re.search(rf"PANDA +│ ON: {words} ", capsys.readouterr().err)
+
+
+def test_a_dense_run_under_the_launcher_says_that_panda_is_off(recipe, capsys, caplog):
+    caplog.set_level("INFO")
+    recipe.edit(SAVED)
+    assert run_recipe(recipe.train_py, ["--exp-dir", "exp"], PandaOptions(max_batches=2)) == 0
+    assert re.search(r"PANDA +│ OFF, the recipe trained dense; --use-panda 1", summary_of(capsys))
+    assert "--panda-max-batches 2; PANDA is OFF, the recipe trains dense" in caplog.text
+    assert "panda" not in torch.load(recipe.folder / "exp/epoch-0.pt", weights_only=True)
+
+
+def summary_of(capsys):
+    return capsys.readouterr().err
+
+
+def test_the_summary_shows_the_peak_and_with_a_memory_log_what_the_losses_added(recipe, capsys):
+    assert run_recipe(recipe.train_py, [], PANDA) == 0
+    summary = summary_of(capsys)
+    (peak,) = re.findall(r"peak memory of the process +│ (\d+) MiB resident on cpu", summary)
+    assert int(peak) > 50
+    assert "added by the losses" not in summary
+
+    more = "lm_only_scale=0.25 + 0.0 * float(torch.ones(2**24).sum()),"  # 64 MiB, freed at once
+    recipe.edit(("lm_only_scale=0.25,", more), name="toy_model.py")
+    sys.modules.pop("toy_model")
+    options = PandaOptions(use_panda=True, memory_log=recipe.folder / "m.jsonl")
+    assert run_recipe(recipe.train_py, [], options) == 0
+    summary = summary_of(capsys)
+    (peak,) = re.findall(r"peak memory of the process +│ (\d+) MiB resident on cpu", summary)
+    added = re.findall(
+        r"added by the losses of a step, forward +│ (\d+) MiB, ([\d.]+)% of the peak", summary
+    )
+    if recipe.phases("m.jsonl")[0]["peak_is_since_start"]:  # /proc is read-only here
+        assert added == []
+    else:
+        ((mib, share),) = added
+        assert 60 <= int(mib) <= 200
+        assert float(share) == pytest.approx(100 * int(mib) / int(peak), abs=1)
+
+
+@pytest.mark.parametrize("option", ["1e9", "1e7"])
+def test_a_workspace_beyond_the_machine_is_warned_of_in_the_run(recipe, caplog, option):
+    options = PandaOptions(use_panda=True, workspace_mib=float(option), max_batches=1)
+    assert run_recipe(recipe.train_py, [], options) == 0
+    assert caplog.text.count("--panda-workspace-mib: got") == 1

@@ -140,3 +140,19 @@ def test_one_workspace_default_for_everybody():
     assert "`--panda-workspace-mib` | by the device |" in readme
     assert PandaOptions().workspace_mib is None
     assert inspect.signature(panda_icefall.apply).parameters["workspace_mib"].default is None
+
+
+def test_options_are_told_in_the_words_in_which_they_are_typed():
+    words = (
+        "--use-panda 1 --panda-workspace-mib 0.5 --panda-adjoint-tolerance 0.0 "
+        "--panda-max-batches 1 --panda-batch-seed 0 --panda-last-bit-twin 1"
+    )
+    options, _ = split_panda_arguments(words.split())
+    assert options.in_words == words
+    assert split_panda_arguments(options.in_words.split())[0] == options
+    assert options.announcement == f"panda-icefall {panda_icefall.__version__}: {words}"
+    logged, _ = split_panda_arguments([*words.split(), "--panda-memory-log", "m.jsonl"])
+    assert logged.in_words == words
+    check, _ = split_panda_arguments([], is_check=True)
+    assert check.in_words == "--panda-check-batches 3"
+    assert check.announcement.endswith("; PANDA is OFF, the recipe trains dense")

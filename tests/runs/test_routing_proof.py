@@ -107,3 +107,45 @@ def test_an_error_of_the_block_comes_through_and_the_watch_ends(original):
     with pytest.raises(ZeroDivisionError), proof.watching():
         _ = 1 / 0
     assert torch.nn.functional.ctc_loss is original
+
+
+WITHOUT_TILES = LossTotals(losses_routed=1, tiles_forward=1)
+
+
+@pytest.mark.parametrize(
+    ("workspace_mib", "counted", "said"),
+    [
+        (1e9, LossTotals(losses_routed=1, tiles_forward=7), "which is more than the"),
+        (1e9, WITHOUT_TILES, "which is more than the"),
+        (1000, WITHOUT_TILES, "which held the whole of the first batch's loss"),
+        (1000, LossTotals(losses_routed=1, tiles_forward=2), None),
+        (16, WITHOUT_TILES, None),  # as by default
+        (None, WITHOUT_TILES, None),
+    ],
+)
+def test_a_workspace_with_which_nothing_is_tiled_is_warned_of_once(
+    caplog, workspace_mib, counted, said
+):
+    proof = RoutingProof(True, workspace_mib)
+    proof.begin(torch.device("cpu"))
+    proof.verify(Ledger(counted), MODEL)
+    warnings = [record.getMessage() for record in caplog.records]
+    assert len(warnings) == (said is not None)
+    if said is not None:
+        (text,) = warnings
+        assert text.startswith(f"panda: --panda-workspace-mib: got {workspace_mib:g}, {said}")
+        assert "the loss is not tiled" in text
+
+
+def test_a_run_without_panda_is_not_warned_of_its_workspace(caplog):
+    RoutingProof(False, 1e9).begin(torch.device("cpu"))
+    assert caplog.text == ""
+
+
+def test_the_memory_of_a_gpu_bounds_its_workspace(monkeypatch, caplog):
+    class Properties:
+        total_memory = 2**30
+
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: Properties)
+    RoutingProof(True, 2000).begin(torch.device("cuda", 0))
+    assert "which is more than the 1024 MiB of cuda:0" in caplog.text

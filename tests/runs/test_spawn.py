@@ -20,7 +20,7 @@ def test_two_processes_train_routed_checked_and_logged(recipe, port):
         assert (recipe.folder / f"exp/panda-check{suffix}.json").exists()
         rows = recipe.phases(f"log/m{suffix}.jsonl")
         assert [row["rank"] for row in rows] == [rank] * 4
-        assert recipe.rows(f"log/m{suffix}.jsonl")[-1] == {"row": "end", "reason": "bound"}
+        assert recipe.rows(f"log/m{suffix}.jsonl")[-1]["reason"] == "bound"
     assert (recipe.folder / "exp/epoch-0.pt").exists()
 
 

@@ -9,11 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Optional
 
-from panda_icefall.runs.doctor.findings import Finding, ok, problem, warning
+from panda_icefall.runs.doctor.findings import OK, Finding, ok, problem, warning
 from panda_icefall.runs.doctor.probes import Answer
 from panda_icefall.runs.doctor.torch_build import TorchBuild
 
 __all__ = ["K2Install", "examine_k2", "examine_routing", "find_k2", "wheel_suffix"]
+
+# Of the wheel on PyPI that holds an extension for the Python named here.
+WHEEL_HASHES = {
+    ("1.23.4", "3.10"): "1404589732fdb7f6f5bf62297a20dd73318b7b4f2e10dd52dc3d5b6669688a4c",
+}
 
 
 @dataclass(frozen=True)
@@ -25,12 +30,14 @@ class K2Install:
       version: From its package metadata; ``None`` without.
       torch: The torch it was built for, with build tag where known; ``None`` if it does not say.
       cuda: The CUDA it was built for; empty for a CPU build; ``None`` if it does not say.
+      other_python: Its extension ``_k2.*`` where that is for another Python than this one.
     """
 
     folder: Path
     version: Optional[str]
     torch: Optional[str]
     cuda: Optional[str]
+    other_python: Optional[Path] = None
 
     @property
     def target(self) -> str:
@@ -55,7 +62,20 @@ def find_k2() -> Optional[K2Install]:
     named = re.search(r"\+(?:cuda(?P<cuda>[\d.]+?)|cpu)\.torch(?P<torch>[\d.]+)$", version or "")
     if torch is None and named is not None:
         torch, cuda = named["torch"], named["cuda"] or ""
-    return K2Install(folder, version, torch, cuda)
+    return K2Install(folder, version, torch, cuda, _extension_of_other_python(folder.parent))
+
+
+def _extension_of_other_python(site_packages: Path) -> Optional[Path]:
+    """The file ``_k2.cpython-39-*.so``, say, beside a k2 whose ``_k2`` cannot be found."""
+    if importlib.util.find_spec("_k2") is not None:
+        return None
+    return next((path for path in sorted(site_packages.glob("_k2.*")) if _python_of(path)), None)
+
+
+def _python_of(extension: Path) -> Optional[str]:
+    """``3.9`` for the names ``*.cpython-39-*.so`` and ``*.cp39-win_amd64.pyd``."""
+    found = re.search(r"\.cp(?:ython-)?(\d)(\d+)", extension.name)
+    return None if found is None else f"{found[1]}.{found[2]}"
 
 
 def _built_for(torch_version_py: Path) -> tuple[Optional[str], Optional[str]]:
@@ -94,6 +114,9 @@ def examine_k2(k2: Optional[K2Install], torch: TorchBuild, imported: Answer) -> 
                 _which_wheel(torch),
             )
         ]
+    if k2.other_python is not None:
+        abi = _examine_abi(k2, torch)
+        return [_built_for_other_python(k2, torch), *([] if abi.level == OK else [abi])]
     findings = []
     if imported.error is not None:
         version = k2.version or "of unknown version"
@@ -109,6 +132,37 @@ def examine_k2(k2: Optional[K2Install], torch: TorchBuild, imported: Answer) -> 
             warning("k2 on GPU", f"k2 {text}: its functions run on CPU only", _which_wheel(torch))
         )
     return findings
+
+
+def _built_for_other_python(k2: K2Install, torch: TorchBuild) -> Finding:
+    assert k2.other_python is not None
+    text = (
+        f"{k2.version or 'of unknown version'} at {k2.folder} was built for Python "
+        f"{_python_of(k2.other_python)} ({k2.other_python.name}), this is Python {_python()}: "
+        "`import k2` fails with \"No module named '_k2'\""
+    )
+    reinstall = "pip install --no-deps --force-reinstall"
+    known = WHEEL_HASHES.get((k2.version or "", _python()))
+    if known is not None:
+        return problem(
+            "k2",
+            text,
+            f"wheels of k2 {k2.version} are all tagged py3-none-any, and pip takes any of them; "
+            f"put the line `k2=={k2.version} --hash=sha256:{known}` into a file, and "
+            f"`{reinstall} -r <that file>`",
+        )
+    tag = _python().replace(".", "")
+    return problem(
+        "k2",
+        text,
+        "pip takes any wheel tagged py3-none-any, as all of k2 1.23.4 are: download the one for "
+        f"your Python from the index page (`unzip -l` lists _k2.cpython-{tag}-* in it) and "
+        f"`{reinstall} <file>`; or, for k2 1.24 and later, {_which_wheel(torch)}",
+    )
+
+
+def _python() -> str:
+    return f"{sys.version_info[0]}.{sys.version_info[1]}"
 
 
 def _describe(k2: K2Install, imported: Answer) -> Finding:
@@ -135,7 +189,7 @@ def _examine_abi(k2: K2Install, torch: TorchBuild) -> Finding:
 
 def _which_wheel(torch: TorchBuild) -> str:
     suffix = wheel_suffix(torch)
-    python = f"cp{sys.version_info[0]}{sys.version_info[1]}"
+    python = f"cp{_python().replace('.', '')}"
     kind = {"cp": "CPU", "ro": "ROCm"}.get(suffix[1:3], "CUDA")
     return (
         f"look for the wheel named k2-<version>{suffix}-{python}-... on the page of pre-compiled "

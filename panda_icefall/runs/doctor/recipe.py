@@ -10,7 +10,7 @@ from panda_icefall.runs.doctor.recipe_sources import RecipeSources, Source
 from panda_icefall.runs.errors import UsageError
 from panda_icefall.runs.recipe_module import RecipeFile
 
-__all__ = ["examine_recipe", "find_train_py"]
+__all__ = ["examine_imports", "examine_recipe", "find_train_py", "how_to_get"]
 
 _EXPECTED = "an icefall recipe with compute_loss() and train_one_epoch()"
 
@@ -39,7 +39,7 @@ def examine_recipe(recipe: Path, sources: RecipeSources) -> list[Finding]:
     return [
         ok("recipe", f"{train_py} with a main guard, made of {_names(sources)}"),
         *_examine_functions(sources),
-        *_examine_imports(sources),
+        *examine_imports(sources),
         *examine_losses(sources),
     ]
 
@@ -109,7 +109,8 @@ def _definition(
     return None
 
 
-def _examine_imports(sources: RecipeSources) -> list[Finding]:
+def examine_imports(sources: RecipeSources) -> list[Finding]:
+    """Files that cannot be read, and modules that are nowhere."""
     findings = [
         problem("imports", f"{path.name} cannot be read: {reason}", "mend the checkout")
         for path, reason in sources.unreadable.items()
@@ -118,18 +119,23 @@ def _examine_imports(sources: RecipeSources) -> list[Finding]:
         problem(
             "imports",
             f"{importer.name} imports {module}, which is neither beside it nor installed",
-            _how_to_get(module, sources.of_recipe[0].path.parents[1]),
+            how_to_get(module, sources),
         )
         for module, importer in sources.missing.items()
     ]
     return findings or [ok("imports", "all modules the recipe imports are there")]
 
 
-def _how_to_get(module: str, corpus_folder: Path) -> str:
+def how_to_get(module: str, sources: RecipeSources) -> str:
+    """What to do about a top-level module that a recipe imports and that is nowhere."""
     if module == "icefall":
-        return "clone icefall, and export PYTHONPATH=<its folder>:$PYTHONPATH"
+        if sources.root is None:
+            return "clone icefall, and export PYTHONPATH=<its folder>:$PYTHONPATH"
+        return f"export PYTHONPATH={sources.root}:$PYTHONPATH"
     if module == "k2":
         return "install the k2 wheel that the finding on k2 names"
-    if (corpus_folder / module).is_dir():
+    corpus_folder = sources.train_py.parents[1]
+    # A recipe's folder is often called as the package it trains: it must hold what is imported.
+    if sources.has_parts_in(corpus_folder, module):
         return f"export PYTHONPATH={corpus_folder}:$PYTHONPATH, as this recipe's own scripts expect"
     return f"install {module}, or mend the checkout if it is a file of the recipe"

@@ -45,26 +45,45 @@ class RecipeSources:
       icefall_root: The folder that holds the ``icefall`` package, if known.
 
     Attributes:
+      train_py: The training script.
+      root: The folder that holds the ``icefall`` package, if known.
       of_recipe: The files of the recipe's own folder, the training script first.
-      missing: Modules that are nowhere, each with the file that imports it.
+      needed: Top-level modules that are imported from elsewhere, other than in a ``try`` or a
+        function; each with the file that imports it.
+      missing: Those of them that are nowhere.
       unreadable: Files that could not be parsed, each with the reason.
       imports_icefall: Whether one of the files imports the ``icefall`` package.
     """
 
     def __init__(self, train_py: Path, icefall_root: Optional[Path] = None) -> None:
         self.of_recipe: list[Source] = []
-        self.missing: dict[str, Path] = {}
+        self.needed: dict[str, Path] = {}
         self.unreadable: dict[Path, str] = {}
         self.imports_icefall = False
+        self.train_py = train_py
         self._folder = train_py.parent
-        self._root = icefall_root
+        self.root = icefall_root
         self._by_path: dict[Path, Source] = {}
+        self._imported: set[str] = set()
         self._read(train_py, "")
+        self.missing = {
+            top: importer
+            for top, importer in self.needed.items()
+            if not _is_importable(top, self._names_in(top))
+        }
 
     def module(self, name: str) -> Optional[Source]:
         """The file of the recipe's folder that ``import name`` would run."""
         path = _file_of(self._folder, name)
         return None if path is None else self._by_path.get(path)
+
+    def has_parts_in(self, folder: Path, top: str) -> bool:
+        """Whether a folder holds what the files import of a top-level module, or the module."""
+        return any(_file_of(folder, name) is not None for name in {top, *self._names_in(top)})
+
+    def _names_in(self, top: str) -> list[str]:
+        """What the files import of ``top``: dotted names of modules, or of names within one."""
+        return [name for name in self._imported if name.startswith(f"{top}.")]
 
     def _read(self, path: Path, package: str) -> None:
         if path in self._by_path or path in self.unreadable:
@@ -88,7 +107,8 @@ class RecipeSources:
         top = name.partition(".")[0]
         is_icefall = top == "icefall"
         self.imports_icefall |= is_icefall
-        base = self._folder if _file_of(self._folder, top) or not is_icefall else self._root
+        self._imported.add(name)
+        base = self._folder if _file_of(self._folder, top) or not is_icefall else self.root
         parts = name.split(".")
         found = False
         for length in range(1, len(parts) + 1):
@@ -97,8 +117,8 @@ class RecipeSources:
                 found = True
                 is_package = path.name == "__init__.py"
                 self._read(path, ".".join(parts[: length if is_package else length - 1]))
-        if is_needed and not found and not _is_importable(top):
-            self.missing.setdefault(top, importer)
+        if is_needed and not found:
+            self.needed.setdefault(top, importer)
 
 
 def _file_of(folder: Path, module: str) -> Optional[Path]:
@@ -139,10 +159,18 @@ def _imported_modules(source: Source, node: ast.stmt) -> Iterator[tuple[str, boo
             yield full, False  # a module, or a name within one
 
 
-def _is_importable(top: str) -> bool:
+def _is_importable(top: str, names: list[str]) -> bool:
+    """Whether ``import top`` finds a module, or a folder that holds one of ``names``."""
     if top in sys.builtin_module_names:
         return True
     try:
-        return importlib.util.find_spec(top) is not None
+        spec = importlib.util.find_spec(top)
     except ValueError:  # loaded by other means than a spec
         return True
+    if spec is None or spec.origin is not None:
+        return spec is not None
+    # A mere folder: a package in parts, or one that only happens to be called so.
+    folders = [Path(place) for place in spec.submodule_search_locations or ()]
+    return any(
+        next(folder.glob(f"{name.split('.')[1]}*"), None) for folder in folders for name in names
+    )

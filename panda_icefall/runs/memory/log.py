@@ -2,7 +2,8 @@
 
 A ``header`` row, then for each phase of each step the rows of its parts (``part``: encoder, losses,
 backward, optimizer, other, and the phase they lie ``within``) and one of the whole (``phase``), and
-an ``end`` row. Sizes are in bytes, times in seconds.
+an ``end`` row; each with the ``run_id`` of the process that wrote it. Sizes are in bytes, times in
+seconds.
 """
 
 import contextlib
@@ -11,6 +12,8 @@ import json
 import logging
 import math
 import sys
+import uuid
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Optional, TextIO
 
@@ -21,7 +24,14 @@ from panda_icefall.runs.errors import UsageError
 from panda_icefall.runs.memory.probe import MemoryProbe
 from panda_icefall.runs.options import PandaOptions
 
-__all__ = ["MemoryLog", "check_writable", "finite_json", "rank_path", "run_versions"]
+__all__ = [
+    "MemoryLog",
+    "check_writable",
+    "finite_json",
+    "rank_path",
+    "read_last_run",
+    "run_versions",
+]
 
 
 # The recipe writes these to TensorBoard itself.
@@ -80,13 +90,37 @@ def _open(path: Path) -> TextIO:
         raise UsageError(f"--panda-memory-log: cannot write {path}: {error}") from error
 
 
+def read_last_run(path: Path) -> list[dict[str, Any]]:
+    """The rows that the last run of a memory log wrote; another may have written between them.
+
+    Args:
+      path: A log, which may end within a row, and may be of a version without run ids.
+
+    Returns:
+      Its rows from the header on.
+
+    Raises:
+      OSError: The file cannot be read.
+    """
+    rows: list[dict[str, Any]] = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        # A killed process leaves half a row, behind which the next run's header begins.
+        with contextlib.suppress(ValueError):
+            row = json.loads(line[max(0, line.rfind('{"row": "header"')) :])
+            if row["row"] == "header":
+                rows = []
+            rows.append(row)
+    run_id = rows[0].get("run_id") if rows else None
+    return [row for row in rows if row.get("run_id", run_id) == run_id]
+
+
 class MemoryLog:
     """Writes rows as they happen, so that a killed run leaves all of them readable.
 
     Appends: a run that is resumed with the same file adds a header of its own below the rows that
-    are there. A run that ended by itself, or by an exception, leaves an ``end`` row that says how;
-    a killed one leaves none. Where a row cannot be written (a full disk) training goes on without
-    the log, and one warning says so.
+    are there, and its rows can be told by their ``run_id``. A run that ended by itself, or by an
+    exception, leaves an ``end`` row that says how; a killed one leaves none. Where a row cannot be
+    written (a full disk) training goes on without the log, and one warning says so.
 
     Args:
       path: File to write for rank 0; other ranks write beside it.
@@ -96,11 +130,18 @@ class MemoryLog:
 
     Raises:
       UsageError: The file cannot be opened.
+
+    Attributes:
+      error: Why the log ends before the run, if it does.
+      losses_bytes: The most that the losses of a step added to the memory before them; 0: unknown.
     """
 
     def __init__(self, path: Path, rank: int, options: PandaOptions, device: torch.device) -> None:
         self.path = rank_path(path, rank)
         self.rank = rank
+        self.error: Optional[str] = None
+        self.losses_bytes = 0
+        self._run_id = uuid.uuid4().hex[:12]
         self._file: Optional[TextIO] = _open(self.path)
         settings = {
             k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(options).items()
@@ -108,6 +149,8 @@ class MemoryLog:
         self._write(
             {
                 "row": "header",
+                "time": datetime.now().astimezone().isoformat(timespec="seconds"),
+                "argv": sys.argv,
                 "versions": run_versions(device),
                 "options": settings,
                 "memory": MemoryProbe(device).read().as_row(),  # before the first step
@@ -124,6 +167,10 @@ class MemoryLog:
         self._write({"row": "part", "rank": self.rank, **values})
         _write_scalars(values, f"panda/{values['within']}/{values['phase']}", tb_writer, step)
 
+    def note_losses_bytes(self, added: int) -> None:
+        """Keep the most that the losses of a step added to the memory before them."""
+        self.losses_bytes = max(self.losses_bytes, added)
+
     def close(self, reason: str) -> None:
         """Write how the run ended and close the file; a second call does nothing."""
         self._write({"row": "end", "reason": reason})
@@ -135,9 +182,11 @@ class MemoryLog:
         if self._file is None:
             return
         try:
-            self._file.write(json.dumps(finite_json(row), allow_nan=False) + "\n")
+            text = json.dumps(finite_json({**row, "run_id": self._run_id}), allow_nan=False)
+            self._file.write(text + "\n")
             self._file.flush()
         except OSError as error:
+            self.error = str(error)
             logging.warning("panda: the memory log %s ends here: %s", self.path, error)
             with contextlib.suppress(OSError):
                 self._file.close()

@@ -11,9 +11,9 @@ from torch import nn
 from panda_icefall.routing import find_projections
 from panda_icefall.runs.memory.parts import PartMeter
 
-__all__ = ["PartWatch"]
+__all__ = ["LOSS_PARTS", "PartWatch"]
 
-_SIMPLE, _PRUNED = "simple_loss", "pruned_loss"
+LOSS_PARTS = _SIMPLE, _PRUNED = "simple_loss", "pruned_loss"
 _LOSS_MODULES = ("k2", "panda_icefall.losses.k2_functions", "fast_rnnt")
 _LOSS_FUNCTIONS = (
     # (function, part, whether the part stays open after it returns)

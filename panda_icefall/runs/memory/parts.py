@@ -20,11 +20,13 @@ class Part:
       seconds: Their sum.
       stretches: How many there were.
       reading: The memory at the end of the last one, and the peak over all of them, in bytes.
+      before_bytes: The memory at the beginning of the first one.
     """
 
     seconds: float
     stretches: int
     reading: MemoryReading
+    before_bytes: int
 
     def __add__(self, other: "Part") -> "Part":
         """Both one after the other; ``other`` is the later one."""
@@ -33,7 +35,8 @@ class Part:
             peak_bytes=max(self.reading.peak_bytes, other.reading.peak_bytes),
             is_since_start=self.reading.is_since_start or other.reading.is_since_start,
         )
-        return Part(self.seconds + other.seconds, self.stretches + other.stretches, reading)
+        stretches = self.stretches + other.stretches
+        return Part(self.seconds + other.seconds, stretches, reading, self.before_bytes)
 
     def as_row(self) -> dict[str, Any]:
         """The part under the names that the memory log uses."""
@@ -63,6 +66,7 @@ class PartMeter:
         self._entered: list[str] = []
         self._held: Optional[str] = None
         self._since = 0.0
+        self._before_bytes = 0
 
     def start(self) -> None:
         """Begin a phase, in ``other``."""
@@ -71,6 +75,7 @@ class PartMeter:
         self._held = None
         self._is_running = True
         self._probe.start()
+        self._before_bytes = self._probe.read().current_bytes
         self._since = time.perf_counter()
 
     def enter(self, name: str) -> None:
@@ -121,6 +126,6 @@ class PartMeter:
     def _book(self, name: str) -> None:
         reading = self._probe.read()  # waits for the device: the clock is read after it
         now = time.perf_counter()
-        part = Part(now - self._since, 1, reading)
-        self._since = now
+        part = Part(now - self._since, 1, reading, self._before_bytes)
+        self._since, self._before_bytes = now, reading.current_bytes
         self._parts[name] = self._parts[name] + part if name in self._parts else part

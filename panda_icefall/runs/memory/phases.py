@@ -9,8 +9,8 @@ from torch import nn
 
 from panda_icefall.runs.counters import CounterLedger
 from panda_icefall.runs.memory.log import MemoryLog
-from panda_icefall.runs.memory.part_watch import PartWatch
-from panda_icefall.runs.memory.parts import PartMeter
+from panda_icefall.runs.memory.part_watch import LOSS_PARTS, PartWatch
+from panda_icefall.runs.memory.parts import Part, PartMeter
 from panda_icefall.runs.memory.probe import MemoryProbe, return_free_memory
 
 __all__ = ["PhaseRecorder"]
@@ -111,6 +111,7 @@ class PhaseRecorder:
         phase, self._phase = self._phase, None
         self._watch.remove()
         whole, parts = self._meter.finish()
+        self._log.note_losses_bytes(_added_by_losses(parts))
         step = self._values.get("batch_idx_train", self._values["step"])
         for name, part in parts.items():
             values = {**self._values, "phase": name, "within": phase, **part.as_row()}
@@ -127,3 +128,11 @@ class PhaseRecorder:
         if error is not None:
             values["error"] = f"{type(error).__name__}: {error}"
         self._log.write_phase(values, self._tb_writer, step)
+
+
+def _added_by_losses(parts: Mapping[str, Part]) -> int:
+    """The peak of a phase's losses above the memory before the first of them, in bytes."""
+    losses = [part for name, part in parts.items() if name in LOSS_PARTS]
+    if not losses or any(part.reading.is_since_start for part in losses):
+        return 0
+    return max(part.reading.peak_bytes for part in losses) - losses[0].before_bytes

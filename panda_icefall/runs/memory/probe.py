@@ -9,11 +9,14 @@ from typing import Any, Optional, Union
 
 import torch
 
-__all__ = ["MemoryProbe", "MemoryReading", "return_free_memory"]
+__all__ = ["MemoryProbe", "MemoryReading", "process_peak_bytes", "return_free_memory"]
 
 _STATUS = Path("/proc/self/status")
 _CLEAR_REFS = Path("/proc/self/clear_refs")
 _RESET_PEAK_RSS = "5"  # proc(5): resets the peak resident set size (VmHWM) to the current one
+
+# The peak of each device before it was last reset here.
+_earlier_peak_bytes: dict[str, int] = {}
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,7 @@ class MemoryProbe:
 
     def start(self) -> None:
         """Begin a stretch: the next :meth:`read` gives the peak since now."""
+        _earlier_peak_bytes[str(self.device)] = process_peak_bytes(self.device)
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
             torch.cuda.reset_peak_memory_stats(self.device)
@@ -92,6 +96,17 @@ class MemoryProbe:
             peak_bytes=max(current, peak),
             is_since_start=self._is_since_start,
         )
+
+
+def process_peak_bytes(device: torch.device) -> int:
+    """The most that this process has had, resets by probes left out of it; without a sync.
+
+    Args:
+      device: CUDA: bytes that the allocator gave out on it; CPU: the resident set.
+    """
+    is_cuda = device.type == "cuda"
+    now = torch.cuda.max_memory_allocated(device) if is_cuda else _resident_set()[1]
+    return max(_earlier_peak_bytes.get(str(device), 0), now)
 
 
 def return_free_memory() -> None:

@@ -30,6 +30,16 @@ class SessionLog:
         """The log of this process, once it is open."""
         return None if self._log is None else self._log.path
 
+    @property
+    def losses_bytes(self) -> int:
+        """The most that the losses of a step added to the memory before them; 0: unknown."""
+        return 0 if self._log is None else self._log.losses_bytes
+
+    @property
+    def error(self) -> Optional[str]:
+        """Why the log ends before the run, if it does."""
+        return None if self._log is None else self._log.error
+
     def recorder(
         self, arguments: dict[str, Any], device: torch.device, ledger: CounterLedger, rank: int
     ) -> Optional[PhaseRecorder]:

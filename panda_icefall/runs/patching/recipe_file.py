@@ -6,6 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from panda_icefall.runs.atomic_file import replace_file
+from panda_icefall.runs.doctor.findings import PROBLEM
+from panda_icefall.runs.doctor.recipe_losses import examine_losses
+from panda_icefall.runs.doctor.recipe_sources import RecipeSources
 from panda_icefall.runs.errors import UsageError
 from panda_icefall.runs.patching.manifest import MANIFEST_PATH, Manifest, describe_content
 from panda_icefall.runs.patching.placement import insert, place
@@ -36,18 +39,21 @@ class PatchResult:
     refusal: str = ""
 
 
-def apply_patch(recipe: Path) -> PatchResult:
+def apply_patch(recipe: Path, *, is_forced: bool = False) -> PatchResult:
     """Put PANDA's lines into a recipe; one that has them all is left alone.
 
     Args:
       recipe: The recipe's folder, or a training script in it other than ``train.py``.
+      is_forced: Also into one whose loss cannot be routed, as ``panda-icefall doctor`` sees it:
+        it reads the files beside the training script, and knows of no others.
 
     Returns:
       The result; everything else in the file, and its mode, are as before.
 
     Raises:
       UsageError: The file is missing, is a link or in a linked folder, has not the shape of a
-        training script, holds the patch in part, or cannot be written.
+        training script, has no loss that can be routed, holds the patch in part, or cannot be
+        written.
     """
     path = _find(recipe)
     source = _read(path)
@@ -58,6 +64,8 @@ def apply_patch(recipe: Path) -> PatchResult:
         return PatchResult(path, state.kind, False, state.lines, state.unpatched)
     try:
         patched = insert(source, place(source))
+        if not is_forced:
+            _require_routable(path)
     except UsageError as error:
         raise UsageError(_named(path, str(error))) from error
     _write(path, patched)
@@ -109,6 +117,7 @@ def check_patch(recipe: Path) -> PatchResult:
     try:
         _require_writable(path)
         lines = read_state(insert(source, place(source))).lines
+        _require_routable(path)
     except UsageError as error:
         return PatchResult(path, state.kind, False, (), source, str(error))
     return PatchResult(path, state.kind, False, lines, source)
@@ -150,6 +159,15 @@ def _read(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise UsageError(f"RECIPE_DIR: cannot read {path}: {error}") from error
+
+
+def _require_routable(path: Path) -> None:
+    for finding in examine_losses(RecipeSources(path)):
+        if finding.level == PROBLEM:
+            raise UsageError(
+                f"{finding.subject}: {finding.text}; {finding.advice}; `panda-icefall patch apply "
+                "--force` puts the lines in all the same"
+            )
 
 
 def _require_writable(path: Path) -> None:

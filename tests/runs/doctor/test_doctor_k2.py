@@ -30,6 +30,7 @@ IMPORTED = Answer(
         "with_cuda": "True",
     }
 )
+REQUIREMENTS = Path(__file__).parents[3] / "scripts" / "requirements-k2-wheel.txt"
 PYTHON = f"cp{sys.version_info[0]}{sys.version_info[1]}"
 
 
@@ -156,6 +157,87 @@ def test_else_it_is_read_from_the_version(fake_package, monkeypatch, version, bu
     fake_package("k2", version)
     found = find_k2()
     assert (found.torch, found.cuda) == built_for
+
+
+OTHER_PYTHONS = {
+    "_k2.cpython-39-x86_64-linux-gnu.so": "3.9",
+    "_k2.cpython-313-aarch64-linux-gnu.so": "3.13",
+    "_k2.cp38-win_amd64.pyd": "3.8",
+}
+
+
+def python_is(monkeypatch, major, minor):
+    monkeypatch.setattr(sys, "version_info", (major, minor, 1))
+
+
+@pytest.fixture
+def fake_k2(fake_package, monkeypatch):
+    """A k2 1.23.4 with an extension file of a given name; no other k2 is on the path."""
+
+    def write(extension, version="1.23.4", torch=None):
+        torch = torch or str(torch_version)
+        built_for = f"k2_torch_version = {torch!r}\nk2_torch_cuda_version = ''\n"
+        folder = fake_package(
+            "k2", version, torch_version=built_for, __init__="from _k2 import something\n"
+        )
+        (folder.parent / extension).write_bytes(b"no machine code")
+        return folder
+
+    torch_version = read_torch().version
+    for name in ("k2", "_k2"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    real = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda n: None if n == "_k2" else real(n))
+    return write
+
+
+@pytest.mark.parametrize("extension", OTHER_PYTHONS)
+def test_a_k2_for_another_python_says_so_and_nothing_of_it_is_ok(fake_k2, monkeypatch, extension):
+    folder = fake_k2(extension)
+    python_is(monkeypatch, 3, 10)
+    k2 = find_k2()
+    assert k2.other_python == folder.parent / extension
+    (finding,) = examine_k2(k2, read_torch(), Answer(error="ModuleNotFoundError: ..."))
+    assert (finding.subject, finding.level) == ("k2", "problem")
+    said = f"1.23.4 at {folder} was built for Python {OTHER_PYTHONS[extension]} ({extension})"
+    assert finding.text == (
+        f"{said}, this is Python 3.10: `import k2` fails with \"No module named '_k2'\""
+    )
+
+
+def test_the_wheel_for_this_python_is_named_by_its_hash_where_it_is_known(fake_k2, monkeypatch):
+    requirement = REQUIREMENTS.read_text().splitlines()[-1]
+    fake_k2("_k2.cpython-39-x86_64-linux-gnu.so")
+    python_is(monkeypatch, 3, 10)
+    (finding,) = examine_k2(find_k2(), read_torch(), Answer())
+    assert f"put the line `{requirement}` into a file" in finding.advice
+    assert "pip install --no-deps --force-reinstall -r" in finding.advice
+
+
+@pytest.mark.parametrize(("version", "minor"), [("1.23.4", 11), ("1.24.4", 10)])
+def test_else_the_page_to_take_it_from(fake_k2, monkeypatch, version, minor):
+    fake_k2("_k2.cpython-39-x86_64-linux-gnu.so", version)
+    python_is(monkeypatch, 3, minor)
+    (finding,) = examine_k2(find_k2(), read_torch(), Answer())
+    assert f"`unzip -l` lists _k2.cpython-3{minor}-* in it" in finding.advice
+    assert "pip install --no-deps --force-reinstall <file>" in finding.advice
+    assert f"-cp3{minor}-..." in finding.advice
+
+
+def test_a_k2_for_another_python_and_another_torch_has_both_faults(fake_k2):
+    fake_k2("_k2.cpython-36m-x86_64-linux-gnu.so", torch="1.2.3")
+    findings = examine_k2(find_k2(), read_torch(), Answer())
+    assert levels(findings) == {"k2": "problem", "k2 and torch": "problem"}
+
+
+def test_a_k2_whose_extension_is_found_elsewhere_is_not_judged_by_its_neighbours(
+    fake_package, monkeypatch
+):
+    monkeypatch.delitem(sys.modules, "k2", raising=False)
+    folder = fake_package("k2", "1.23.4")
+    fake_package("_k2")
+    (folder.parent / "_k2.cpython-39-x86_64-linux-gnu.so").touch()
+    assert find_k2().other_python is None
 
 
 BREAKAGES = {

@@ -183,8 +183,34 @@ def test_imports_that_may_fail_are_left_alone(write):
 def test_a_module_of_the_folder_above_needs_pythonpath(write):
     recipe = write(imports="from local_parts.text import norm")
     (recipe.parent / "local_parts").mkdir()
+    (recipe.parent / "local_parts" / "text.py").write_text("")
     (finding,) = not_ok(recipe)
     assert finding.advice.startswith(f"export PYTHONPATH={recipe.parent}:$PYTHONPATH")
+
+
+@pytest.mark.parametrize("statement", ["from local_parts import text", "import local_parts.text"])
+def test_a_module_of_the_folder_above_is_found_by_pythonpath(write, monkeypatch, statement):
+    recipe = write(imports=statement)
+    (recipe.parent / "local_parts").mkdir()
+    (recipe.parent / "local_parts" / "text.py").write_text("")
+    monkeypatch.syspath_prepend(recipe.parent)
+    assert not_ok(recipe) == []
+
+
+@pytest.mark.parametrize("is_in_path", [False, True])
+def test_a_recipes_folder_is_not_the_package_that_it_is_called_after(
+    write, monkeypatch, is_in_path
+):
+    # As egs/aishell/ASR/whisper, whose train.py imports the package whisper.
+    recipe = write(imports="import no_such_whisper\nfrom no_such_whisper import load_model")
+    other = recipe.parent / "no_such_whisper"
+    other.mkdir()
+    (other / "train.py").write_text("")
+    if is_in_path:  # `python -m panda_icefall doctor whisper` from the corpus' folder
+        monkeypatch.syspath_prepend(recipe.parent)
+    (finding,) = not_ok(recipe)
+    assert finding.level == "problem"
+    assert finding.advice.startswith("install no_such_whisper, or mend the checkout")
 
 
 def test_packages_beside_the_script_are_followed_with_relative_imports(write):

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from panda_icefall.runs import PandaOptions, UsageError, run_recipe
-from panda_icefall.runs.memory.log import MemoryLog, finite_json, rank_path
-from panda_icefall.runs.memory.probe import MemoryProbe
+from panda_icefall.runs.memory.log import MemoryLog, finite_json, rank_path, read_last_run
+from panda_icefall.runs.memory.probe import MemoryProbe, process_peak_bytes
 
 PHASES = ["compute_loss", "backward_update"]
 
@@ -41,6 +41,19 @@ def test_the_peak_of_a_stretch_counts_what_was_freed_again():
         assert probe.read().peak_bytes < reading.peak_bytes - 30 * 2**20
 
 
+def test_the_peak_of_the_process_outlives_the_resets_of_the_probes():
+    probe = MemoryProbe("cpu")
+    before = process_peak_bytes(probe.device)
+    probe.start()
+    block = torch.ones((before + 40 * 2**20) // 4)
+    block_bytes = block.numel() * 4
+    del block
+    probe.start()
+    assert process_peak_bytes(probe.device) >= block_bytes
+    probe.start()
+    assert process_peak_bytes(probe.device) >= block_bytes
+
+
 def test_a_peak_that_cannot_be_reset_says_so(monkeypatch, tmp_path):
     monkeypatch.setattr(
         "panda_icefall.runs.memory.probe._CLEAR_REFS", tmp_path / "none" / "clear_refs"
@@ -59,7 +72,7 @@ def test_without_proc_the_peak_comes_from_getrusage(monkeypatch, tmp_path):
 def test_every_step_has_two_rows_with_the_counters_of_its_phase(recipe):
     assert run_recipe(recipe.train_py, [], options_for(recipe, use_panda=True)) == 0
     header, *_, end = recipe.rows("log/m.jsonl")
-    assert end == {"row": "end", "reason": "complete"}
+    assert (end["row"], end["reason"]) == ("end", "complete")
     rows = recipe.phases("log/m.jsonl")
     assert header["row"] == "header"
     assert header["versions"]["torch"] == torch.__version__
@@ -236,11 +249,13 @@ def test_the_grad_scale_after_each_step_is_logged(recipe, monkeypatch, is_enable
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's always full device")
-def test_a_full_disk_ends_the_log_and_not_the_training(recipe, caplog):
+def test_a_full_disk_ends_the_log_and_not_the_training(recipe, caplog, capsys):
     options = PandaOptions(use_panda=True, memory_log=Path("/dev/full"))
     assert run_recipe(recipe.train_py, [], options) == 0
     assert len(recipe.lines("exp/losses-0.txt")) == 4
     assert caplog.text.count("the memory log /dev/full ends here") == 1
+    last_line = capsys.readouterr().err.splitlines()[-1]
+    assert last_line.startswith("The memory log /dev/full (rank 0) is NOT complete: [Errno 28]")
 
 
 def test_a_second_run_appends_below_the_first(recipe):
@@ -248,6 +263,39 @@ def test_a_second_run_appends_below_the_first(recipe):
         assert run_recipe(recipe.train_py, [], options_for(recipe, max_batches=1)) == 0
     rows = [row["row"] for row in recipe.rows("log/m.jsonl") if row["row"] != "part"]
     assert rows == ["header", "phase", "phase", "end"] * 2
+    rows = recipe.rows("log/m.jsonl")
+    first, second = (header for header in rows if header["row"] == "header")
+    assert first["run_id"] != second["run_id"]
+    assert first["argv"] == ["train.py"] or first["argv"][0].endswith("train.py")
+    assert first["time"] <= second["time"]
+    assert {row["run_id"] for row in rows} == {first["run_id"], second["run_id"]}
+    last = read_last_run(recipe.folder / "log/m.jsonl")
+    assert last == [row for row in rows if row["run_id"] == second["run_id"]]
+    assert last[0] == second
+
+
+def test_of_runs_that_wrote_to_one_log_at_once_the_last_to_begin_is_read(tmp_path):
+    path = tmp_path / "m.jsonl"
+    logs = [MemoryLog(path, 0, PandaOptions(), torch.device("cpu")) for _ in range(2)]
+    for step in range(2):
+        for number, log in enumerate(logs):
+            log.write_phase({"phase": "compute_loss", "step": step, "run": number}, None, step)
+    logs[1].close("complete")
+    logs[0].close("bound")
+    rows = read_last_run(path)
+    assert [row["row"] for row in rows] == ["header", "phase", "phase", "end"]
+    assert [row["run"] for row in rows[1:3]] == [1, 1]
+    assert rows[-1]["reason"] == "complete"
+
+
+def test_half_a_row_and_rows_without_a_run_id_are_read_over(tmp_path):
+    path = tmp_path / "m.jsonl"
+    old = '{"row": "header"}\n{"row": "phase", "step": 1}\n'
+    path.write_text(old + '{"row": "pha')
+    assert [row["row"] for row in read_last_run(path)] == ["header", "phase"]
+    MemoryLog(path, 0, PandaOptions(), torch.device("cpu")).close("complete")
+    header, end = read_last_run(path)
+    assert (header["row"], end["reason"]) == ("header", "complete")
 
 
 @pytest.mark.parametrize(
@@ -256,4 +304,4 @@ def test_a_second_run_appends_below_the_first(recipe):
 def test_the_last_row_says_how_the_run_ended(recipe, words, reason):
     with contextlib.suppress(RuntimeError):
         run_recipe(recipe.train_py, words, options_for(recipe))
-    assert recipe.rows("log/m.jsonl")[-1] == {"row": "end", "reason": reason}
+    assert recipe.rows("log/m.jsonl")[-1]["reason"] == reason

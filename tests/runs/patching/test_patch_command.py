@@ -8,7 +8,8 @@ from panda_icefall.runs.patching.placement import DECORATOR
 
 SOURCE = (
     "import os\nfrom other import compute_loss, train_one_epoch\n"
-    "def main(): ...\nif __name__ == '__main__':\n    main()\n"
+    "def main(): k2.rnnt_loss_pruned(k2.do_rnnt_pruning())\n"
+    "if __name__ == '__main__':\n    main()\n"
 )
 
 
@@ -52,3 +53,30 @@ def test_what_cannot_be_done_is_one_line_and_status_two(patch, tmp_path, verb):
     assert (status, text) == (2, "")
     assert error.startswith("panda-icefall: RECIPE_DIR: ")
     assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("loss", "reason"),
+    [
+        ("k2.ctc_loss()", "pruned loss: k2.rnnt_loss_pruned is called in none of the recipe's"),
+        ("k2.rnnt_loss_pruned()", "pruning: k2.do_rnnt_pruning is called in none"),
+    ],
+)
+def test_a_recipe_that_the_doctor_cannot_route_is_refused_unless_forced(
+    patch, tmp_path, loss, reason
+):
+    train_py = tmp_path / "train.py"
+    source = SOURCE.replace("k2.rnnt_loss_pruned(k2.do_rnnt_pruning())", loss)
+    train_py.write_text(source)
+    status, text, error = patch("apply", tmp_path)
+    assert (status, text, train_py.read_text()) == (2, "", source)
+    assert error.startswith(f"panda-icefall: RECIPE_DIR: {train_py.resolve()}: {reason}")
+    assert "train this recipe without --use-panda" in error
+    assert error.count("\n") == 1
+    status, text, _ = patch("check", tmp_path)
+    assert status == 1
+    assert f"unpatched, not applicable: {reason}" in text
+    assert patch("apply", "--force", tmp_path)[0] == 0
+    assert patch("check", tmp_path)[0] == 0
+    assert patch("revert", tmp_path)[0] == 0
+    assert train_py.read_text() == source

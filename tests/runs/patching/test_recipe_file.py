@@ -16,7 +16,7 @@ SOURCE = b"""import os
 from other import compute_loss, train_one_epoch
 
 def main():
-    pass
+    k2.rnnt_loss_pruned(k2.do_rnnt_pruning())
 
 if __name__ == "__main__":
     main()
@@ -112,7 +112,7 @@ def test_a_patch_in_part_is_refused_and_can_be_taken_out(train_py, change, reaso
     ("old", "new", "reason"),
     [
         (DECORATOR, b"@with_panda", "line 5 uses with_panda, which the patch imports"),
-        (b"    pass", b"    return with_panda", "line 7 uses with_panda"),
+        (b"    k2.rnnt", b"    return with_panda, k2.rnnt", "line 7 uses with_panda"),
         (b'if __name__ == "__main__":', b"if with_panda:", "line 9 uses with_panda"),
         (b"import os", b"def f():\n    return [with_panda for _ in ()]", "line 2 uses with_panda"),
         (b"def main", b"def main(x", r"without lines 3 and 5 it is not Python source: .*line 4"),
