@@ -11,7 +11,7 @@ from torch.nn.parallel import distributed
 from panda_icefall.routing.custom_functions import find_tensors, function_apply
 from panda_icefall.routing.module_calls import module_call
 from panda_icefall.routing.replacements import MISSING, Replacement
-from panda_icefall.routing.scripted_calls import scripted_call
+from panda_icefall.routing.tensors_only import given_tensors, scripted_call
 
 
 def interceptions() -> list[Replacement]:
@@ -23,6 +23,9 @@ def interceptions() -> list[Replacement]:
     ]
     for compiled in (torch._C.ScriptFunction, torch._C.ScriptMethod):
         replacements.append(Replacement.of(compiled, "__call__", scripted_call(compiled.__call__)))
+    # torch 1.13 does not ask there.
+    ours = given_tensors(torch.autograd.backward)
+    replacements.append(Replacement.of(torch.autograd, "backward", ours))
     if hasattr(distributed, "_find_tensors"):
         ours = find_tensors(distributed._find_tensors)
         replacements.append(Replacement.of(distributed, "_find_tensors", ours))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from panda_icefall.routing.errors import PandaError
 
@@ -28,9 +28,15 @@ class LateInputs:
         """Refuse to go on with values that their reader never saw.
 
         Raises:
-          PandaError: a tensor was changed in place since it was recorded.
+          PandaError: a tensor was changed in place since it was recorded, or its memory is gone.
         """
         for tensor, version in zip(self.tensors(), self._versions):  # type: ignore[attr-defined]
+            if _is_freed(tensor):
+                raise PandaError(
+                    f"a tensor of shape {tuple(tensor.shape)} that {self.reader} read was freed "
+                    f"before the loss: got no memory for it; where FSDP shards parameters again "
+                    f"after forward, compute the loss inside the sharded module"
+                )
             if version_of(tensor) != version:
                 raise PandaError(
                     f"a tensor of shape {tuple(tensor.shape)} that {self.reader} read was changed "
@@ -44,3 +50,10 @@ def version_of(tensor: Tensor) -> int:
     """How often a tensor was changed in place."""
     # Inference tensors count no versions.
     return 0 if tensor.is_inference() else tensor._version
+
+
+def _is_freed(tensor: Tensor) -> bool:
+    # Only a plain tensor has memory of its own; torch 1.13 does not tell.
+    if type(tensor) not in (Tensor, nn.Parameter) or not hasattr(tensor, "untyped_storage"):
+        return False
+    return tensor.numel() > 0 and tensor.untyped_storage().nbytes() == 0

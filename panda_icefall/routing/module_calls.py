@@ -7,7 +7,7 @@ import functools
 import logging
 import sys
 from collections.abc import Iterator
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import Any, Callable
 
 import torch
@@ -19,16 +19,41 @@ from panda_icefall.routing.stand_in import StandIn, as_tensors
 
 
 def module_call(original: Callable[..., Any]) -> Callable[..., Any]:
-    """``nn.Module.__call__`` that knows stand-ins among the arguments; all others pass."""
+    """``nn.Module.__call__`` that knows stand-ins among what it is given, or gives to FSDP."""
 
     @functools.wraps(original)
     def call(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         for value in (*args, *kwargs.values()):
             if isinstance(value, StandIn):
                 return _call_recorded(original, self, args, kwargs)
-        return original(self, *args, **kwargs)
+        result = original(self, *args, **kwargs)
+        if "_is_fsdp_managed_module" in self.__dict__ and _is_called_by_fsdp(self):
+            # It waits for the gradient of a tensor, to gather its parameters again.
+            result = as_tensors(result, "FullyShardedDataParallel")
+        return result
 
     return call
+
+
+@opaque
+def _is_called_by_fsdp(module: nn.Module) -> bool:
+    """Whether it is FSDP (1) that runs this module, which is the one it wraps."""
+    frame: FrameType | None = sys._getframe()
+    while frame is not None:
+        owner = frame.f_locals.get("self")
+        if isinstance(owner, nn.Module) and owner is not module:
+            return getattr(owner, "_fsdp_wrapped_module", None) is module
+        frame = frame.f_back
+    return False
+
+
+def _is_sharded(module: nn.Module) -> bool:
+    """Whether FSDP, of either kind, takes its parameters away once its forward is over."""
+    return any(
+        kind.__name__ in ("FullyShardedDataParallel", "FSDPModule")
+        and kind.__module__.startswith("torch.distributed.")
+        for kind in type(module).__mro__
+    )
 
 
 @opaque
@@ -40,6 +65,8 @@ def _call_recorded(
     It asks for a tensor in a way that nobody else answers (``isinstance``, an extension in C++),
     or it is wrong with tensors too, and then its own error is raised the second time.
     """
+    if _is_sharded(module):
+        return original(module, *as_tensors(args, "FSDP"), **as_tensors(kwargs, "FSDP"))
     given = [value for value in (*args, *kwargs.values()) if isinstance(value, StandIn)]
     before = [dict(vars(value)) for value in given]
     try:

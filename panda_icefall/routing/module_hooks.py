@@ -45,7 +45,7 @@ def forget_blind_hooks() -> None:
 
 
 def blind_hooks(module: nn.Module) -> list[str]:
-    """Which of "forward" and "backward" hooks, PANDA's own left out, wait for its output."""
+    """Which of "forward" and "backward" hooks wait for its output; PANDA's and torch's do not."""
     hooks = {
         "forward": module._forward_hooks,
         "backward": {**module._backward_hooks, **getattr(module, "_backward_pre_hooks", {})},
@@ -53,12 +53,12 @@ def blind_hooks(module: nn.Module) -> list[str]:
     return [
         kind
         for kind, registered in hooks.items()
-        if any(not _is_ours(hook) for hook in registered.values())
+        if any(not _is_at_home_here(hook) for hook in registered.values())
     ]
 
 
-def _is_ours(hook: object) -> bool:
-    return str(getattr(hook, "__module__", "")).startswith("panda_icefall.")
+def _is_at_home_here(hook: object) -> bool:
+    return str(getattr(hook, "__module__", "")).startswith(("panda_icefall.", "torch."))
 
 
 def _name_on_the_stack(module: nn.Module) -> str:

@@ -48,6 +48,9 @@ class StandIn(ABC):
       shape, dtype, device, ndim, requires_grad, is_cuda: as of the tensor it stands for.
     """
 
+    # So numpy leaves `number * stand_in` to us.
+    __array_priority__ = 1000
+
     def __init__(self, report: Report) -> None:
         self.grad_enabled = torch.is_grad_enabled()
         self._report = report

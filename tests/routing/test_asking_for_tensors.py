@@ -2,6 +2,8 @@
 
 import copy
 import functools
+import io
+import pickle
 
 import einops
 import einops.layers.torch as einops_layers
@@ -13,8 +15,10 @@ import toy_joiner
 from torch import nn
 from torch.autograd import forward_ad
 from torch.overrides import handle_torch_function, has_torch_function_unary
+from torch.utils.checkpoint import checkpoint
 
 import panda_icefall
+from panda_icefall.routing import PandaError
 
 library = torch.library.Library("panda_asking", "DEF")
 library.define("twice(Tensor x) -> Tensor")
@@ -144,3 +148,156 @@ def test_it_is_counted_by_a_name_one_can_read(k2, asking, name):
 def test_a_layer_of_einops_sees_the_hidden_tensor_only(k2):
     toy_joiner.compare(k2, lambda am, lm: EINOPS["rearrange"](torch.tanh(am + lm)), routed=None)
     assert not any("raised" in name for name in panda_icefall.status().materialised)
+
+
+def recorded_logits(k2, joiner, data):
+    return joiner(*k2.do_rnnt_pruning(data.am, data.lm, data.ranges))
+
+
+USES = {
+    "torch.save": lambda x: torch.load(saved(x)),
+    "pickle": lambda x: pickle.loads(pickle.dumps(x)),
+    "copy": copy.copy,
+    "numpy number": lambda x: (np.float64(2.0) * x).detach(),
+    "format": lambda x: len(f"{x}"),
+    "contains": lambda x: 3.0 in x,
+    "hook": lambda x: x.register_hook(lambda grad: grad) and None,
+    "testing": lambda x: torch.allclose(x, x),
+    "storage": lambda x: x.data_ptr() != 0,
+    "type": lambda x: x.type(),
+}
+
+
+def saved(x):
+    file = io.BytesIO()
+    torch.save(x, file)
+    file.seek(0)
+    return file
+
+
+@pytest.mark.parametrize("use", USES)
+def test_recorded_logits_are_used_as_tensors_are(k2, use):
+    torch.manual_seed(1)
+    joiner, data = toy.TanhJoiner().double(), toy.batch(k2, torch.float64)
+    dense = USES[use](recorded_logits(k2, joiner, data))
+    with panda_icefall.patched():
+        ours = USES[use](recorded_logits(k2, joiner, data))
+    assert type(ours) is type(dense)
+    if isinstance(dense, torch.Tensor):
+        torch.testing.assert_close(ours, dense)
+    else:
+        assert ours == dense
+
+
+def test_what_a_tensor_refuses_is_refused_with_its_words(k2):
+    joiner, data = toy.TanhJoiner(), toy.batch(k2)
+    with panda_icefall.patched():
+        logits = recorded_logits(k2, joiner, data)
+        with pytest.raises(RuntimeError, match="deepcopy protocol"):
+            copy.deepcopy(logits)
+        with pytest.raises(RuntimeError, match="requires grad"):
+            np.asarray(logits)
+        with pytest.raises(AttributeError, match="has no attribute 'logits'"):
+            logits.logits  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    "backward",
+    [
+        lambda logits, adjoint: logits.backward(adjoint),
+        lambda logits, adjoint: torch.autograd.backward(logits, adjoint),
+        lambda logits, adjoint: torch.autograd.backward(tensors=[logits], grad_tensors=[adjoint]),
+    ],
+)
+def test_logits_go_backward_by_themselves(k2, backward):
+    torch.manual_seed(1)
+    joiner, data = toy.TanhJoiner().double(), toy.batch(k2, torch.float64)
+
+    def run():
+        logits = recorded_logits(k2, joiner, data)
+        joiner.zero_grad()
+        backward(logits, torch.ones(logits.shape, dtype=logits.dtype))
+        return [p.grad.clone() for p in joiner.parameters()]
+
+    dense = run()
+    with panda_icefall.patched():
+        torch.testing.assert_close(run(), dense, rtol=1e-12, atol=0)
+        logits = recorded_logits(k2, joiner, data)
+        (grad,) = torch.autograd.grad(logits, joiner.output_linear.bias, torch.ones(logits.shape))
+    torch.testing.assert_close(grad, dense[1], rtol=1e-12, atol=0)
+    assert panda_icefall.status().materialised["grad"] == 1
+
+
+def test_shape_and_dtype_cost_no_tensor(k2):
+    data = toy.batch(k2)
+    dense, _ = k2.do_rnnt_pruning(data.am, data.lm, data.ranges)
+    with panda_icefall.patched():
+        am, _ = k2.do_rnnt_pruning(data.am, data.lm, data.ranges)
+        dense_facts, facts = (
+            [
+                *(x.size(), x.size(-1), x.dim(), x.ndim, x.numel(), x.nelement(), len(x)),
+                *(x.element_size(), x.is_floating_point(), x.is_complex(), x.layout, x.is_sparse),
+                *(torch.numel(x), torch.is_floating_point(x), x.is_cuda, x.is_cpu, x.is_meta),
+            ]
+            for x in (dense, am)
+        )
+    assert facts == dense_facts
+    assert panda_icefall.status().materialised == {}
+
+
+def test_an_error_of_the_joiner_itself_is_raised_as_without(k2, caplog):
+    def wrong(am, lm):
+        raise RuntimeError(f"no such thing as {type(am).__name__}")
+
+    joiner, data = toy_joiner.HiddenJoiner(wrong), toy.batch(k2)
+    with panda_icefall.patched(), pytest.raises(RuntimeError, match="no such thing as Tensor"):
+        toy.pruned_loss(k2, joiner, data)
+    assert panda_icefall.status().materialised == {"HiddenJoiner, which raised RuntimeError": 2}
+
+
+def test_what_panda_refuses_stays_refused(k2):
+    shift = torch.ones(toy.X)
+
+    def hidden(am, lm):
+        x = am + lm + shift
+        shift.zero_()
+        return x.cumsum(-1)
+
+    with panda_icefall.patched(), pytest.raises(PandaError, match="changed in place"):
+        toy.pruned_loss(k2, toy_joiner.HiddenJoiner(hidden), toy.batch(k2))
+    assert not any("raised" in name for name in panda_icefall.status().materialised)
+
+
+def test_in_place_operations_before_an_error_are_done_once(k2):
+    def hidden(am, lm):
+        x = am + lm
+        am += 1.5
+        lm.mul_(2)
+        assert isinstance(x, torch.Tensor)
+        return torch.tanh(x * am)
+
+    # k2's am is an expanded view, which dense cannot change in place.
+    toy_joiner.compare(k2, lambda am, lm: hidden(am.contiguous(), lm), routed=0, bound=1e-10)
+    assert panda_icefall.status().materialised == {"HiddenJoiner, which raised AssertionError": 2}
+
+
+@pytest.mark.parametrize("pack", [lambda x: x, lambda x: (1, x)], ids=["alone", "tuple"])
+def test_a_reentrant_checkpoint_around_pruning_and_joiner_keeps_every_gradient(k2, pack):
+    torch.manual_seed(1)
+    joiner, data = toy.TanhJoiner().double(), toy.batch(k2, torch.float64)
+
+    def run():
+        def part(am, lm):
+            return pack(joiner(*k2.do_rnnt_pruning(am, lm, data.ranges)))
+
+        joiner.zero_grad()
+        data.am.grad = None
+        found = checkpoint(part, data.am, data.lm, use_reentrant=True)
+        logits = found if isinstance(pack(0), int) else found[1]
+        k2.rnnt_loss_pruned(logits, data.symbols, data.ranges, 0, data.boundary).sum().backward()
+        return [data.am.grad.clone(), *(p.grad.clone() for p in joiner.parameters())]
+
+    dense = run()
+    with panda_icefall.patched():
+        torch.testing.assert_close(run(), dense, rtol=1e-11, atol=1e-13)
+    assert panda_icefall.status().materialised == {"CheckpointFunction": 2}

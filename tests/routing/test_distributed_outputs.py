@@ -1,4 +1,4 @@
-"""DDP looks for the tensors of a model's output: it finds what a recorded one was made of."""
+"""DDP and FSDP look for the tensors of a model's output: a recorded one is none, yet both work."""
 
 import contextlib
 
@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 import panda_icefall
+from panda_icefall.routing import PandaError
 
 
 @pytest.fixture(autouse=True)
@@ -152,3 +153,83 @@ def test_the_search_is_put_back(k2):
     with panda_icefall.patched():
         assert distributed._find_tensors is not before
     assert distributed._find_tensors is before
+
+
+class Recipe(nn.Module):
+    """A model that computes its loss, or leaves that to its caller."""
+
+    def __init__(self, k2, has_loss):
+        super().__init__()
+        torch.manual_seed(1)
+        self.k2, self.has_loss = k2, has_loss
+        self.encoder = nn.Linear(toy.X, toy.X)
+        self.joiner = toy.TwoLinearJoiner()
+
+    def forward(self, data):
+        am, lm = self.k2.do_rnnt_pruning(self.encoder(data.am), data.lm, data.ranges)
+        logits = self.joiner(am, lm)
+        return loss_of(self.k2, logits, data) if self.has_loss else {"logits": (logits,)}
+
+
+def fsdp(module):
+    from torch.distributed.fsdp import FullyShardedDataParallel
+
+    return FullyShardedDataParallel(module, device_id=torch.device("cpu"), use_orig_params=True)
+
+
+def fully_shard(module):
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    return fully_shard(module, mesh=init_device_mesh("cpu", (1,)))
+
+
+needs_fsdp = pytest.mark.skipif(
+    torch.__version__ < "2.6", reason="FSDP on the CPU is newer: runs in the modern lane"
+)
+
+
+@needs_fsdp
+@pytest.mark.parametrize("shard", [fsdp, fully_shard])
+@pytest.mark.parametrize("has_loss", [True, False])
+@pytest.mark.parametrize("is_joiner_sharded", [True, False])
+def test_sharded_models_compute_as_without(k2, shard, has_loss, is_joiner_sharded):
+    data = toy.batch(k2, torch.float64)
+
+    def run():
+        model = Recipe(k2, has_loss).double()
+        if is_joiner_sharded:
+            model.joiner = shard(model.joiner)
+        model, found = shard(model), []
+        for _ in range(2):
+            output = model(data)
+            loss = output if has_loss else loss_of(k2, output["logits"][0], data)
+            loss.backward()
+            grads = [p.grad for p in model.parameters()]
+            found += [loss.detach(), *(getattr(g, "_local_tensor", g).clone() for g in grads)]
+        return found
+
+    dense = run()
+    with panda_icefall.patched(adjoint_tolerance=0):
+        routed = run()
+    torch.testing.assert_close(routed, dense, rtol=1e-10, atol=1e-12)
+    status = panda_icefall.status()
+    assert status.losses_routed + status.losses_dense == 2
+    if is_joiner_sharded:
+        assert status.materialised == {"FSDP": 4}
+    elif shard is fsdp and not has_loss:
+        assert status.materialised == {"FullyShardedDataParallel": 2}
+    else:
+        assert status.losses_routed == 2
+
+
+@needs_fsdp
+def test_a_loss_outside_of_a_sharded_part_is_refused_by_name(k2):
+    data, model = toy.batch(k2), nn.Sequential()
+    model.add_module("recipe", fully_shard(Recipe(k2, has_loss=False)))
+    model = fully_shard(model)
+    refused = pytest.raises(
+        PandaError, match=r"was freed before the loss: .* compute the loss inside"
+    )
+    with panda_icefall.patched(), refused:
+        loss_of(k2, model(data)["logits"][0], data)

@@ -1,7 +1,8 @@
-"""Calls of functions compiled by ``torch.jit``, which take real tensors only."""
+"""Calls of what takes real tensors only, without asking ``__torch_function__``."""
 
 from __future__ import annotations
 
+import functools
 from typing import Any, Callable
 
 from panda_icefall.routing.stand_in import as_tensors, name_of
@@ -13,6 +14,17 @@ def scripted_call(original: Callable[..., Any]) -> Callable[..., Any]:
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
         name = _name(self)
         return original(self, *as_tensors(args, name), **as_tensors(kwargs, name))
+
+    return call
+
+
+def given_tensors(original: Callable[..., Any]) -> Callable[..., Any]:
+    """A function of torch that is given tensors in place of stand-ins."""
+
+    @functools.wraps(original)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        name = name_of(original)
+        return original(*as_tensors(args, name), **as_tensors(kwargs, name))
 
     return call
 
