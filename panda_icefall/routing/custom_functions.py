@@ -56,7 +56,9 @@ def function_apply(original: Any) -> classmethod[Any, Any, Any]:
                     f"{cls.__name__}: its forward returned a recorded tensor, whose gradient would "
                     "be lost; make the recorded tensor outside, or compute on in it"
                 )
-        return found
+        deferred = [a for a in args if isinstance(a, StandIn)]
+        # Inside another one nothing but tensors may come out.
+        return deferred[0].keep(found, given) if deferred and not names else found
 
     return classmethod(apply)
 

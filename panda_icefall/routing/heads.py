@@ -31,6 +31,7 @@ _MULTIPLY = (
 _DIVIDE = (torch.div, Tensor.div, torch.true_divide, Tensor.true_divide, Tensor.__truediv__)
 _ADD = (torch.add, Tensor.add, Tensor.__add__, Tensor.__radd__)
 _SUBTRACT = (torch.sub, Tensor.sub, torch.subtract, Tensor.subtract, Tensor.__sub__)
+_SUBTRACT_FROM = (torch.rsub, Tensor.__rsub__)
 _NEGATE = (torch.neg, Tensor.neg, torch.negative, Tensor.negative, Tensor.__neg__)
 _MASK = (torch.masked_fill, Tensor.masked_fill)
 
@@ -101,6 +102,8 @@ def _folded(node: Node) -> Head | None:
         return _masked(_folded(first), node.width, *rest)
     if len(rest) != 1 or node.function not in _ARITHMETIC:
         return None
+    if node.function in _SUBTRACT_FROM:
+        first, rest = rest[0], [first]
     return _arithmetic(_ARITHMETIC[node.function], first, rest[0], node.width)
 
 
@@ -211,6 +214,11 @@ def _along_classes(factor: Tensor | float, tensor: Tensor) -> Tensor | float:
 
 _ARITHMETIC = {
     function: sign
-    for sign, functions in (("*", _MULTIPLY), ("/", _DIVIDE), ("+", _ADD), ("-", _SUBTRACT))
+    for sign, functions in (
+        ("*", _MULTIPLY),
+        ("/", _DIVIDE),
+        ("+", _ADD),
+        ("-", (*_SUBTRACT, *_SUBTRACT_FROM)),
+    )
     for function in functions
 }

@@ -166,10 +166,18 @@ class SiteTensor(StandIn):
             and result.device == self.device
             and result.layout == torch.strided
         )
-        if not is_site_wide or _shares_memory(result, arguments):
+        if result is self._tensor:
+            return self
+        node = self.operand(result) if is_site_wide else None
+        if node is None:
             return result
-        kept = type(self)(Operand(result), self.sites, self._report, *self.axes)
-        if not self.is_plain:
+        kept = self.derive(node)
+        if _share_memory(result, self._tensor):
+            kept._base = self, lambda _: result
+            self._views.append(weakref.ref(kept))
+        elif result._is_view() or any(_share_memory(result, a) for a in arguments):
+            return result
+        if kept._base is not None or not self.is_plain:
             kept._tensor = result
         return kept
 
@@ -215,12 +223,10 @@ class SiteTensor(StandIn):
                 view._copy_what_was_read(done)
 
 
-def _shares_memory(result: Tensor, arguments: list[Any]) -> bool:
-    """Whether a tensor is a view, or of the memory of one of the arguments."""
-
-    def storage(tensor: Tensor) -> int:
-        # torch 1.13 has no untyped_storage.
-        return getattr(tensor, "untyped_storage", tensor.storage)().data_ptr()
-
-    tensors = [a for a in arguments if isinstance(a, Tensor) and a.layout == torch.strided]
-    return result._is_view() or any(storage(result) == storage(a) for a in tensors)
+def _share_memory(result: Tensor, other: Any) -> bool:
+    """Whether another value is a tensor of the memory of this one."""
+    if not isinstance(other, Tensor) or other.layout != torch.strided:
+        return False
+    # torch 1.13 has no untyped_storage.
+    first, second = (getattr(t, "untyped_storage", t.storage)() for t in (result, other))
+    return bool(first.data_ptr() == second.data_ptr())

@@ -1,10 +1,12 @@
 """Joiners as people write them: what is recorded, what is kept, and the dense values of all."""
 
+import dataclasses
 from collections import Counter
 
 import pytest
 import torch
 import toy
+from joiner_table import line, render, run
 from joiners import LOGITS, RECORDED, ROWS, Joiner
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
@@ -14,16 +16,18 @@ import panda_icefall
 NEEDED = [row for row in ROWS if not row.needs or hasattr(torch.nn.functional, row.needs)]
 
 
-def run(k2, joiner, data, **arguments):
-    torch.manual_seed(5)  # of dropout
-    return toy.loss_and_gradients(k2, joiner, data, **arguments)
-
-
 def assert_same(routed, dense, bound):
     torch.testing.assert_close(routed[0], dense[0], rtol=bound, atol=0)
     for x, y in zip(routed[1], dense[1]):
         assert x.dtype == y.dtype
         assert (x - y).norm() <= bound * y.norm()
+
+
+def assert_not_less_accurate(routed, dense, exact):
+    """Errors of at most 1.25 times the dense ones and one rounding to bfloat16."""
+    for x, y, ref in zip([routed[0], *routed[1]], [dense[0], *dense[1]], [exact[0], *exact[1]]):
+        assert x.dtype == y.dtype
+        assert (x - ref).norm() <= 1.25 * (y - ref).norm() + 2**-8 * ref.norm()
 
 
 @pytest.mark.parametrize("row", NEEDED, ids=lambda row: row.name)
@@ -65,10 +69,22 @@ def test_under_autocast_no_joiner_is_less_accurate(k2, row):
             status = panda_icefall.status()
     assert status.losses_dense == (row.outcome == LOGITS)
     assert routed[0].dtype == dense[0].dtype
-    assert abs(routed[0] - exact[0]) <= 1.25 * abs(dense[0] - exact[0]) + 2**-8 * abs(exact[0])
-    for x, y, ref in zip(routed[1], dense[1], exact[1]):
-        assert x.dtype == y.dtype
-        assert (x - ref).norm() <= 1.25 * (y - ref).norm() + 2**-8 * ref.norm()
+    assert_not_less_accurate(routed, dense, exact)
+
+
+@pytest.mark.parametrize("row", NEEDED, ids=lambda row: row.name)
+def test_a_half_precision_joiner_is_not_less_accurate(newer_k2, row):
+    joiner = Joiner(row).bfloat16()
+    data = toy.batch(newer_k2, torch.bfloat16, width=row.width)
+    dense = run(newer_k2, joiner, data)
+    with panda_icefall.patched(adjoint_tolerance=0):
+        routed = run(newer_k2, joiner, data)
+        status = panda_icefall.status()
+    assert status.losses_dense == (row.outcome == LOGITS)
+    wide = dataclasses.replace(
+        data, **{n: getattr(data, n).detach().double().requires_grad_() for n in ("am", "lm")}
+    )
+    assert_not_less_accurate(routed, dense, run(newer_k2, joiner.double(), wide))
 
 
 @pytest.mark.parametrize("row", NEEDED, ids=lambda row: row.name)
@@ -93,3 +109,27 @@ class LargestTensor(TorchDispatchMode):
             if isinstance(value, torch.Tensor) and value.device.type != "meta":
                 self.numel = max(self.numel, value.numel())
         return result
+
+
+@pytest.mark.parametrize("row", NEEDED, ids=lambda row: row.name)
+def test_the_table_says_where_the_logits_come_from(k2, row):
+    _, name, recorded, head, made, dense, loss, gradients, _ = line(row, k2).split("|")
+    assert name.strip() == row.name
+    assert head.strip() == ("" if row.outcome == LOGITS else row.head)
+    assert bool(recorded.strip()) == (row.outcome != LOGITS)
+    assert all(operation in made for operation in row.operations)
+    assert bool(row.why) == (row.outcome == LOGITS) == (dense.strip() == "1")
+    assert row.why in made
+    assert max(float(loss), float(gradients)) <= 1e-11
+
+
+def test_the_table_has_one_line_for_each_row(k2):
+    table = render(k2, ROWS[:3]).splitlines()
+    assert table[0].count("|") == table[1].count("|") == table[2].count("|")
+    assert [row.split(" | ")[0][2:] for row in table[2:]] == [row.name for row in ROWS[:3]]
+
+
+def test_row_names_are_unique_and_fit_a_table_cell():
+    names = [row.name for row in ROWS]
+    assert len(set(names)) == len(names) > 40
+    assert not any("|" in name for name in names)

@@ -30,6 +30,8 @@ class Row:
         do, of the joiner's width; LOGITS: the logits themselves do.
       operations: what is counted as materialised, a name for each tensor.
       why: of an outcome LOGITS.
+      head: "linear" where the logits come from one layer, folded or as it is, "rows" where the
+        recorded operations give them themselves.
       width: columns of am and lm.
       needs: the function that torch must have.
     """
@@ -40,6 +42,7 @@ class Row:
     outcome: str = RECORDED
     operations: tuple[str, ...] = ()
     why: str = ""
+    head: str = "linear"
     width: int = X
     needs: str = ""
 
@@ -172,7 +175,8 @@ ROWS = [
     Row("addmm of flat rows", lambda am, lm, p: torch.addmm(
         p["b"], torch.tanh(am + lm).flatten(0, 2), p["w"].t()).unflatten(0, (B, T, S_RANGE)), HEAD),
     Row("1x1 convolutions", convolved, {"k": (X, X, 1, 1), "kb": (X,), **HEAD}),
-    Row("1x1 convolution, prelu of C slopes", convolved_along_symbols, {"slopes": (C,), **HEAD}),
+    Row("1x1 convolution, prelu of C slopes", convolved_along_symbols, {"slopes": (C,), **HEAD},
+        head="rows"),
     Row("x @ W.t() + b", lambda am, lm, p: torch.tanh(am + lm) @ p["w"].t() + p["b"], HEAD),
     Row("einsum", lambda am, lm, p: torch.einsum(
         "btsh,ch->btsc", torch.tanh(am + lm), p["w"]) + p["b"], HEAD),
@@ -198,12 +202,14 @@ ROWS = [
         {"w": (C + 5, X), "b": (C + 5,)}),
     after("log_softmax", lambda z, p: F.log_softmax(z, dim=-1)),
     after("log_softmax of a temperature", lambda z, p: (z * 0.7).log_softmax(-1)),
-    after("tanh of the logits", lambda z, p: 5 * torch.tanh(z / 5)),
-    after("bias of each utterance and class", lambda z, p: z + p["u"], shapes={"u": (B, 1, 1, C)}),
-    Row("no linear: am + lm", lambda am, lm, p: am + lm, {}, width=C),
-    Row("no linear: sigmoid(am + lm)", lambda am, lm, p: torch.sigmoid(am + lm), {}, width=C),
+    after("tanh of the logits", lambda z, p: 5 * torch.tanh(z / 5), head="rows"),
+    after("bias of each utterance and class", lambda z, p: z + p["u"],
+          shapes={"u": (B, 1, 1, C)}, head="rows"),
+    Row("no linear: am + lm", lambda am, lm, p: am + lm, {}, width=C, head="rows"),
+    Row("no linear: sigmoid(am + lm)", lambda am, lm, p: torch.sigmoid(am + lm), {},
+        width=C, head="rows"),
     Row("linear of am plus linear of lm", lambda am, lm, p: head(am, p) + F.linear(lm, p["w2"]),
-        {**HEAD, "w2": (C, X)}),
+        {**HEAD, "w2": (C, X)}, head="rows"),
     hidden("statistics of the sum", watched, KEPT, operations=("max",)),
     hidden("detached branch", lambda x: torch.tanh(x) + x.detach(), KEPT, operations=("detach",)),
     hidden("operation without a rule", lambda x: torch.tanh(torch.cumprod(x.sigmoid(), -1)), KEPT,
