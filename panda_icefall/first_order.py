@@ -7,9 +7,13 @@ from typing import Any, Callable
 
 import torch
 
+from panda_icefall.dynamo import opaque
+
 
 def first_order_only(backward: Callable[..., Any]) -> Callable[..., Any]:
     """Refuse to be recorded for a second derivative, which would silently be zero.
+
+    Autograd calls a backward where it is asked for gradients, in a compiled training step too.
 
     Args:
       backward: of a ``torch.autograd.Function``; its tensors are made outside autograd's sight.
@@ -18,6 +22,7 @@ def first_order_only(backward: Callable[..., Any]) -> Callable[..., Any]:
       RuntimeError: from the backward, where ``create_graph=True`` was asked for.
     """
 
+    @opaque
     @functools.wraps(backward)
     def checked(ctx: Any, *grads: Any) -> Any:
         if torch.is_grad_enabled():

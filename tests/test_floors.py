@@ -58,10 +58,11 @@ def test_optional_packages_are_imported_where_used_only():
                     assert not any(m.startswith("triton_") for m in modules), f"{file}: {name}"
 
 
-def test_importing_the_package_loads_no_optional_package():
+def test_importing_the_package_loads_no_optional_package_and_no_compiler():
     program = (
         "import sys, torch; before = set(sys.modules); import panda_icefall; "
-        f"print([m for m in {OPTIONAL!r} if m in set(sys.modules) - before])"
+        f"slow = (*{OPTIONAL!r}, 'torch._dynamo'); "
+        "print([m for m in slow if m in set(sys.modules) - before])"
     )
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True

@@ -1,0 +1,36 @@
+"""What torch.compile does not look into: functions that it calls as they are."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from typing import Any, Callable, TypeVar, cast
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def opaque(function: F) -> F:
+    """Run `function`, and all that it calls, as without `torch.compile`.
+
+    The tiles, the checks of values and the loops over fronts would be traced into hundreds of
+    graphs, again for every shape; see `lattice.recursion` for what the compiled ones compute.
+
+    Returns:
+      A function of the same name and signature, which breaks the graph of a caller that is
+      compiled. `torch.compiler.disable` does the same but imports `torch._dynamo` at once, which
+      takes seconds; here nobody imports it who does not compile.
+    """
+
+    @functools.wraps(function)
+    def run_uncompiled(*args: Any, **kwargs: Any) -> Any:
+        dynamo = sys.modules.get("torch._dynamo")
+        if dynamo is None:
+            return function(*args, **kwargs)
+        # Else dynamo compiles this very frame, again for every shape of the arguments.
+        dynamo.eval_frame.skip_code(run_uncompiled.__code__)  # type: ignore[attr-defined]
+        return dynamo.disable(function)(*args, **kwargs)
+
+    # What torch.compiler.disable leaves on a function, and what dynamo says where it may not break.
+    run_uncompiled._torchdynamo_disable = True  # type: ignore[attr-defined]
+    run_uncompiled._torchdynamo_disable_msg = "PANDA's losses are not compiled"  # type: ignore[attr-defined]
+    return cast(F, run_uncompiled)
