@@ -5,10 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from panda_icefall.dynamo import opaque
 from panda_icefall.losses.input_checks import check_lattice_inputs, check_logits
 from panda_icefall.losses.lattice_terms import NEG_INF, Loss, close_symbol_arcs, score
 
 
+@opaque
 def rnnt_loss_simple(
     lm: Tensor,
     am: Tensor,
@@ -40,6 +42,7 @@ def rnnt_loss_simple(
     )
 
 
+@opaque
 def rnnt_loss_smoothed(
     lm: Tensor,
     am: Tensor,

@@ -10,6 +10,7 @@ from typing import Any, Callable
 import torch
 from torch import Tensor
 
+from panda_icefall.dynamo import opaque
 from panda_icefall.engine_choice import check_engine
 from panda_icefall.losses.pruning import check_pruning_form
 from panda_icefall.routing import routed_loss, routed_simple_loss
@@ -74,6 +75,7 @@ def recording_pruning(original: Function, state: RoutingState) -> Function:
     """``do_rnnt_pruning`` that gives two deferred joints."""
 
     @functools.wraps(original)
+    @opaque
     def do_rnnt_pruning(am: Any, lm: Any, ranges: Any) -> Any:
         tensors = all(isinstance(t, Tensor) for t in (am, lm, ranges))
         if not tensors or torch.jit.is_tracing():
@@ -93,6 +95,7 @@ def routed_pruned_loss(original: Function, state: RoutingState) -> Function:
     signature = inspect.signature(original)
 
     @functools.wraps(original)
+    @opaque
     def rnnt_loss_pruned(*args: Any, **kwargs: Any) -> Any:
         given = signature.bind(*args, **kwargs)
         given.apply_defaults()
@@ -123,6 +126,7 @@ def simple_loss_in_tiles(original: Function, state: RoutingState) -> Function:
     signature = inspect.signature(original)
 
     @functools.wraps(original)
+    @opaque
     def simple_loss(*args: Any, **kwargs: Any) -> Any:
         given = signature.bind(*args, **kwargs)
         given.apply_defaults()

@@ -10,6 +10,7 @@ from typing import Any, Callable
 import torch
 from torch import Tensor
 
+from panda_icefall.dynamo import opaque
 from panda_icefall.normalizer.autocast import no_autocast
 
 Report = Callable[[str], None]
@@ -130,6 +131,7 @@ class StandIn(ABC):
         return f"{type(self).__name__}(shape={tuple(self.shape)}, dtype={self.dtype})"
 
 
+@opaque
 def dispatch(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Record ``function`` if it can be, else run it on ordinary tensors."""
     given = [value for value in (*args, *kwargs.values()) if isinstance(value, StandIn)]
