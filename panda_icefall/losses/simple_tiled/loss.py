@@ -81,7 +81,7 @@ def selected_rnnt_loss_smoothed(
     Note:
       Sums over classes and sites accumulate in the result's dtype. Saved for backward: the six
       tensors, what remains of the classes (`[B, S+1, T]` and smaller), and with `am_only_scale`
-      the unigram `[C]`. Backward recomputes the projections. On CUDA two device syncs, a copy of
+      the unigram `[C]`. Backward recomputes the projections. On CUDA three device syncs, a copy of
       B numbers to the device in each direction, and what the recursion does.
 
     Source:
