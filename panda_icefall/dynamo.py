@@ -12,8 +12,9 @@ F = TypeVar("F", bound=Callable[..., Any])
 def opaque(function: F) -> F:
     """Run `function`, and all that it calls, as without `torch.compile`.
 
-    The tiles, the checks of values and the loops over fronts would be traced into hundreds of
-    graphs, again for every shape; see `lattice.recursion` for what the compiled ones compute.
+    The tiles, the checks of values and the loops over fronts would be traced into a hundred
+    graphs, again for every shape, and inductor computes the lattice's loop wrongly, see
+    `panda_icefall.lattice.recursion`.
 
     Returns:
       A function of the same name and signature, which breaks the graph of a caller that is

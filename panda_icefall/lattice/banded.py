@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from panda_icefall.dynamo import opaque
 from panda_icefall.engine_choice import is_triton_chosen
 from panda_icefall.first_order import first_order_only
 from panda_icefall.lattice.band_layout import BandLayout
@@ -34,6 +35,7 @@ WIDEST_IN_TRITON = 32
 RNNT_TYPES = ("regular", "modified", "constrained")
 
 
+@opaque
 def banded_recursion(
     target_logp: Tensor,
     blank_logp: Tensor,

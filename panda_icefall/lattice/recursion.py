@@ -11,6 +11,11 @@ The own recursion stores the arcs *by step*: step `d` advances every state on on
 The front is the anti-diagonal `d = s + t` of the regular lattice and the frame `d = t` of the
 other two, so both are one loop, `a[d+1, s] = log_add(a[d, s-1] + x[d, s], a[d, s] + y[d, s])`,
 of a few operations on `[B, S+1]`.
+
+The fronts are overlapping views of one buffer, written and read in turn. Inductor of torch 2.13
+fuses these steps in a wrong order: the scores of a compiled recursion with a boundary are -inf,
+while its backends without fusion, and inductor with `max_fusion_size=1`, are right. So nothing of
+this is compiled, see `panda_icefall.dynamo`.
 """
 
 from __future__ import annotations
@@ -20,6 +25,7 @@ from typing import Any, Union
 import torch
 from torch import Tensor
 
+from panda_icefall.dynamo import opaque
 from panda_icefall.first_order import first_order_only
 from panda_icefall.lattice.validation import check_recursion_inputs
 
@@ -28,6 +34,7 @@ NEG_INF = float("-inf")
 Scores = Union[Tensor, tuple[Tensor, tuple[Tensor, Tensor]]]
 
 
+@opaque
 def mutual_information_recursion(
     px: Tensor, py: Tensor, boundary: Tensor | None = None, return_grad: bool = False
 ) -> Scores:
@@ -74,6 +81,7 @@ def has_k2_recursion(device: torch.device) -> bool:
     return device.type == "cpu" or (device.type == "cuda" and getattr(k2, "with_cuda", False))
 
 
+@opaque
 def torch_recursion(
     px: Tensor, py: Tensor, boundary: Tensor | None = None, return_grad: bool = False
 ) -> Scores:

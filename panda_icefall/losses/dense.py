@@ -5,12 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from panda_icefall.dynamo import opaque
 from panda_icefall.losses.hat import check_hat, dense_hat_log_probs
 from panda_icefall.losses.input_checks import check_floats, check_lattice_inputs
 from panda_icefall.losses.lattice_terms import pruned_px_py, score
 from panda_icefall.losses.sites import next_symbols
 
 
+@opaque
 def rnnt_loss_pruned(
     logits: Tensor,
     symbols: Tensor,

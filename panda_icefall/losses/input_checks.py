@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from panda_icefall.dynamo import opaque
 from panda_icefall.lattice.banded import RNNT_TYPES
 from panda_icefall.lattice.validation import (
     boundary_error,
@@ -15,6 +16,7 @@ from panda_icefall.lattice.validation import (
 REDUCTIONS = ("none", "mean", "sum")
 
 
+@opaque
 def check_lattice_inputs(
     symbols: Tensor,
     ranges: Tensor | None,

@@ -7,6 +7,7 @@ from typing import Literal, Union, overload
 import torch
 from torch import Tensor
 
+from panda_icefall.dynamo import opaque
 from panda_icefall.lattice import (
     banded_recursion,
     has_k2_recursion,
@@ -21,6 +22,7 @@ NEG_INF = float("-inf")
 Loss = Union[Tensor, tuple[Tensor, tuple[Tensor, Tensor]]]
 
 
+@opaque
 def pruned_px_py(
     target_logp: Tensor,
     blank_logp: Tensor,
@@ -104,6 +106,7 @@ def score(
 ) -> Loss: ...
 
 
+@opaque
 def score(
     px: Tensor,
     py: Tensor,
@@ -149,6 +152,7 @@ def score(
     return loss if grads is None else (loss, grads)
 
 
+@opaque
 def pruned_score(
     target_logp: Tensor,
     blank_logp: Tensor,

@@ -8,6 +8,7 @@ from typing import Callable
 import torch
 from torch import Tensor
 
+from panda_icefall.dynamo import opaque
 from panda_icefall.losses.hat import check_hat, selected_hat_log_probs
 from panda_icefall.losses.lattice_terms import check_lattice_inputs, pruned_score
 from panda_icefall.losses.sites import SiteLogProbs, inside_boundary, next_symbols
@@ -18,6 +19,7 @@ from panda_icefall.normalizer import (
 )
 
 
+@opaque
 def selected_rnnt_loss_pruned(
     rows: Tensor | RowProgram,
     weight: Tensor | None,

@@ -7,6 +7,7 @@ import logging
 import torch
 from torch import Tensor
 
+from panda_icefall.dynamo import opaque
 from panda_icefall.lattice.validation import (
     boundary_error,
     boundary_violations,
@@ -16,6 +17,7 @@ from panda_icefall.lattice.validation import (
 logger = logging.getLogger(__name__)
 
 
+@opaque
 def get_rnnt_prune_ranges(
     px_grad: Tensor, py_grad: Tensor, boundary: Tensor, s_range: int
 ) -> Tensor:
@@ -74,6 +76,7 @@ def get_rnnt_prune_ranges(
     return first.unsqueeze(2) + torch.arange(s_range, device=px_grad.device)
 
 
+@opaque
 def do_rnnt_pruning(am: Tensor, lm: Tensor, ranges: Tensor) -> tuple[Tensor, Tensor]:
     """The joiner inputs of the retained sites, as `k2.do_rnnt_pruning`.
 

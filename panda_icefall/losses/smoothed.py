@@ -5,10 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from panda_icefall.dynamo import opaque
 from panda_icefall.losses.input_checks import check_lattice_inputs, check_logits
 from panda_icefall.losses.lattice_terms import NEG_INF, Loss, close_symbol_arcs, score
 
 
+@opaque
 def rnnt_loss_simple(
     lm: Tensor,
     am: Tensor,
@@ -40,6 +42,7 @@ def rnnt_loss_simple(
     )
 
 
+@opaque
 def rnnt_loss_smoothed(
     lm: Tensor,
     am: Tensor,
@@ -95,14 +98,14 @@ def rnnt_loss_smoothed(
     )
     B, S1, _ = lm.shape
     with torch.autocast(lm.device.type, enabled=False):
-        px, py = _smoothed_arcs(lm, am, symbols, termination_symbol, lm_only_scale, am_only_scale)
+        px, py = smoothed_arcs(lm, am, symbols, termination_symbol, lm_only_scale, am_only_scale)
         if rnnt_type == "regular":
             px = torch.cat((px, px.new_full((B, S1 - 1, 1), NEG_INF)), dim=2)
         px = close_symbol_arcs(px, py, boundary, rnnt_type)
         return score(px, py, boundary, rnnt_type, delay_penalty, reduction, return_grad)
 
 
-def _smoothed_arcs(
+def smoothed_arcs(
     lm: Tensor,
     am: Tensor,
     symbols: Tensor,
@@ -116,13 +119,19 @@ def _smoothed_arcs(
     """
     B, S = symbols.shape
     T = am.shape[1]
-    tiny = torch.finfo(am.dtype).tiny
-    # The maxima cancel in the result, so no gradient need flow through them.
-    am_max = am.detach().amax(dim=2, keepdim=True)  # [B, T, 1]
-    lm_max = lm.detach().amax(dim=2, keepdim=True)  # [B, S+1, 1]
+    am_peak = am.max(dim=2, keepdim=True).values  # [B, T, 1]
+    lm_peak = lm.max(dim=2, keepdim=True).values  # [B, S+1, 1]
+    am_max, lm_max = am_peak.detach(), lm_peak.detach()
     am_probs = (am - am_max).exp()
     lm_probs = (lm - lm_max).exp()
-    log_z = (torch.matmul(lm_probs, am_probs.transpose(1, 2)) + tiny).log()
+    tiny = torch.finfo(am.dtype).tiny
+    mass = torch.matmul(lm_probs, am_probs.transpose(1, 2))
+    # Where all products are 0 nothing goes to them, rather than the 0 * inf of k2's gradient.
+    log_z = (mass.masked_fill(mass == 0.0, 0.0) + tiny).log()
+    # The maxima cancel but for k2's tiny, so only through this their gradient flows. It is what
+    # keeps the gradient's sum 0 where am and lm disagree by so much that the products underflow.
+    level = (lm_peak - lm_max) + (am_peak - am_max).transpose(1, 2)  # 0
+    log_z = log_z + level * (tiny / (mass.detach() + tiny))
     log_z = log_z + lm_max + am_max.transpose(1, 2)  # [B, S+1, T]
 
     blank = symbols.new_full((B, 1), termination_symbol)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from panda_icefall.dynamo import opaque
 from panda_icefall.first_order import first_order_only
 from panda_icefall.normalizer import tile_loop
 from panda_icefall.normalizer.autocast import no_autocast
@@ -22,6 +23,7 @@ from panda_icefall.normalizer.program import RowProgram, RowTable, Step
 from panda_icefall.normalizer.workspace import auto_workspace_bytes
 
 
+@opaque
 def selected_log_probs(
     rows: Tensor | RowProgram,
     weight: Tensor | None,

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from panda_icefall.dynamo import opaque
 from panda_icefall.normalizer.autocast import autocast_dtype
 from panda_icefall.routing.custom_functions import enclosing_function
 from panda_icefall.routing.late_inputs import LateInputs
@@ -163,10 +164,12 @@ class RecordingForward:
         self.name = name
         self._module = module
         self._own = vars(module).get("forward")
-        self._original: Callable[..., Any] = module.forward
+        # What torch.compile wraps has one linear layer to compile, which is not to be computed.
+        self._original: Callable[..., Any] = getattr(module, "_orig_mod", module.forward)
         self._report = report
         self._is_given_up = False
 
+    @opaque
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if is_traced() or self._is_given_up:
             return self._original(*args, **kwargs)

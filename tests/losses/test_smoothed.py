@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from panda_icefall.losses import k2_functions
+from panda_icefall.losses.simple_tiled import tiled_rnnt_loss_smoothed
 from panda_icefall.losses.smoothed import rnnt_loss_simple, rnnt_loss_smoothed
 
 BLANK = 3
@@ -124,6 +125,65 @@ def test_the_combined_part_does_not_change_with_the_level_of_the_projections():
     expected = rnnt_loss_smoothed(lm, am, symbols, BLANK, 0.2, 0.1, boundary)
     moved = rnnt_loss_smoothed(lm + 100, am - 300, symbols, BLANK, 0.2, 0.1, boundary)
     torch.testing.assert_close(moved, expected, rtol=1e-12, atol=0)
+
+
+FAR_APART = {
+    "am": torch.tensor([[[0.0, -100.0, -200.0]] * 2]),
+    "lm": torch.tensor([[[-100.0, 0.0, -200.0]] * 2]),
+    "symbols": torch.tensor([[1]]),
+    "boundary": torch.tensor([[0, 0, 1, 2]]),
+}
+
+
+@pytest.mark.parametrize("function", [rnnt_loss_smoothed, tiled_rnnt_loss_smoothed])
+@pytest.mark.parametrize(("scales", "share"), [((0.0, 0.0), 0.5), ((0.25, 0.1), 0.375)])
+def test_where_am_and_lm_are_far_apart_the_gradient_sums_to_0(function, scales, share):
+    """The products of probabilities are 0 in float32: all of k2's gradient goes to the maxima."""
+    am, lm = FAR_APART["am"].clone().requires_grad_(), FAR_APART["lm"].clone().requires_grad_()
+    given = {"symbols": FAR_APART["symbols"], "boundary": FAR_APART["boundary"]}
+    loss = function(
+        am=am, lm=lm, termination_symbol=0, lm_only_scale=scales[0], am_only_scale=scales[1],
+        **given,
+    )  # fmt: skip
+    am_grad, lm_grad = torch.autograd.grad(loss, (am, lm))
+    rows = torch.tensor([[[share, -share, 0.0]] * 2])
+    torch.testing.assert_close(am_grad, rows, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(lm_grad.sum(2), torch.zeros(1, 2), rtol=0, atol=1e-6)
+
+
+@pytest.mark.k2
+@pytest.mark.parametrize("function", [rnnt_loss_smoothed, tiled_rnnt_loss_smoothed])
+@pytest.mark.parametrize("scales", SCALES)
+@pytest.mark.parametrize("level", [50.0, 73.0])
+def test_far_apart_the_gradients_are_those_of_k2_in_fp32(function, scales, level):
+    """Peaks of 200 nats and more; the recursion is k2's own in both arms."""
+    import k2
+
+    g = torch.Generator().manual_seed(7)
+    lm, am = level * torch.randn(2, 5, C, generator=g), level * torch.randn(2, 9, C, generator=g)
+    symbols = torch.randint(C, (2, 4), generator=g)
+    boundary = torch.tensor([[0, 0, 4, 9], [0, 0, 2, 6]])
+    assert am.abs().max() > 100
+
+    results = []
+    for library in (function, k2.rnnt_loss_smoothed):
+        results.append(
+            loss_and_gradients(
+                lambda lm, am, library=library: library(
+                    lm=lm, am=am, symbols=symbols, termination_symbol=BLANK,
+                    lm_only_scale=scales[0], am_only_scale=scales[1], boundary=boundary,
+                    reduction="none",
+                ),
+                lm,
+                am,
+            )
+        )  # fmt: skip
+    for value, reference in zip(*results):
+        assert value.isfinite().all()
+        is_finite = reference.isfinite()  # k2's own gradient is 0 * inf in places
+        assert is_finite.float().mean() > 0.9
+        value, reference = value[is_finite], reference[is_finite]
+        assert (value - reference).norm() <= 1e-4 * reference.norm()
 
 
 @pytest.mark.parametrize("reduction", ["none", "mean", "sum"])

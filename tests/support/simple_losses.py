@@ -72,10 +72,15 @@ def materialised(*data, **arguments):
     return rnnt_loss_smoothed(lm, am, **arguments)
 
 
-def arcs_by_formula(*data, symbols, termination_symbol, lm_only_scale, am_only_scale, **_):
-    """Arcs `[B, S, T]`, `[B, S+1, T]` as k2 writes them: gradients flow through the maxima too."""
+def arcs_by_formula(
+    *data, symbols, termination_symbol, lm_only_scale, am_only_scale, tiny=None, **_
+):
+    """Arcs `[B, S, T]`, `[B, S+1, T]` as k2 writes them: gradients flow through the maxima too.
+
+    `tiny` is that of the dtype, or of the one that float64 data stand for.
+    """
     am, lm = F.linear(*data[:3]), F.linear(*data[3:])
-    tiny = torch.finfo(am.dtype).tiny
+    tiny = torch.finfo(am.dtype).tiny if tiny is None else tiny
     am_max, lm_max = am.max(dim=2, keepdim=True).values, lm.max(dim=2, keepdim=True).values
     am_probs, lm_probs = (am - am_max).exp(), (lm - lm_max).exp()
     log_z = (torch.matmul(lm_probs, am_probs.transpose(1, 2)) + tiny).log()

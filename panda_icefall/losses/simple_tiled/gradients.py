@@ -15,15 +15,17 @@ from panda_icefall.losses.simple_tiled.unigram import unigram_backward
 
 @dataclass(frozen=True)
 class Adjoints:
-    """Derivatives of the loss by the sums, shaped as these; the maxima are held fixed.
+    """Derivatives of the loss by the sums, shaped as these.
 
     Attributes:
       mass, lm_mass, unigram_mass: by the masses themselves, not their logarithms.
+      peaks: `[B, S+1, T]`, by the maxima of am and lm alike; None: nothing reaches them.
       unigram: by its values where they are selected.
       am_selected, lm_selected: by the selected values.
     """
 
     mass: Tensor
+    peaks: Tensor | None
     lm_mass: Tensor
     unigram: Tensor | None
     unigram_mass: Tensor | None
@@ -54,6 +56,9 @@ def add_gradients(
         # What lm gets regardless of the frame, it gets with the first ones.
         is_first = live.start == 0
         by_lm_mass = adjoints.lm_mass[utterances].unsqueeze(2)
+        by_peaks = None if adjoints.peaks is None else adjoints.peaks[utterances, :, live]
+        by_am_peak = None if by_peaks is None else by_peaks.sum(dim=1)
+        by_lm_peak = None if by_peaks is None else by_peaks.sum(dim=2)
         for low, high in plan.class_tiles():
             am_exp = exp_below_(am_rows.tile(low, high), am_peak)
             lm_exp = exp_below_(lm_rows.tile(low, high), lm_peak)
@@ -65,9 +70,12 @@ def add_gradients(
                 am_grad.addcmul_(by_unigram_mass.unsqueeze(2), sums.unigram[low:high])
                 flat = am_exp.flatten(0, 1)
                 adjoints.unigram[low:high] += torch.mv(flat.t(), by_unigram_mass.flatten())
-            am_rows.add(am_grad.mul_(am_exp), low, high)
             if is_first:
                 lm_grad.add_(by_lm_mass)
+            if by_am_peak is not None and by_lm_peak is not None:
+                _give_to_peaks(am_grad, am_exp, by_am_peak)
+                _give_to_peaks(lm_grad, lm_exp, by_lm_peak)
+            am_rows.add(am_grad.mul_(am_exp), low, high)
             lm_rows.add(lm_grad.mul_(lm_exp), low, high)
         chosen = ids[utterances]
         am_rows.add_at(chosen, adjoints.am_selected[utterances, :, live])
@@ -79,3 +87,16 @@ def add_gradients(
         am.release()
         lm.release()
         unigram_backward(lm, unigram_plan, sums.lm_peak, adjoints.unigram, lm_grads)
+
+
+def _give_to_peaks(grad: Tensor, exp: Tensor, by_peak: Tensor) -> None:
+    """Add the derivative by a row's maximum to the class that has it, the first of equal ones.
+
+    Args:
+      grad, exp: `[n, length, c]`; `exp` is 1 at the maximum, `grad` is multiplied by it later.
+      by_peak: `[n, length]`, 0 afterwards in the rows whose maximum is in this tile.
+    """
+    top, index = exp.max(dim=2)
+    given = torch.where(top == 1.0, by_peak, torch.zeros_like(by_peak))
+    grad.scatter_add_(2, index.unsqueeze(2), given.unsqueeze(2))
+    by_peak.sub_(given)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from panda_icefall.dynamo import opaque
 from panda_icefall.losses.input_checks import check_logits
 from panda_icefall.losses.lattice_terms import (
     NEG_INF,
@@ -25,6 +26,7 @@ from panda_icefall.normalizer import TileCounters, auto_workspace_bytes
 from panda_icefall.normalizer.autocast import no_autocast
 
 
+@opaque
 def selected_rnnt_loss_smoothed(
     am_input: Tensor,
     am_weight: Tensor,
@@ -79,7 +81,7 @@ def selected_rnnt_loss_smoothed(
     Note:
       Sums over classes and sites accumulate in the result's dtype. Saved for backward: the six
       tensors, what remains of the classes (`[B, S+1, T]` and smaller), and with `am_only_scale`
-      the unigram `[C]`. Backward recomputes the projections. On CUDA two device syncs, a copy of
+      the unigram `[C]`. Backward recomputes the projections. On CUDA three device syncs, a copy of
       B numbers to the device in each direction, and what the recursion does.
 
     Source:
@@ -97,6 +99,7 @@ def selected_rnnt_loss_smoothed(
     )  # fmt: skip
 
 
+@opaque
 def tiled_rnnt_loss_smoothed(
     lm: Tensor,
     am: Tensor,

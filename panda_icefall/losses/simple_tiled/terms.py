@@ -60,10 +60,10 @@ def simple_terms(
 
     Saved for backward: the parts, the ids, the masses, the maxima, the unigram.
 
-    The maxima are constants to the gradient. They cancel but for k2's tiny in the joint
-    normaliser: through it k2 sends `tiny / (mass + tiny)` of an arc's gradient to the classes of
-    the maxima, which is below every rounding unless am and lm disagree by 70 nats (float32)
-    or 670 (float64); where the normaliser is 0 in float32, k2's gradient is not finite either.
+    The maxima cancel but for k2's tiny in the joint normaliser: through it `tiny / (mass + tiny)`
+    of an arc's gradient goes to the classes of the maxima, as in k2. It is below every rounding,
+    and is left out, unless am and lm disagree by 70 nats (float32) or 670 (float64).
+    One device sync, to know that.
     """
     call = _Call(am.remake, lm.remake, len(am.parts), plan, unigram_plan, counters)
     with no_autocast(am.device):
@@ -109,6 +109,8 @@ class _SimpleTerms(torch.autograd.Function):
         if call.counters is not None:
             call.counters.tiles_forward += call.tiles
         ctx.call = call
+        least = _tiny(sums.mass) / torch.finfo(sums.mass.dtype).eps
+        ctx.reaches_peaks = any(ctx.needs_input_grad) and bool((sums.mass < least).any())
         ctx.save_for_backward(
             ids, *parts, sums.am_peak, sums.lm_peak,
             sums.mass, sums.lm_mass, sums.unigram, sums.unigram_mass,
@@ -135,7 +137,7 @@ class _SimpleTerms(torch.autograd.Function):
         with no_autocast(ids.device), call.timed("backward", ids.device):
             add_gradients(
                 am, lm, ids, call.plan, call.unigram_plan, sums,
-                _adjoints(ids, sums, *grads), am_grads, lm_grads,
+                _adjoints(ids, sums, ctx.reaches_peaks, *grads), am_grads, lm_grads,
             )  # fmt: skip
         if call.counters is not None:
             call.counters.tiles_backward += call.tiles
@@ -146,6 +148,7 @@ class _SimpleTerms(torch.autograd.Function):
 def _adjoints(
     ids: Tensor,
     sums: Masses,
+    reaches_peaks: bool,
     am_selected: Tensor,
     lm_selected: Tensor,
     log_mass: Tensor,
@@ -161,8 +164,11 @@ def _adjoints(
         by_unigram_mass = unigram_log_mass / sums.unigram_mass
         values = unigram_logp / sums.unigram[ids]
         by_unigram = torch.zeros_like(sums.unigram).index_put_((ids,), values, accumulate=True)
+    tiny = _tiny(sums.mass)
     return Adjoints(
-        mass=log_mass / (sums.mass + _tiny(sums.mass)),
+        # Where all products are 0 nothing goes to them, rather than the 0 * inf of k2's gradient.
+        mass=(log_mass / (sums.mass + tiny)).masked_fill_(sums.mass == 0.0, 0.0),
+        peaks=log_mass * (tiny / (sums.mass + tiny)) if reaches_peaks else None,
         lm_mass=lm_log_mass / sums.lm_mass,
         unigram=by_unigram,
         unigram_mass=by_unigram_mass,
