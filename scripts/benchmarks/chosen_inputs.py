@@ -49,6 +49,5 @@ def settings_of(args: argparse.Namespace, inputs: LossInputs) -> dict[str, Any]:
         "adjoints": args.adjoints,
         "shape": vars(inputs.shape),
         "workspace_mib": args.workspace_mib,
-        "repeats": args.repeats,
         "device": args.device,
     }
