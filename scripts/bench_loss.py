@@ -1,32 +1,28 @@
 """The transducer loss, forward and backward, dense against selected: memory, time, agreement.
 
     python scripts/bench_loss.py --corpus aishell
-    python scripts/bench_loss.py --corpus aishell --adjoints trained --checkpoint EXP/epoch-5.pt
+    python scripts/bench_loss.py --corpus aishell --adjoints trained
 
 Three parts: `whole`, the recipes' `0.5 * simple + pruned` from encoder and decoder outputs, with
 the simple loss's band; `simple` and `pruned`, its halves. All methods run the same module
-(benchmarks/model.py); dense is k2's own code (the project's twin of it where k2 is missing).
+(benchmarks/model.py); dense computes as k2 of 2025 does (benchmarks/k2_of_2025.py), and in the k2
+lane the k2 that is installed stands beside it.
 
 Memory: each method in a fresh process, peak above inputs and parameters, all gradients included.
-Time: all methods in one process, interleaved, medians, after a round that compares losses and
-gradients with the dense ones.
+Time: all methods in one process, interleaved, after a round that compares losses and gradients with
+the dense ones: minima, which a quiet machine gives, and medians. A run is one session; it is added
+to those in the JSON file, and tables print the range over them. The GEMM limit is the time of the
+method's own matrix products (benchmarks/gemm_limit.py).
 
 `--adjoints random` has random inputs and weights: nearly every site inside the boundary has an
-adjoint. `trained` has those of a model of egs/tones, whose head has 4336 classes from the start, of
-which the corpus uses 100 (see tones_tokenizer.py). About 25 minutes on one core:
-
-    prepare=egs/tones/ASR/pruned_transducer/prepare.py
-    python $prepare --data-dir DATA --vocab-size 100 --num-train 4000
-    python scripts/tones_tokenizer.py --data-dir DATA --pieces 100 --classes 4336
-    OMP_NUM_THREADS=1 panda-icefall run egs/tones/ASR/pruned_transducer/train.py --use-panda 1 \\
-      --data-dir DATA --exp-dir EXP --vocab-size 4336 --encoder-dim 512 --decoder-dim 512 \\
-      --joiner-dim 512 --num-encoder-layers 2 --max-duration 20 --num-epochs 5
+adjoint. `trained` has those of a model of egs/tones with 4336 classes from tensors that are shipped
+(benchmarks/stored_inputs.py), or of any other with `--checkpoint` (make_trained_inputs.py has the
+commands).
 """
 
 from __future__ import annotations
 
 import argparse
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -39,7 +35,7 @@ from benchmarks.arms import ARMS, Step, arms_of
 from benchmarks.child import Job, Measured, measure
 from benchmarks.chosen_inputs import add_inputs, chosen_inputs, settings_of
 from benchmarks.gemm_limit import recorded_gemms
-from benchmarks.inputs import LossInputs
+from benchmarks.inputs import LossInputs, saved
 from benchmarks.options import check_counts, make_parser
 from benchmarks.tables import measuring
 from benchmarks.timing import interleaved_samples, times
@@ -127,13 +123,10 @@ def main() -> None:
     inputs = chosen_inputs(parser, args)
     facts = {"carrying_share": carrying_share(inputs)}
     target = args.json or results.default_path("loss", args.corpus, args.adjoints)
-    with measuring("loss", settings_of(args, inputs), target, facts) as rows:
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "inputs.pt"
-            inputs.save(path)
-            for part in args.parts:
-                arms = [a for a in arms_of(part) if not args.arms or a in ("dense", *args.arms)]
-                rows += bench_part(part, arms, inputs, path, args)
+    with measuring("loss", settings_of(args, inputs), target, facts) as rows, saved(inputs) as path:
+        for part in args.parts:
+            arms = [a for a in arms_of(part) if not args.arms or a in ("dense", *args.arms)]
+            rows += bench_part(part, arms, inputs, path, args)
 
 
 if __name__ == "__main__":

@@ -3,13 +3,12 @@
     python scripts/bench_workspace.py --corpus aishell
 
 The sizes take turns in one process; the peak of each is measured in a process of its own.
-Inputs are those of bench_loss.py, whose docstring says where a checkpoint comes from.
+Inputs are those of bench_loss.py.
 """
 
 from __future__ import annotations
 
 import argparse
-import tempfile
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from benchmarks import results
 from benchmarks.arms import ARMS, Step
 from benchmarks.child import Job, measure
 from benchmarks.chosen_inputs import add_inputs, chosen_inputs, settings_of
-from benchmarks.inputs import LossInputs
+from benchmarks.inputs import LossInputs, saved
 from benchmarks.options import check_counts, make_parser
 from benchmarks.tables import measuring
 from benchmarks.timing import interleaved_samples, times
@@ -65,11 +64,9 @@ def main() -> None:
         parser.error(f"--sizes-mib: got {args.sizes_mib}, expected sizes above 0 here only")
     inputs = chosen_inputs(parser, args)
     target = args.json or results.default_path("workspace", args.corpus, args.adjoints)
-    with measuring("workspace", settings_of(args, inputs), target) as rows:
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "inputs.pt"
-            inputs.save(path)
-            rows += bench(inputs, path, args)
+    settings = settings_of(args, inputs)
+    with measuring("workspace", settings, target) as rows, saved(inputs) as path:
+        rows += bench(inputs, path, args)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -92,6 +95,15 @@ class LossInputs:
             self.ranges.to(device),
             parameters,
         )
+
+
+@contextmanager
+def saved(inputs: LossInputs) -> Iterator[Path]:
+    """A file of these inputs for processes that are measured; gone afterwards."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "inputs.pt"
+        inputs.save(path)
+        yield path
 
 
 def all_states(inputs: LossInputs) -> Tensor:

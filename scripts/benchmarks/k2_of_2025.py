@@ -1,10 +1,10 @@
 """The dense losses as k2 of July 2025 computes them: what every figure is measured against.
 
-k2 has no wheel for today's Python and torch, and the k2 1.23.4 that there is (2022) has a far slower
-simple loss. So the operations on tensors of C classes are written here after k2's formulas, one for
-one: the same products, exponentials, gathers and maxima, and so the same gradients of the size of
-am, lm and the logits, whatever the scales. What works on `[B, S, T]` is the project's own, as is
-the recursion where k2 is not installed. tests/scripts/test_k2_of_2025.py counts the tensors.
+k2 has no wheel for today's Python and torch, and the k2 1.23.4 that there is (2022) has a far
+slower simple loss. So the operations on tensors of C classes are written here after k2's formulas,
+one for one: the same products, exponentials, gathers and maxima, and so the same gradients of the
+size of am, lm and the logits, whatever the scales. What works on `[B, S, T]` is the project's own,
+as is the recursion where k2 is not installed. tests/scripts/test_k2_of_2025.py counts the tensors.
 
 Regular lattices only, without delay penalty. Functions and arguments are called as in k2.
 """
@@ -110,7 +110,8 @@ def rnnt_loss_pruned(
     log_z = logits.logsumexp(dim=3)
     targets = next_symbols(symbols, ranges, termination_symbol).unsqueeze(3)
     target = logits.gather(3, targets).squeeze(3) - log_z
-    blank = logits[..., termination_symbol].clone() - log_z
+    # Sliced in this way, as k2 does: torch 1.13 makes a gradient of the whole for each colon.
+    blank = logits[:, :, :, termination_symbol].clone() - log_z
     px, py = pruned_px_py(target, blank, ranges, symbols.shape[1], boundary, "regular")
     return score(px, py, boundary, "regular", 0.0, reduction)
 
@@ -127,7 +128,7 @@ def rnnt_loss(
     log_z = logits.logsumexp(dim=3).transpose(1, 2)  # [B, S+1, T]
     targets = symbols.reshape(B, 1, S, 1).expand(B, T, S, 1)
     px = logits.gather(3, targets).squeeze(3).transpose(1, 2) - log_z[:, :S]
-    py = logits[..., termination_symbol].transpose(1, 2).clone() - log_z
+    py = logits[:, :, :, termination_symbol].transpose(1, 2).clone() - log_z
     return _loss(px, py, boundary, reduction, return_grad=False)
 
 
