@@ -15,11 +15,12 @@ import argparse
 from dataclasses import dataclass
 from typing import Any, Callable
 
-from benchmarks import results, tables
+from benchmarks import results
 from benchmarks.arms import ARMS
 from benchmarks.child import Job, Measured, measure
 from benchmarks.options import add_shape, make_parser, shape_with
 from benchmarks.shapes import LossShape
+from benchmarks.tables import measuring
 
 FRAMES_PER_SECOND = 25
 ARMS_COMPARED = ("dense", "panda")
@@ -148,7 +149,6 @@ def main() -> None:
         if getattr(args, option) <= 0:
             name = option.replace("_", "-")
             parser.error(f"--{name}: got {getattr(args, option)}, expected above 0")
-    rows = [row for name in args.recipes for row in bench_recipe(name, args)]
     settings = {
         "budget_bytes": int(args.budget_mib * 2**20),
         "tolerance": args.tolerance,
@@ -157,9 +157,8 @@ def main() -> None:
         "workspace_mib": args.workspace_mib,
         "device": args.device,
     }
-    figures = results.document("capacity", settings, rows)
-    results.print_table(tables.title(figures), figures, tables.COLUMNS["capacity"])
-    results.write(figures, args.json or results.default_path("capacity"))
+    with measuring("capacity", settings, args.json or results.default_path("capacity")) as rows:
+        rows += [row for name in args.recipes for row in bench_recipe(name, args)]
 
 
 if __name__ == "__main__":

@@ -19,11 +19,12 @@ import argparse
 from dataclasses import asdict
 from typing import Any
 
-from benchmarks import results, tables
+from benchmarks import results
 from benchmarks.arms import ARMS, arms_of
 from benchmarks.child import Job, measure
 from benchmarks.options import add_shape, check_counts, make_parser, shape_with
 from benchmarks.shapes import LossShape
+from benchmarks.tables import measuring
 
 CLASSES = (500, 4336, 16384, 65536, 131072, 262144)
 # N = 2000, all inside the boundary.
@@ -32,7 +33,7 @@ SHAPE = LossShape(B=4, T=100, S=14, shortest=1.0)
 
 def get_parser() -> argparse.ArgumentParser:
     p = make_parser(__doc__)
-    p.set_defaults(repeats=1)
+    p.set_defaults(repeats=2)
     add_shape(p, "B", "T", "S", "s_range", "H", "D")
     p.add_argument("--classes", type=int, nargs="+", default=CLASSES, help="ascending")
     p.add_argument("--cap-gib", type=float, default=4.0)
@@ -55,7 +56,7 @@ def sweep(arm: str, shape: LossShape, args: argparse.Namespace) -> list[dict[str
         )  # fmt: skip
         head_bytes = 4 * C * (shape.H + 1)
         row = {"C": C, "arm": arm, "label": ARMS[arm].label, **asdict(measured)}
-        rows.append({**row, "head_copies": None, "slope_copies": None})
+        rows.append({**row, "head_copies": None, "slope_copies": None, "time_ratio": None})
         print(f"C={C} {ARMS[arm].label}: {row['peak_bytes'] / 2**20:.0f} MiB", flush=True)
         if measured.is_out_of_memory:
             break
@@ -68,6 +69,15 @@ def sweep(arm: str, shape: LossShape, args: argparse.Namespace) -> list[dict[str
     return rows
 
 
+def add_time_ratios(rows: list[dict[str, Any]]) -> None:
+    """Minima by the dense loss's at the same C, where that one fits."""
+    fitting = [row for row in rows if not row["is_out_of_memory"]]
+    dense = {row["C"]: row["seconds_min"] for row in fitting if row["arm"] == "dense"}
+    for row in fitting:
+        if row["C"] in dense:
+            row["time_ratio"] = row["seconds_min"] / dense[row["C"]]
+
+
 def main() -> None:
     parser = get_parser()
     args = parser.parse_args()
@@ -77,19 +87,17 @@ def main() -> None:
     if args.cap_gib <= 0:
         parser.error(f"--cap-gib: got {args.cap_gib}, expected above 0")
     shape = shape_with(SHAPE, args)
-    rows = [row for arm in args.arms for row in sweep(arm, shape, args)]
-    rows.sort(key=lambda row: row["C"])
     settings = {
         "shape": {k: v for k, v in vars(shape).items() if k != "C"},
         "sites": shape.sites,
         "cap_bytes": int(args.cap_gib * 2**30),
         "workspace_mib": args.workspace_mib,
-        "repeats": args.repeats,
         "device": args.device,
     }
-    figures = results.document("classes", settings, rows)
-    results.print_table(tables.title(figures), figures, tables.COLUMNS["classes"])
-    results.write(figures, args.json or results.default_path("classes"))
+    with measuring("classes", settings, args.json or results.default_path("classes")) as rows:
+        rows += [row for arm in args.arms for row in sweep(arm, shape, args)]
+        rows.sort(key=lambda row: row["C"])
+        add_time_ratios(rows)
 
 
 if __name__ == "__main__":

@@ -1,45 +1,44 @@
 """The transducer loss, forward and backward, dense against selected: memory, time, agreement.
 
     python scripts/bench_loss.py --corpus aishell
-    python scripts/bench_loss.py --corpus aishell --adjoints trained --checkpoint EXP/epoch-5.pt
+    python scripts/bench_loss.py --corpus aishell --adjoints trained
 
 Three parts: `whole`, the recipes' `0.5 * simple + pruned` from encoder and decoder outputs, with
 the simple loss's band; `simple` and `pruned`, its halves. All methods run the same module
-(benchmarks/model.py); dense is k2's own code (the project's twin of it where k2 is missing).
+(benchmarks/model.py); dense computes as k2 of 2025 does (benchmarks/k2_of_2025.py), and in the k2
+lane the k2 that is installed stands beside it.
 
 Memory: each method in a fresh process, peak above inputs and parameters, all gradients included.
-Time: all methods in one process, interleaved, medians, after a round that compares losses and
-gradients with the dense ones.
+Time: all methods in one process, interleaved, after a round that compares losses and gradients with
+the dense ones: minima, which a quiet machine gives, and medians. A run is one session; it is added
+to those in the JSON file, and tables print the range over them. The GEMM limit is the time of the
+method's own matrix products (benchmarks/gemm_limit.py).
 
 `--adjoints random` has random inputs and weights: nearly every site inside the boundary has an
-adjoint. `trained` has those of a model of egs/tones, whose head has 4336 classes from the start, of
-which the corpus uses 100 (see tones_tokenizer.py). About 25 minutes on one core:
-
-    prepare=egs/tones/ASR/pruned_transducer/prepare.py
-    python $prepare --data-dir DATA --vocab-size 100 --num-train 4000
-    python scripts/tones_tokenizer.py --data-dir DATA --pieces 100 --classes 4336
-    OMP_NUM_THREADS=1 panda-icefall run egs/tones/ASR/pruned_transducer/train.py --use-panda 1 \\
-      --data-dir DATA --exp-dir EXP --vocab-size 4336 --encoder-dim 512 --decoder-dim 512 \\
-      --joiner-dim 512 --num-encoder-layers 2 --max-duration 20 --num-epochs 5
+adjoint. `trained` has those of a model of egs/tones with 4336 classes from tensors that are shipped
+(benchmarks/stored_inputs.py), or of any other with `--checkpoint` (make_trained_inputs.py has the
+commands).
 """
 
 from __future__ import annotations
 
 import argparse
-import tempfile
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from benchmarks import results, tables
+from benchmarks import results
 from benchmarks.agreement import Reference
 from benchmarks.arms import ARMS, Step, arms_of
-from benchmarks.child import Job, measure
+from benchmarks.child import Job, Measured, measure
 from benchmarks.chosen_inputs import add_inputs, chosen_inputs, settings_of
-from benchmarks.inputs import LossInputs
+from benchmarks.gemm_limit import recorded_gemms
+from benchmarks.inputs import LossInputs, saved
 from benchmarks.options import check_counts, make_parser
-from benchmarks.timing import interleaved_medians
+from benchmarks.tables import measuring
+from benchmarks.timing import interleaved_samples, times
 
 import panda_icefall
 
@@ -79,9 +78,10 @@ def bench_part(
     steps = {arm: Step.make(arm, part, inputs, args.workspace_mib) for arm in arms}
     reference = Reference(steps["dense"])
     agreements = {arm: reference.against(steps[arm]) for arm in arms}
-    seconds = interleaved_medians(
-        {arm: step.run for arm, step in steps.items()}, args.repeats, device
-    )
+    works = {arm: step.run for arm, step in steps.items()}
+    gemms = {f"limit of {arm}": recorded_gemms(steps[arm]) for arm in arms if ARMS[arm].is_routed}
+    samples = interleaved_samples({**works, **gemms}, args.repeats, device)
+    timed = {name: times(seconds) for name, seconds in samples.items()}
     return [
         {
             "part": part,
@@ -89,15 +89,31 @@ def bench_part(
             "label": ARMS[arm].label,
             **asdict(peaks[arm]),
             **asdict(agreements[arm]),
-            "seconds": seconds[arm],
-            # Resident memory need not grow at all for a batch of a few sites.
-            "memory_ratio": peaks["dense"].peak_bytes / peaks[arm].peak_bytes
-            if peaks[arm].peak_bytes
-            else None,
-            "time_ratio": seconds[arm] / seconds["dense"],
+            **timed[arm],
+            **ratios(arm, peaks, timed),
         }
         for arm in arms
     ]
+
+
+def ratios(
+    arm: str, peaks: Mapping[str, Measured], timed: Mapping[str, dict[str, Any]]
+) -> dict[str, float | None]:
+    """A method's peak and times by those of the dense one, of k2 and of its own products."""
+    mine, dense, k2 = (timed.get(name) for name in (arm, "dense", "k2"))
+    limit = timed.get(f"limit of {arm}")
+    assert mine is not None
+    assert dense is not None
+    peak = peaks[arm].peak_bytes
+    return {
+        # Resident memory need not grow at all for a batch of a few sites.
+        "memory_ratio": peaks["dense"].peak_bytes / peak if peak else None,
+        "time_ratio": mine["seconds_min"] / dense["seconds_min"],
+        "median_ratio": mine["seconds"] / dense["seconds"],
+        "k2_time_ratio": mine["seconds_min"] / k2["seconds_min"] if k2 else None,
+        "limit_seconds": limit["seconds_min"] if limit else None,
+        "of_limit": mine["seconds_min"] / limit["seconds_min"] if limit else None,
+    }
 
 
 def main() -> None:
@@ -105,17 +121,12 @@ def main() -> None:
     args = parser.parse_args()
     check_counts(parser, args, "repeats")
     inputs = chosen_inputs(parser, args)
-    rows = []
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "inputs.pt"
-        inputs.save(path)
+    facts = {"carrying_share": carrying_share(inputs)}
+    target = args.json or results.default_path("loss", args.corpus, args.adjoints)
+    with measuring("loss", settings_of(args, inputs), target, facts) as rows, saved(inputs) as path:
         for part in args.parts:
             arms = [a for a in arms_of(part) if not args.arms or a in ("dense", *args.arms)]
             rows += bench_part(part, arms, inputs, path, args)
-    settings = {**settings_of(args, inputs), "carrying_share": carrying_share(inputs)}
-    figures = results.document("loss", settings, rows)
-    results.print_table(tables.title(figures), figures, tables.COLUMNS["loss"])
-    results.write(figures, args.json or results.default_path("loss", args.corpus, args.adjoints))
 
 
 if __name__ == "__main__":

@@ -17,11 +17,12 @@ import argparse
 from dataclasses import asdict
 from typing import Any
 
-from benchmarks import results, tables
+from benchmarks import results
 from benchmarks.arms import ARMS, arms_of
 from benchmarks.child import Job, measure
 from benchmarks.options import add_shape, check_counts, make_parser, shape_with
 from benchmarks.shapes import PUBLIC, LossShape
+from benchmarks.tables import measuring
 
 PRUNED_ARMS = [arm for arm in arms_of("pruned") if arm != "row-chunks"]
 # Logits, what a loss's backward makes of them, and the joiner's [B, T, S+1, H] before them: the
@@ -75,7 +76,7 @@ def bench_batch(name: str, args: argparse.Namespace) -> list[dict[str, Any]]:
                 "utterances": f"{batch.B}" if is_whole else f"{batch.B} of {shape.B}",
                 **asdict(measured),
                 "mib_per_utterance": measured.peak_bytes / 2**20 / batch.B,
-                "seconds_per_utterance": measured.seconds / batch.B,
+                "seconds_per_utterance": measured.seconds_min / batch.B,
             }
         )
         print(f"{name} {part} {ARMS[arm].label}: {measured.seconds:.1f} s", flush=True)
@@ -86,17 +87,14 @@ def main() -> None:
     parser = get_parser()
     args = parser.parse_args()
     check_counts(parser, args, "repeats", "full_utterances")
-    rows = [row for name in args.batches for row in bench_batch(name, args)]
     settings = {
         "shapes": {name: vars(shape_with(PUBLIC[name], args)) for name in args.batches},
         "bound_gib": args.bound_gib,
         "workspace_mib": args.workspace_mib,
-        "repeats": args.repeats,
         "device": args.device,
     }
-    figures = results.document("public", settings, rows)
-    results.print_table(tables.title(figures), figures, tables.COLUMNS["public"])
-    results.write(figures, args.json or results.default_path("public"))
+    with measuring("public", settings, args.json or results.default_path("public")) as rows:
+        rows += [row for name in args.batches for row in bench_batch(name, args)]
 
 
 if __name__ == "__main__":

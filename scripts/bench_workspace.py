@@ -2,26 +2,26 @@
 
     python scripts/bench_workspace.py --corpus aishell
 
-The sizes take turns in one process, medians; the peak of each is measured in a process of its own.
-Inputs are those of bench_loss.py, whose docstring says where a checkpoint comes from.
+The sizes take turns in one process; the peak of each is measured in a process of its own.
+Inputs are those of bench_loss.py.
 """
 
 from __future__ import annotations
 
 import argparse
-import tempfile
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from benchmarks import results, tables
+from benchmarks import results
 from benchmarks.arms import ARMS, Step
 from benchmarks.child import Job, measure
 from benchmarks.chosen_inputs import add_inputs, chosen_inputs, settings_of
-from benchmarks.inputs import LossInputs
+from benchmarks.inputs import LossInputs, saved
 from benchmarks.options import check_counts, make_parser
-from benchmarks.timing import interleaved_medians
+from benchmarks.tables import measuring
+from benchmarks.timing import interleaved_samples, times
 
 SIZES_MIB = (2.0, 4.0, 8.0, 16.0, 32.0, 64.0)
 
@@ -43,14 +43,14 @@ def bench(inputs: LossInputs, path: Path, args: argparse.Namespace) -> list[dict
     for step in steps.values():
         step.run()
     runs = {name: step.run for name, step in steps.items()}
-    seconds = interleaved_medians(runs, args.repeats, torch.device(args.device))
+    samples = interleaved_samples(runs, args.repeats, torch.device(args.device))
     return [
         {
             "arm": "panda",
             "label": ARMS["panda"].label,
             **asdict(peaks[size]),
             "workspace_mib": size,
-            "seconds": seconds[f"{size:g}"],
+            **times(samples[f"{size:g}"]),
         }
         for size in args.sizes_mib
     ]
@@ -63,14 +63,10 @@ def main() -> None:
     if min(args.sizes_mib) <= 0 or args.workspace_mib is not None:
         parser.error(f"--sizes-mib: got {args.sizes_mib}, expected sizes above 0 here only")
     inputs = chosen_inputs(parser, args)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "inputs.pt"
-        inputs.save(path)
-        rows = bench(inputs, path, args)
-    figures = results.document("workspace", settings_of(args, inputs), rows)
-    results.print_table(tables.title(figures), figures, tables.COLUMNS["workspace"])
-    path = args.json or results.default_path("workspace", args.corpus, args.adjoints)
-    results.write(figures, path)
+    target = args.json or results.default_path("workspace", args.corpus, args.adjoints)
+    settings = settings_of(args, inputs)
+    with measuring("workspace", settings, target) as rows, saved(inputs) as path:
+        rows += bench(inputs, path, args)
 
 
 if __name__ == "__main__":

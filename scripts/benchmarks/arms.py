@@ -10,12 +10,12 @@ from typing import Any
 from torch import Tensor
 
 import panda_icefall
-from benchmarks import full_lattice
+from benchmarks import full_lattice, k2_of_2025
 from benchmarks.class_tiles import class_tiled_log_probs
 from benchmarks.inputs import LossInputs
 from benchmarks.model import LatticeMethod, SiteMethod, TransducerLoss
 from benchmarks.row_tiles import checkpointed_row_log_probs, chunked_row_log_probs
-from panda_icefall.routing import reset_counters
+from panda_icefall.routing import patched_module, reset_counters
 
 HAS_K2 = importlib.util.find_spec("k2") is not None
 
@@ -29,6 +29,8 @@ class Arm:
       parts: what it can compute, see `model.PARTS`.
       site_method, lattice_method: see `TransducerLoss.forward`.
       is_routed: under `panda_icefall.patched`.
+      uses_installed: calls the functions that are installed, k2's or the project's, and not those
+        of `k2_of_2025`; those are the ones that are routed.
       records_model: with ``model=``, so that the simple loss's projections are not run either.
       adjoint_tolerance: see `panda_icefall.apply`.
       package: what must be installed.
@@ -39,6 +41,7 @@ class Arm:
     site_method: SiteMethod | None = None
     lattice_method: LatticeMethod | None = None
     is_routed: bool = False
+    uses_installed: bool = False
     records_model: bool = False
     adjoint_tolerance: float | None = None
     package: str | None = None
@@ -54,15 +57,19 @@ _SITES = ("whole", "pruned")
 
 # In the order of the tables; the first is what the others are compared with.
 ARMS: dict[str, Arm] = {
-    "dense": Arm(
-        "k2" if HAS_K2 else "dense twin", _ALL, lattice_method=full_lattice.dense_loss
+    "dense": Arm("dense as k2 of 2025", _ALL, lattice_method=full_lattice.dense_loss),
+    "k2": Arm(
+        f"k2 {full_lattice.package_version('k2')}", _ALL, lattice_method=full_lattice.k2_loss,
+        uses_installed=True, package="k2",
     ),
-    "panda": Arm("PANDA", _ALL, is_routed=True, records_model=True),
+    "panda": Arm("PANDA", _ALL, is_routed=True, uses_installed=True, records_model=True),
     "panda-all-sites": Arm(
-        "PANDA, all sites", ("whole", "pruned", "full"), is_routed=True, records_model=True,
-        adjoint_tolerance=0.0,
+        "PANDA, tolerance 0", ("whole", "pruned", "full"), is_routed=True, uses_installed=True,
+        records_model=True, adjoint_tolerance=0.0,
     ),
-    "panda-no-model": Arm("PANDA, real am and lm", ("whole", "simple"), is_routed=True),
+    "panda-no-model": Arm(
+        "PANDA, real am and lm", ("whole", "simple"), is_routed=True, uses_installed=True
+    ),
     "class-tiles": Arm(
         "baseline: class tiles (PANDA paper)", _SITES, site_method=class_tiled_log_probs
     ),
@@ -109,7 +116,8 @@ class Step:
         cls, arm: str, part: str, inputs: LossInputs, workspace_mib: float | None = None
     ) -> Step:
         """With a model of its own."""
-        model = TransducerLoss(inputs, has_simple=part in ("whole", "simple"))
+        k2 = patched_module() if ARMS[arm].uses_installed else k2_of_2025
+        model = TransducerLoss(inputs, has_simple=part in ("whole", "simple"), k2=k2)
         return cls(arm, part, inputs, model, workspace_mib)
 
     def leaves(self) -> dict[str, Tensor]:

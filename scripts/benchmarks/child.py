@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import json
 import os
-import statistics
 import subprocess
 import sys
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -19,7 +18,7 @@ from benchmarks.arms import Step, site_shares
 from benchmarks.inputs import LossInputs
 from benchmarks.memory import CHILD_ENVIRONMENT, PeakMeter, cap_memory, is_out_of_memory
 from benchmarks.shapes import LossShape
-from benchmarks.timing import seconds_of
+from benchmarks.timing import seconds_of, times
 
 _SCRIPTS = Path(__file__).resolve().parents[1]
 
@@ -54,8 +53,9 @@ class Measured:
     Attributes:
       is_out_of_memory: it did not fit under its cap; then the other figures say nothing.
       peak_bytes: above inputs and parameters, all gradients included.
-      seconds: median of a forward and backward; without `repeats` of the run that gave the peak,
-        which may be slower than others.
+      seconds, seconds_min: median and minimum of a forward and backward; without `repeats` of the
+        run that gave the peak, which may be slower than others.
+      samples_s: all of them.
       forward_share, backward_share: see `arms.site_shares`.
       parameter_bytes, input_bytes: the part of the peak that is gradients of parameters, and of
         encoder and decoder outputs.
@@ -64,6 +64,8 @@ class Measured:
     is_out_of_memory: bool
     peak_bytes: int = 0
     seconds: float = 0.0
+    seconds_min: float = 0.0
+    samples_s: list[float] = field(default_factory=list)
     forward_share: float = 1.0
     backward_share: float = 1.0
     parameter_bytes: int = 0
@@ -83,7 +85,7 @@ def measure(job: Job) -> Measured:
         return measured
     timed = _in_process(job, {})
     # Fragments of an ordinary heap may pass a cap that the tensors do not.
-    return measured if timed.is_out_of_memory else replace(measured, seconds=timed.seconds)
+    return measured if timed.is_out_of_memory else replace(measured, **times(timed.samples_s))
 
 
 def _in_process(job: Job, environment: dict[str, str]) -> Measured:
@@ -135,7 +137,7 @@ def _run(job: Job, device: torch.device) -> Measured:
     return Measured(
         is_out_of_memory=False,
         peak_bytes=peak_bytes,
-        seconds=statistics.median(seconds),
+        **times(seconds),
         forward_share=forward_share,
         backward_share=backward_share,
         parameter_bytes=sum(sizes.values()),

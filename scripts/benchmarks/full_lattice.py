@@ -8,9 +8,8 @@ import importlib.util
 
 from torch import Tensor
 
-from benchmarks.inputs import LossInputs, all_states
-from panda_icefall.losses import dense
-from panda_icefall.routing import patched_module
+from benchmarks import k2_of_2025
+from benchmarks.inputs import LossInputs
 
 
 def is_installed(package: str) -> bool:
@@ -27,19 +26,18 @@ def package_version(package: str) -> str | None:
 
 
 def dense_loss(logits: Tensor, inputs: LossInputs) -> Tensor:
-    """``k2.rnnt_loss``, or the project's dense twin of it where k2 is not installed."""
-    k2 = patched_module()
-    if hasattr(k2, "rnnt_loss"):
-        return k2.rnnt_loss(
-            logits=logits,
-            symbols=inputs.symbols,
-            termination_symbol=0,
-            boundary=inputs.boundary,
-            reduction="sum",
-        )
-    ranges = all_states(inputs)
-    return dense.rnnt_loss_pruned(
-        logits, inputs.symbols, ranges, 0, inputs.boundary, reduction="sum"
+    """``k2.rnnt_loss`` as k2 of 2025 computes it."""
+    return k2_of_2025.rnnt_loss(logits, inputs.symbols, 0, inputs.boundary, reduction="sum")
+
+
+def k2_loss(logits: Tensor, inputs: LossInputs) -> Tensor:
+    """``k2.rnnt_loss`` of the k2 that is installed."""
+    return importlib.import_module("k2").rnnt_loss(
+        logits=logits,
+        symbols=inputs.symbols,
+        termination_symbol=0,
+        boundary=inputs.boundary,
+        reduction="sum",
     )
 
 

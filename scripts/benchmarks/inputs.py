@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from benchmarks import k2_of_2025
 from benchmarks.shapes import LossShape
-from panda_icefall.losses import k2_functions
 
 # Classes of the loss that random bands are taken from: enough to tell states apart.
 BAND_CLASSES = 64
@@ -47,7 +50,7 @@ class LossInputs:
         boundary[:, 2] = (share * S).round().long().clamp(min=1)
         boundary[:, 3] = (share * T).round().long().clamp(min=1)
         symbols = torch.randint(1, shape.C, (B, S), generator=generator)
-        _, (px_grad, py_grad) = k2_functions.rnnt_loss_smoothed(
+        _, (px_grad, py_grad) = k2_of_2025.rnnt_loss_smoothed(
             lm=torch.randn(B, S + 1, BAND_CLASSES, generator=generator),
             am=torch.randn(B, T, BAND_CLASSES, generator=generator),
             symbols=symbols % BAND_CLASSES,
@@ -55,7 +58,7 @@ class LossInputs:
             boundary=boundary,
             return_grad=True,
         )
-        ranges = k2_functions.get_rnnt_prune_ranges(px_grad, py_grad, boundary, shape.s_range)
+        ranges = k2_of_2025.get_rnnt_prune_ranges(px_grad, py_grad, boundary, shape.s_range)
         return cls(
             shape,
             torch.randn(B, T, D, generator=generator),
@@ -92,6 +95,15 @@ class LossInputs:
             self.ranges.to(device),
             parameters,
         )
+
+
+@contextmanager
+def saved(inputs: LossInputs) -> Iterator[Path]:
+    """A file of these inputs for processes that are measured; gone afterwards."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "inputs.pt"
+        inputs.save(path)
+        yield path
 
 
 def all_states(inputs: LossInputs) -> Tensor:

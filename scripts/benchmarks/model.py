@@ -6,15 +6,15 @@ of calls are kept, as the routing knows a recipe by them.
 
 from __future__ import annotations
 
-from typing import Callable
+from typing import Any, Callable
 
 import torch
 from torch import Tensor, nn
 
+from benchmarks import k2_of_2025
 from benchmarks.inputs import LossInputs, all_states
 from benchmarks.sites import SiteInputs
 from panda_icefall.losses.lattice_terms import pruned_score
-from panda_icefall.routing import patched_module
 
 PARTS = ("whole", "simple", "pruned", "full")
 BLANK = 0
@@ -46,10 +46,12 @@ class TransducerLoss(nn.Module):
     Args:
       inputs: sizes and, where they are trained, parameters.
       has_simple: with the projections of the simple loss.
+      k2: module whose transducer functions it calls.
     """
 
-    def __init__(self, inputs: LossInputs, has_simple: bool) -> None:
+    def __init__(self, inputs: LossInputs, has_simple: bool, k2: Any = k2_of_2025) -> None:
         super().__init__()
+        self.k2 = k2
         shape = inputs.shape
         device = inputs.encoder_out.device
         torch.manual_seed(0)
@@ -77,8 +79,8 @@ class TransducerLoss(nn.Module):
           inputs: the batch.
           part: ``whole`` (simple and pruned, as a recipe adds them up after its warm-up),
             ``simple``, ``pruned`` (in the given band) or ``full`` (all states at every frame).
-          site_method: how the pruned loss gets its log-probs; None: from logits by k2, or as
-            `panda_icefall.patched` routes it.
+          site_method: how the pruned loss gets its log-probs; None: as ``k2`` does from logits, or
+            as `panda_icefall.patched` routes it.
           lattice_method: how the full lattice's logits become a loss; None: as a pruned loss
             whose band holds all states.
         """
@@ -96,10 +98,9 @@ class TransducerLoss(nn.Module):
         return lattice_method(self.joiner(am.unsqueeze(2), lm.unsqueeze(1)), inputs)
 
     def _simple(self, inputs: LossInputs) -> tuple[Tensor, Tensor]:
-        k2 = patched_module()
         am = self.simple_am_proj(inputs.encoder_out)  # [B, T, C]
         lm = self.simple_lm_proj(inputs.decoder_out)  # [B, S+1, C]
-        loss, (px_grad, py_grad) = k2.rnnt_loss_smoothed(
+        loss, (px_grad, py_grad) = self.k2.rnnt_loss_smoothed(
             lm=lm.float(),
             am=am.float(),
             symbols=inputs.symbols,
@@ -110,7 +111,7 @@ class TransducerLoss(nn.Module):
             reduction="sum",
             return_grad=True,
         )
-        ranges = k2.get_rnnt_prune_ranges(
+        ranges = self.k2.get_rnnt_prune_ranges(
             px_grad=px_grad,
             py_grad=py_grad,
             boundary=inputs.boundary,
@@ -120,7 +121,6 @@ class TransducerLoss(nn.Module):
         return loss, ranges
 
     def _pruned(self, inputs: LossInputs, ranges: Tensor, site_method: SiteMethod | None) -> Tensor:
-        k2 = patched_module()
         am = self.joiner.encoder_proj(inputs.encoder_out)  # [B, T, H]
         lm = self.joiner.decoder_proj(inputs.decoder_out)  # [B, S+1, H]
         if site_method is not None:
@@ -131,9 +131,9 @@ class TransducerLoss(nn.Module):
             target, blank = site_method(sites)
             S = inputs.symbols.shape[1]
             return pruned_score(target, blank, ranges, S, inputs.boundary, "regular", 0.0, "sum")
-        am_pruned, lm_pruned = k2.do_rnnt_pruning(am=am, lm=lm, ranges=ranges)
+        am_pruned, lm_pruned = self.k2.do_rnnt_pruning(am=am, lm=lm, ranges=ranges)
         logits = self.joiner(am_pruned, lm_pruned)  # [B, T, s_range, C]
-        return k2.rnnt_loss_pruned(
+        return self.k2.rnnt_loss_pruned(
             logits=logits,
             symbols=inputs.symbols,
             ranges=ranges,

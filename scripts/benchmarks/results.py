@@ -1,4 +1,8 @@
-"""Figures on disk and on the screen: one JSON form and one table for every benchmark."""
+"""Figures on disk and on the screen: one JSON form and one table for every benchmark.
+
+A document holds the sessions that measured one thing, each with its date, command, machine and
+rows; a table prints the range over them. A ratio from one hour is not a headline.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,9 @@ import os
 import platform
 import shlex
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Callable
 
@@ -21,32 +27,53 @@ from benchmarks.full_lattice import package_version
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 
 
+Row = dict[str, Any]
+
+
 @dataclass(frozen=True)
 class Column:
     """One column of a table.
 
     Attributes:
       title: its head.
-      text: a row's cell; None prints a dash.
+      text: a cell from the rows that several sessions have for it; None prints a dash.
     """
 
     title: str
-    text: Callable[[dict[str, Any]], str | None]
+    text: Callable[[Sequence[Row]], str | None]
 
 
-def mib(key: str) -> Callable[[dict[str, Any]], str | None]:
+def number(
+    key: str | Callable[[Row], float | None], form: str, scale: float = 1.0
+) -> Callable[[Sequence[Row]], str | None]:
+    """The number under ``key``, or that it makes of a row, times a scale; of several, the range."""
+
+    def text_of(rows: Sequence[Row]) -> str | None:
+        found = [key(row) if callable(key) else row.get(key) for row in rows]
+        values = sorted(value * scale for value in found if value is not None)
+        return None if not values else span(format(values[0], form), format(values[-1], form))
+
+    return text_of
+
+
+def mib(key: str, form: str = ".1f") -> Callable[[Sequence[Row]], str | None]:
     """Bytes under ``key`` as MiB."""
-    return lambda row: None if row.get(key) is None else f"{row[key] / 2**20:.1f}"
+    return number(key, form, 2**-20)
 
 
-def number(key: str, form: str) -> Callable[[dict[str, Any]], str | None]:
-    """The number under ``key`` in a format."""
-    return lambda row: None if row.get(key) is None else format(row[key], form)
+def text(key: str) -> Callable[[Sequence[Row]], str | None]:
+    """What stands under ``key``, all that the sessions have."""
+
+    def text_of(rows: Sequence[Row]) -> str | None:
+        found = dict.fromkeys(str(row[key]) for row in rows if row.get(key) is not None)
+        return ", ".join(found) or None
+
+    return text_of
 
 
-def text(key: str) -> Callable[[dict[str, Any]], str | None]:
-    """What stands under ``key``."""
-    return lambda row: None if row.get(key) is None else str(row[key])
+def span(low: str, high: str) -> str:
+    """A range in words."""
+    return low if low == high else f"{low} to {high}"
 
 
 def machine(device: str) -> dict[str, Any]:
@@ -65,17 +92,75 @@ def machine(device: str) -> dict[str, Any]:
     return described
 
 
-def document(
-    benchmark: str, settings: dict[str, Any], rows: list[dict[str, Any]]
-) -> dict[str, Any]:
-    """The JSON form: what was run, where, and a list of flat rows."""
-    return {
-        "benchmark": benchmark,
-        "command": shlex.join(["python", f"scripts/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
-        "machine": machine(settings.get("device", "cpu")),
-        "settings": settings,
+def begin(benchmark: str, settings: dict[str, Any], path: Path) -> dict[str, Any]:
+    """The document that a session's rows are added to: the one in the file, or a new one.
+
+    To be called before anything is measured.
+
+    Args:
+      settings: what was measured; the same for all sessions of a document.
+
+    Raises:
+      SystemExit: the file holds something else.
+    """
+    # As JSON gives it back: lists for tuples.
+    settings = json.loads(json.dumps(settings))
+    if not path.exists():
+        return {"benchmark": benchmark, "settings": settings, "sessions": []}
+    document = read(path)
+    given = (benchmark, settings, _versions(machine(settings.get("device", "cpu"))))
+    machine_there = document["sessions"][-1]["machine"]
+    there = (document["benchmark"], document["settings"], _versions(machine_there))
+    if given != there:
+        raise SystemExit(
+            f"{path}: got figures of {there}, expected those of {given} to add a session to; "
+            "delete the file or give another --json"
+        )
+    return document
+
+
+def add_session(
+    document: dict[str, Any], path: Path, rows: list[Row], facts: dict[str, Any] | None = None
+) -> None:
+    """Append what one run measured, and write the document.
+
+    Args:
+      document: of `begin`.
+      rows: flat, each with the keys of `tables.KEYS`.
+      facts: further figures of this session, for the title.
+    """
+    session = {
+        "date": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+        "command": command(sys.argv),
+        "machine": machine(document["settings"].get("device", "cpu")),
+        "facts": facts or {},
         "rows": rows,
     }
+    document["sessions"].append(json.loads(json.dumps(session)))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(document, indent=1) + "\n")
+    print(f"figures: {path}, {len(document['sessions'])} sessions")
+
+
+def command(words: list[str]) -> str:
+    """A command line without this machine's folders."""
+    named = [Path(word).name if Path(word).is_absolute() else word for word in words[1:]]
+    return shlex.join(["python", f"scripts/{Path(words[0]).stem}.py", *named])
+
+
+def read(path: Path) -> dict[str, Any]:
+    """One document.
+
+    Raises:
+      SystemExit: it is not one that the benchmarks wrote.
+    """
+    document = json.loads(path.read_text())
+    if not isinstance(document, dict) or not document.get("sessions"):
+        raise SystemExit(
+            f"{path}: got no sessions, expected a file that a benchmark wrote; delete it and "
+            "measure again"
+        )
+    return document
 
 
 def default_path(*words: str) -> Path:
@@ -83,26 +168,38 @@ def default_path(*words: str) -> Path:
     return RESULTS / ("-".join([*words, "k2" if HAS_K2 else "modern"]) + ".json")
 
 
-def write(figures: dict[str, Any], path: Path) -> None:
-    """Write a document."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(figures, indent=1) + "\n")
-    print(f"figures: {path}")
+def merged(document: dict[str, Any], keys: Sequence[str]) -> list[list[Row]]:
+    """The sessions' rows, those with the same values of the keys together."""
+    groups: dict[tuple[Any, ...], list[Row]] = {}
+    for session in document["sessions"]:
+        for row in session["rows"]:
+            groups.setdefault(tuple(row[key] for key in keys), []).append(row)
+    return list(groups.values())
 
 
-def cells(figures: dict[str, Any], columns: list[Column]) -> list[list[str]]:
+def cells(
+    document: dict[str, Any], columns: Sequence[Column], keys: Sequence[str]
+) -> list[list[str]]:
     """The rows of a document as texts."""
-    return [[column.text(row) or "-" for column in columns] for row in figures["rows"]]
+    return [[column.text(rows) or "-" for column in columns] for rows in merged(document, keys)]
 
 
-def print_table(title: str, figures: dict[str, Any], columns: list[Column]) -> None:
+def print_table(
+    title: str, document: dict[str, Any], columns: Sequence[Column], keys: Sequence[str]
+) -> None:
     """The rows of a document on the screen."""
     table = Table(title=title)
     for i, column in enumerate(columns):
         table.add_column(column.title, justify="right" if i > 1 else "left")
-    for row in cells(figures, columns):
+    for row in cells(document, columns, keys):
         table.add_row(*row)
-    Console(width=170).print(table)
+    Console(width=200).print(table)
+
+
+def _versions(described: dict[str, Any]) -> dict[str, Any]:
+    """What all sessions of a document have in common."""
+    names = ("threads", "python", "torch", "k2", "gpu")
+    return {name: described[name] for name in names if name in described}
 
 
 def _cpu_model() -> str:

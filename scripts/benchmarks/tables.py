@@ -2,30 +2,59 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Callable
 
-from benchmarks.results import Column, mib, number, text
+from benchmarks import results
+from benchmarks.results import Column, Row, mib, number, span, text
+
+# What tells the rows of one session apart.
+KEYS: dict[str, tuple[str, ...]] = {
+    "loss": ("part", "arm"),
+    "classes": ("C", "arm"),
+    "public": ("batch", "lattice", "arm"),
+    "capacity": ("recipe", "arm"),
+    "workspace": ("workspace_mib", "arm"),
+    "profile": ("kind", "name"),
+}
 
 _METHOD = Column("method", text("label"))
 _PEAK = Column("peak above inputs, MiB", mib("peak_bytes"))
-_SECONDS = Column("s", number("seconds", ".3f"))
-_SHARES = Column(
-    "sites forward / backward",
-    lambda row: (
-        f"{row['forward_share']:.0%} / {row['backward_share']:.0%}"
-        if row["arm"].startswith("panda") and row.get("part") != "simple"
-        else None
-    ),
-)
 
 
-def part_of_dense(row: dict[str, Any]) -> str | None:
-    """A peak as a fraction of the dense loss's; None where it was too small to measure."""
-    return None if row["memory_ratio"] is None else f"1/{row['memory_ratio']:.1f}"
+def _seconds(form: str) -> tuple[Column, Column]:
+    """The time of a quiet machine, and what there was."""
+    return (
+        Column("s, minimum", number(_unless_oom("seconds_min"), form)),
+        Column("s, median", number(_unless_oom("seconds"), form)),
+    )
 
 
-def _peak_or_mark(row: dict[str, Any]) -> str:
-    return "OOM" if row["is_out_of_memory"] else f"{row['peak_bytes'] / 2**20:.0f}"
+def _unless_oom(key: str) -> Callable[[Row], float | None]:
+    return lambda row: None if row["is_out_of_memory"] else row[key]
+
+
+def _shares(rows: Sequence[Row]) -> str | None:
+    routed = [r for r in rows if r["arm"].startswith("panda") and r.get("part") != "simple"]
+    shares = (number(key, ".0%")(routed) for key in ("forward_share", "backward_share"))
+    return " / ".join(share for share in shares if share) or None
+
+
+def part_of(key: str) -> Callable[[Sequence[Row]], str | None]:
+    """A peak as a fraction of another; None where it was too small to measure."""
+
+    def text_of(rows: Sequence[Row]) -> str | None:
+        ratios = sorted(row[key] for row in rows if row.get(key) is not None)
+        return None if not ratios else span(f"1/{ratios[0]:.1f}", f"1/{ratios[-1]:.1f}")
+
+    return text_of
+
+
+def _peak_or_mark(rows: Sequence[Row]) -> str | None:
+    fits = [row for row in rows if not row["is_out_of_memory"]]
+    return mib("peak_bytes", ".0f")(fits) or "OOM"
 
 
 COLUMNS: dict[str, list[Column]] = {
@@ -33,21 +62,26 @@ COLUMNS: dict[str, list[Column]] = {
         Column("part", text("part")),
         _METHOD,
         _PEAK,
-        Column("of dense", part_of_dense),
-        _SECONDS,
-        Column("of dense", number("time_ratio", ".2f")),
-        _SHARES,
+        Column("of dense", part_of("memory_ratio")),
+        *_seconds(".3f"),
+        Column("minima, of dense", number("time_ratio", ".2f")),
+        Column("medians, of dense", number("median_ratio", ".2f")),
+        Column("minima, of k2 1.23.4", number("k2_time_ratio", ".2f")),
+        Column("GEMM limit, s", number("limit_seconds", ".3f")),
+        Column("of the limit", number("of_limit", ".2f")),
+        Column("sites forward / backward", _shares),
         Column("loss apart", number("loss_rel", ".0e")),
         Column("gradient rel-L2", number("grad_rel_l2", ".1e")),
         Column("worst tensor", number("worst_grad_rel_l2", ".1e")),
-        Column("frames with another band", text("moved_frames")),
+        Column("frames with another band", number("moved_frames", "g")),
     ],
     "classes": [
         Column("C", text("C")),
         _METHOD,
         Column("peak above inputs, MiB", _peak_or_mark),
         Column("copies of (W + b)", number("head_copies", ".2f")),
-        Column("s", lambda row: None if row["is_out_of_memory"] else f"{row['seconds']:.3f}"),
+        *_seconds(".3f"),
+        Column("minima, of dense", number("time_ratio", ".2f")),
         Column("slope in C, copies of (W + b)", number("slope_copies", ".2f")),
     ],
     "public": [
@@ -56,7 +90,7 @@ COLUMNS: dict[str, list[Column]] = {
         Column("lattice", text("lattice")),
         Column("utterances", text("utterances")),
         Column("peak above inputs, MiB", _peak_or_mark),
-        Column("s", lambda row: None if row["is_out_of_memory"] else f"{row['seconds']:.2f}"),
+        *_seconds(".2f"),
         Column("MiB per utterance", number("mib_per_utterance", ".1f")),
         Column("s per utterance", number("seconds_per_utterance", ".3f")),
     ],
@@ -64,7 +98,8 @@ COLUMNS: dict[str, list[Column]] = {
         Column("recipe", text("recipe")),
         _METHOD,
         Column("C", text("C")),
-        Column("largest --max-duration, s", lambda row: f"{row['bound']}{row['max_duration']:.0f}"),
+        Column("", text("bound")),
+        Column("largest --max-duration, s", number("max_duration", ".0f")),
         Column("peak there, MiB", mib("peak_bytes")),
         Column("of dense", number("capacity_ratio", ".1f")),
     ],
@@ -72,7 +107,15 @@ COLUMNS: dict[str, list[Column]] = {
         Column("workspace_mib", number("workspace_mib", "g")),
         _METHOD,
         _PEAK,
-        _SECONDS,
+        *_seconds(".3f"),
+    ],
+    "profile": [
+        Column("kind", text("kind")),
+        Column("part", text("name")),
+        Column("s, minimum", number("seconds_min", ".3f")),
+        Column("s, median", number("seconds", ".3f")),
+        Column("share", number("share", ".0%")),
+        Column("GFLOP", number("gflop", ".1f")),
     ],
 }
 
@@ -86,7 +129,7 @@ def title(figures: dict[str, Any]) -> str:
     if name == "loss":
         return (
             f"Transducer loss, {settings['corpus']}, {settings['adjoints']} adjoints "
-            f"({settings['carrying_share']:.0%} of the sites carry all but 1e-6 of them): {size}"
+            f"({_carrying(figures)} of the sites carry all but 1e-6 of them): {size}"
         )
     if name == "classes":
         cap = settings["cap_bytes"] / 2**30
@@ -95,4 +138,28 @@ def title(figures: dict[str, Any]) -> str:
         return "Public transducer-loss-benchmarking shapes, V=500"
     if name == "capacity":
         return f"Capacity: whole loss within {settings['budget_bytes'] / 2**20:g} MiB"
+    if name == "profile":
+        return f"Where a step's time goes, {settings['adjoints']} adjoints: {size}"
     return f"Workspace of the tiles, whole loss, {settings['adjoints']} adjoints: {size}"
+
+
+def _carrying(figures: dict[str, Any]) -> str | None:
+    """The share of the sites that matter, over all sessions."""
+    return number("carrying_share", ".0%")([session["facts"] for session in figures["sessions"]])
+
+
+@contextmanager
+def measuring(
+    benchmark: str, settings: dict[str, Any], path: Path, facts: dict[str, Any] | None = None
+) -> Iterator[list[Row]]:
+    """One session: rows that are filled in, then added to the file and shown with all others.
+
+    Args:
+      settings: what is measured; a file of other ones is refused before anything is.
+      facts: see `results.add_session`; may be filled in until the end.
+    """
+    document = results.begin(benchmark, settings, path)
+    rows: list[Row] = []
+    yield rows
+    results.add_session(document, path, rows, facts)
+    results.print_table(title(document), document, COLUMNS[benchmark], KEYS[benchmark])

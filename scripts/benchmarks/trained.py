@@ -43,7 +43,7 @@ def trained_inputs(checkpoint: Path, B: int, T: int, s_range: int, shortest: flo
     if not checkpoint.is_file():
         raise FileNotFoundError(
             f"--checkpoint: got {checkpoint}, expected an epoch-N.pt that egs/tones' train.py "
-            "wrote; the docstring of bench_loss.py has the commands"
+            "wrote; the docstring of make_trained_inputs.py has the commands"
         )
     saved = torch.load(checkpoint, map_location="cpu")
     with _recipe_on_path():
@@ -57,6 +57,17 @@ def trained_inputs(checkpoint: Path, B: int, T: int, s_range: int, shortest: flo
         wanted = torch.linspace(shortest, 1.0, B) * T if B > 1 else torch.tensor([float(T)])
         batch = list(_joined_utterances(params, tokenizer, wanted.tolist()))
     return _inputs(model, [f for f, _ in batch], [s for _, s in batch], s_range)
+
+
+def used_classes(checkpoint: Path) -> Tensor:
+    """The classes that texts of a checkpoint's corpus have, and blank; int64, ascending."""
+    saved = torch.load(checkpoint, map_location="cpu")
+    with _recipe_on_path():
+        params = importlib.import_module("train").get_params()
+        params.update(saved["params"])
+        tokenizer = importlib.import_module("tokens").load_bpe_model(params)
+    pieces = [tokenizer.id_to_piece(i) for i in range(tokenizer.get_piece_size())]
+    return torch.tensor([i for i, piece in enumerate(pieces) if not piece.startswith("<unused")])
 
 
 @contextmanager

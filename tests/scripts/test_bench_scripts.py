@@ -5,12 +5,13 @@ import json
 import re
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from bench_capacity import SHORTEST, largest_that_fits
 from bench_public import bounded, full_lattice_bytes
-from benchmarks import tables
-from benchmarks.arms import arms_of
+from benchmarks import results, tables
+from benchmarks.arms import HAS_K2, arms_of
 from benchmarks.child import Measured
 from benchmarks.shapes import PUBLIC
 from results_tables import read
@@ -19,15 +20,17 @@ TINY = "--B 3 --T 12 --S 4 --C 40 --H 8 --D 8 --repeats 1".split()
 
 
 def checked(figures, benchmark):
-    """The rows of a document that has everything a table and its reader need."""
+    """The rows of one session's document that has everything a table and its reader need."""
     assert figures["benchmark"] == benchmark
-    assert figures["command"].startswith("python scripts/bench_")
-    assert {"cpu", "cores", "threads", "torch", "k2", "lane"} <= set(figures["machine"])
     assert tables.title(figures)
-    for column in tables.COLUMNS[benchmark]:
-        for row in figures["rows"]:
-            column.text(row)
-    return figures["rows"]
+    assert results.cells(figures, tables.COLUMNS[benchmark], tables.KEYS[benchmark])
+    (session,) = figures["sessions"]
+    assert session["command"].startswith("python scripts/bench_")
+    assert str(Path.home()) not in json.dumps(figures)
+    assert "/tmp" not in json.dumps(figures)
+    assert re.fullmatch(r"20\d\d-\d\d-\d\d \d\d:\d\d UTC", session["date"])
+    assert {"cpu", "cores", "threads", "torch", "k2", "lane"} <= set(session["machine"])
+    return session["rows"]
 
 
 def test_loss_compares_all_methods_on_the_whole_and_its_halves(script):
@@ -35,9 +38,13 @@ def test_loss_compares_all_methods_on_the_whole_and_its_halves(script):
     rows = checked(figures, "loss")
     for part in ("whole", "simple", "pruned"):
         assert [row["arm"] for row in rows if row["part"] == part] == arms_of(part)
-    assert 0 < figures["settings"]["carrying_share"] <= 1
+    assert 0 < figures["sessions"][0]["facts"]["carrying_share"] <= 1
     for row in rows:
-        assert row["seconds"] > 0
+        assert 0 < row["seconds_min"] == min(row["samples_s"]) <= row["seconds"]
+        assert row["time_ratio"] > 0
+        # A row of another method has no products of its own, and one without k2 no ratio to it.
+        assert (row["of_limit"] is not None) == row["arm"].startswith("panda")
+        assert (row["k2_time_ratio"] is not None) == HAS_K2
         assert row["grad_rel_l2"] < 1e-5
         assert row["parameter_bytes"] > 0
         if row["arm"].startswith("panda") and row["part"] != "simple":
@@ -51,7 +58,7 @@ def test_a_peak_too_small_to_measure_has_no_ratio(script, monkeypatch):
     monkeypatch.setattr(child, "run", lambda job: replace(run(job), peak_bytes=0))
     rows = checked(script("bench_loss", *TINY, "--arms", "panda"), "loss")
     assert [row["memory_ratio"] for row in rows] == [None] * len(rows)
-    assert all(tables.part_of_dense(row) is None for row in rows)
+    assert tables.part_of("memory_ratio")(rows) is None
 
 
 def test_classes_marks_the_first_c_that_does_not_fit_and_stops_there(script, monkeypatch):
@@ -67,6 +74,7 @@ def test_classes_marks_the_first_c_that_does_not_fit_and_stops_there(script, mon
     )
     assert module.SHAPE.sites == 2000
     words = ["--classes", 30, 60, 90, "--cap-gib", 0.5, "--arms", "dense", "panda"]
+    # By the dense loss at the same C where that one fits.
     rows = checked(script("bench_classes", *TINY[:6], "--H", 8, "--D", 8, *words), "classes")
     assert [(row["C"], row["arm"], row["is_out_of_memory"]) for row in rows] == [
         (30, "dense", False),
@@ -76,6 +84,7 @@ def test_classes_marks_the_first_c_that_does_not_fit_and_stops_there(script, mon
         (90, "panda", False),
     ]
     assert rows[-1]["slope_copies"] is not None
+    assert [row["time_ratio"] is None for row in rows] == [False, False, True, True, True]
 
 
 def test_public_labels_smaller_batches_of_the_full_lattice(script):
@@ -133,7 +142,17 @@ def test_bisection_says_when_nothing_or_everything_fits():
 @pytest.mark.parametrize(
     ("name", "words", "match"),
     [
-        ("bench_loss", ["--adjoints", "trained"], "--checkpoint: got none"),
+        (
+            "bench_loss",
+            ["--adjoints", "trained", "--B", "3"],
+            "--B: got 3, expected 20, as the stored inputs have",
+        ),
+        ("bench_loss", ["--adjoints", "trained", "--H", "50"], "--H: got 50, expected a multiple"),
+        (
+            "bench_loss",
+            ["--adjoints", "trained", "--corpus", "wenetspeech"],
+            "--adjoints: got one of 4336 classes, expected 5537",
+        ),
         (
             "bench_loss",
             ["--adjoints", "trained", "--checkpoint", "absent/epoch-1.pt"],
@@ -164,8 +183,8 @@ def test_figures_and_results_are_written_from_the_json_files(script, tmp_path, m
             "bench_capacity", "--C", 50, "--H", 8, "--D", 8, "--longest", 2, "--start", 2
         ),
     }
-    documents["classes-k2"]["rows"][-1]["is_out_of_memory"] = True
-    documents["loss-aishell-random-k2"]["rows"][0]["memory_ratio"] = None
+    documents["classes-k2"]["sessions"][0]["rows"][-1]["is_out_of_memory"] = True
+    documents["loss-aishell-random-k2"]["sessions"][0]["rows"][0]["memory_ratio"] = None
     for name, figures in documents.items():
         (folder / f"{name}.json").write_text(json.dumps(figures))
     for name in ("plot_benchmarks", "results_tables"):
@@ -180,12 +199,15 @@ def test_figures_and_results_are_written_from_the_json_files(script, tmp_path, m
     }
     text = (folder / "RESULTS.md").read_text()
     assert all(picture in text for picture in pictures)
-    assert all(figures["command"] in text for figures in documents.values())
+    assert all(d["sessions"][0]["command"] in text for d in documents.values())
     assert "| OOM |" in text
 
 
 def test_a_json_file_of_something_else_is_refused(tmp_path):
     path = tmp_path / "old.json"
-    path.write_text("{}")
-    with pytest.raises(SystemExit, match="got benchmark None, expected one of loss"):
+    path.write_text('{"benchmark": "dinner", "sessions": [{}]}')
+    with pytest.raises(SystemExit, match="got benchmark 'dinner', expected one of loss"):
+        read(path)
+    path.write_text('{"benchmark": "loss", "rows": []}')
+    with pytest.raises(SystemExit, match="got no sessions, expected a file that a benchmark wrote"):
         read(path)

@@ -50,13 +50,23 @@ def test_the_loss_of_a_checkpoint_is_measured(checkpoint, tmp_path):
     shape = figures["settings"]["shape"]
     assert (shape["B"], shape["C"], shape["H"], shape["D"]) == (2, 90, 12, 16)
     assert 60 <= shape["T"] <= 90
-    assert figures["rows"][1]["grad_rel_l2"] < 1e-5
+    (session,) = figures["sessions"]
+    assert session["rows"][1]["grad_rel_l2"] < 1e-5
+    assert "/" not in session["command"].replace("scripts/", "")
 
 
 def test_another_number_of_classes_is_refused(checkpoint, tmp_path):
     done = bench(checkpoint, tmp_path / "loss.json")
     assert done.returncode == 2
     assert "--checkpoint: got one of 90 classes, expected 4336" in done.stderr
+
+
+def test_a_checkpoint_of_unequal_widths_is_not_stored(checkpoint, tmp_path):
+    script, out = REPO / "scripts/make_trained_inputs.py", tmp_path / "inputs.npz"
+    done = run(script, "--checkpoint", checkpoint, "--out", out, "--B", 2, "--T", 90)
+    assert done.returncode == 2
+    assert "got --encoder-dim 16 and --joiner-dim 12, expected equal ones" in done.stderr
+    assert not out.exists()
 
 
 def test_the_unused_classes_occur_in_no_text(checkpoint):

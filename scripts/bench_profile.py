@@ -1,0 +1,76 @@
+"""Where the time of a step of the whole transducer loss goes, and how near it is to its products.
+
+    python scripts/bench_profile.py --adjoints trained
+
+By part: the counters of the tiled losses, forward and backward; recursions, checks and bands by the
+functions that do them; the rest is what is left. By kind: torch's profiler, whose own cost makes
+the small operations dearer than they are. `matrix products alone` is the step's GEMMs by plain
+torch.mm and torch.bmm at the sizes of its tiles (benchmarks/gemm_limit.py): no step can be faster.
+
+Inputs are those of bench_loss.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+import torch
+from benchmarks import results
+from benchmarks.arms import Step
+from benchmarks.chosen_inputs import add_inputs, chosen_inputs, settings_of
+from benchmarks.gemm_limit import products_of, recorded_gemms
+from benchmarks.inputs import LossInputs
+from benchmarks.options import check_counts, make_parser
+from benchmarks.profile import kinds_of, parts_of
+from benchmarks.tables import measuring
+from benchmarks.timing import seconds_of, times
+
+WHOLE = "the whole step"
+PRODUCTS = "matrix products alone"
+
+
+def get_parser() -> argparse.ArgumentParser:
+    p = make_parser(__doc__)
+    add_inputs(p)
+    return p
+
+
+def bench(inputs: LossInputs, args: argparse.Namespace) -> list[dict[str, Any]]:
+    """One row per part and per kind of operation."""
+    step = Step.make("panda", "whole", inputs, args.workspace_mib)
+    step.run()
+    gemms = recorded_gemms(step)
+    flops = sum(product.flops for product in products_of(step))
+    samples: dict[tuple[str, str], list[float]] = {}
+    for _ in range(args.repeats):
+        products = {PRODUCTS: seconds_of(gemms, torch.device(args.device))}
+        for kind, found in (("part", {**parts_of(step), **products}), ("kind", kinds_of(step))):
+            for name, seconds in found.items():
+                samples.setdefault((kind, name), []).append(seconds)
+    whole = min(samples["part", WHOLE])
+    of_kinds = sum(min(s) for (kind, _), s in samples.items() if kind == "kind")
+    return [
+        {
+            "kind": kind,
+            "name": name,
+            **times(seconds),
+            "share": min(seconds) / (whole if kind == "part" else of_kinds),
+            "gflop": flops / 1e9 if name == PRODUCTS else None,
+        }
+        for (kind, name), seconds in samples.items()
+    ]
+
+
+def main() -> None:
+    parser = get_parser()
+    args = parser.parse_args()
+    check_counts(parser, args, "repeats")
+    inputs = chosen_inputs(parser, args)
+    target = args.json or results.default_path("profile", args.corpus, args.adjoints)
+    with measuring("profile", settings_of(args, inputs), target) as rows:
+        rows += bench(inputs, args)
+
+
+if __name__ == "__main__":
+    main()
