@@ -15,17 +15,20 @@ from torch import nn
 
 from panda_icefall.dynamo import opaque
 from panda_icefall.routing.module_hooks import say_blind_hooks
+from panda_icefall.routing.projection_calls import recorded_projection
 from panda_icefall.routing.stand_in import StandIn, as_tensors
 
 
 def module_call(original: Callable[..., Any]) -> Callable[..., Any]:
-    """``nn.Module.__call__`` that knows stand-ins among the arguments; all others pass."""
+    """``nn.Module.__call__`` that knows stand-ins among the arguments, and projections."""
 
     @functools.wraps(original)
     def call(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         for value in (*args, *kwargs.values()):
             if isinstance(value, StandIn):
                 return _call_recorded(original, self, args, kwargs)
+        if (projection := recorded_projection(self)) is not None:
+            return projection.call(original, args, kwargs)
         return original(self, *args, **kwargs)
 
     return call

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Callable
 
@@ -14,6 +15,7 @@ from panda_icefall.engine_choice import check_engine
 from panda_icefall.losses.pruning import check_pruning_form
 from panda_icefall.routing import routed_loss, routed_simple_loss
 from panda_icefall.routing.deferred import DeferredJoint
+from panda_icefall.routing.finding_projections import check_projection_names
 from panda_icefall.routing.nodes import Sites, Table
 from panda_icefall.routing.observing import current_observer
 from panda_icefall.routing.stand_in import StandIn
@@ -30,15 +32,20 @@ class Options:
     workspace_bytes: int | None = None
     adjoint_tolerance: float | None = None
     engine: str = "auto"
+    projections: Mapping[str, str] | None = None
 
     @classmethod
     def of(
-        cls, workspace_mib: float | None, adjoint_tolerance: float | None, engine: str
+        cls,
+        workspace_mib: float | None,
+        adjoint_tolerance: float | None,
+        engine: str,
+        projections: Mapping[str, str] | None = None,
     ) -> Options:
         """From what a user gives.
 
         Raises:
-          ValueError: an option is out of range.
+          ValueError, TypeError: an option is out of range, or names no kind of projection.
           MissingEngineError: Triton is asked for and not installed.
         """
         check_engine(engine)
@@ -48,8 +55,10 @@ class Options:
             )
         if adjoint_tolerance is not None and not 0 <= adjoint_tolerance < 1:
             raise ValueError(f"adjoint_tolerance: got {adjoint_tolerance}, expected 0 <= it < 1")
+        if projections is not None:
+            check_projection_names(projections)
         workspace_bytes = None if workspace_mib is None else int(workspace_mib * 2**20)
-        return cls(workspace_bytes, adjoint_tolerance, engine)
+        return cls(workspace_bytes, adjoint_tolerance, engine, projections)
 
 
 @dataclass
@@ -131,22 +140,24 @@ def simple_loss_in_tiles(original: Function, state: RoutingState) -> Function:
         given = signature.bind(*args, **kwargs)
         given.apply_defaults()
         arguments, options, counters = given.arguments, state.options, state.counters
-        projections = {name: arguments[name] for name in ("am", "lm")}
-        if any(isinstance(value, StandIn) for value in projections.values()):
-            reason = routed_simple_loss.why_not(**projections)
-            if reason is None and options is None:
-                reason = "PANDA was reverted"
-            if reason is not None:
-                for name, value in projections.items():
-                    if isinstance(value, StandIn):
-                        arguments[name] = value.materialise(reason)
-        is_deferred = isinstance(arguments["am"], StandIn)
-        if options is None or not (is_deferred or routed_simple_loss.takes_tensors(arguments)):
+        for name in ("am", "lm"):
+            value = arguments[name]
+            if isinstance(value, StandIn):
+                reason = routed_simple_loss.why_not(value)
+                if options is None:
+                    reason = "PANDA was reverted"
+                if reason is not None:
+                    arguments[name] = value.materialise(reason)
+        if options is None or not routed_simple_loss.takes(arguments):
+            for name in ("am", "lm"):
+                if isinstance(arguments[name], StandIn):
+                    arguments[name] = arguments[name].materialise("a loss of k2")
             counters.simple_losses_dense += 1
             return original(*given.args, **given.kwargs)
         loss = routed_simple_loss.compute(
             arguments, workspace_bytes=options.workspace_bytes, counters=counters.simple_tiles
         )
+        is_deferred = any(isinstance(arguments[name], StandIn) for name in ("am", "lm"))
         counters.simple_losses_routed += 1
         counters.simple_losses_of_tensors += not is_deferred
         return loss
