@@ -1,6 +1,7 @@
 """How an unmodified recipe gets there: recorded joiners, projections, replaced k2 functions."""
 
 from panda_icefall.routing.errors import PandaError, UnknownSignatureError
+from panda_icefall.routing.finding_projections import find_projections
 from panda_icefall.routing.observing import observed
 from panda_icefall.routing.patch import (
     apply,
@@ -12,7 +13,6 @@ from panda_icefall.routing.patch import (
     status,
     suspended,
 )
-from panda_icefall.routing.projections import find_projections
 from panda_icefall.routing.status import LossTotals, Status
 
 __all__ = [

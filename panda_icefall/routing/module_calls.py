@@ -15,18 +15,22 @@ from torch import nn
 
 from panda_icefall.dynamo import opaque
 from panda_icefall.routing.module_hooks import say_blind_hooks
+from panda_icefall.routing.projection_calls import recorded_projection
 from panda_icefall.routing.stand_in import StandIn, as_tensors
 
 
 def module_call(original: Callable[..., Any]) -> Callable[..., Any]:
-    """``nn.Module.__call__`` that knows stand-ins among what it is given, or gives to FSDP."""
+    """``nn.Module.__call__`` that knows projections, and stand-ins given or, to FSDP, taken."""
 
     @functools.wraps(original)
     def call(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         for value in (*args, *kwargs.values()):
             if isinstance(value, StandIn):
                 return _call_recorded(original, self, args, kwargs)
-        result = original(self, *args, **kwargs)
+        if (projection := recorded_projection(self)) is not None:
+            result = projection.call(original, args, kwargs)
+        else:
+            result = original(self, *args, **kwargs)
         if "_is_fsdp_managed_module" in self.__dict__ and _is_called_by_fsdp(self):
             # It waits for the gradient of a tensor, to gather its parameters again.
             result = as_tensors(result, "FullyShardedDataParallel")

@@ -6,7 +6,9 @@ import logging
 import sys
 import weakref
 from types import FrameType
+from typing import Any
 
+import torch
 from torch import nn
 
 from panda_icefall.routing.observing import watch_finite
@@ -46,9 +48,15 @@ def forget_blind_hooks() -> None:
 
 def blind_hooks(module: nn.Module) -> list[str]:
     """Which of "forward" and "backward" hooks wait for its output; PANDA's and torch's do not."""
-    hooks = {
-        "forward": module._forward_hooks,
-        "backward": {**module._backward_hooks, **getattr(module, "_backward_pre_hooks", {})},
+    of_all = torch.nn.modules.module  # those that torch registers for every module
+    hooks: dict[str, dict[Any, Any]] = {
+        "forward": {**of_all._global_forward_hooks, **module._forward_hooks},
+        "backward": {
+            **of_all._global_backward_hooks,
+            **getattr(of_all, "_global_backward_pre_hooks", {}),
+            **module._backward_hooks,
+            **getattr(module, "_backward_pre_hooks", {}),
+        },
     }
     return [
         kind

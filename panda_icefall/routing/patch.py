@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import nn
 
+from panda_icefall.routing.finding_projections import find_projections, near_names
 from panda_icefall.routing.hosts import (
     SIMPLE_LOSSES,
     bindings_elsewhere,
@@ -20,7 +21,7 @@ from panda_icefall.routing.hosts import (
 )
 from panda_icefall.routing.interceptions import interceptions
 from panda_icefall.routing.module_hooks import forget_blind_hooks
-from panda_icefall.routing.projections import RecordingForward, find_projections
+from panda_icefall.routing.projection_calls import RecordedProjection
 from panda_icefall.routing.replaced import (
     Options,
     RoutingState,
@@ -60,7 +61,7 @@ class _Applied:
       is_suspended: whether the originals are back for a while.
     """
 
-    replacements: list[Replacement]
+    replacements: list[Replacement | RecordedProjection]
     has_simple_loss: bool
     is_suspended: bool = False
 
@@ -129,7 +130,7 @@ def apply(
 
 def _newly_applied() -> _Applied:
     functions = host_functions()
-    replacements = [
+    replacements: list[Replacement | RecordedProjection] = [
         *(Replacement.of(m, name, _REPLACED[name](f, _state)) for m, name, f in functions),
         *interceptions(),
     ]
@@ -155,24 +156,32 @@ def _say_bindings_elsewhere(functions: list[tuple[ModuleType, str, Any]]) -> Non
             )  # fmt: skip
 
 
-def _record_projections(applied: _Applied, model: Any) -> list[Replacement]:
-    """Replace the forward of a model's projections, those that are not replaced already."""
+def _record_projections(applied: _Applied, model: Any) -> list[RecordedProjection]:
+    """Record a model's projections, those that are not recorded already."""
     if not applied.has_simple_loss:
         return []
-    found = find_projections(model) if isinstance(model, nn.Module) else {}
+    names = None if _state.options is None else _state.options.projections
+    found = find_projections(model, names) if isinstance(model, nn.Module) else {}
     name = type(getattr(model, "module", model)).__name__
     if not found and name not in _without_projections:
         _without_projections.add(name)
-        logging.info(
+        near = near_names(model) if isinstance(model, nn.Module) else []
+        logging.warning(
             "panda: no simple_am_proj and simple_lm_proj in %s: its simple loss, if it has one, is "
-            "computed in tiles from am and lm as they are; said once",
+            "computed in tiles from am and lm as they are. If it has such projections under other "
+            'names, say which: projections={"am": NAME, "lm": NAME} or --panda-projections '
+            "am=NAME,lm=NAME; candidates: %s; said once",
             name,
+            ", ".join(near) or "none",
         )
-    added = []
-    for path, module in found.items():
-        if not isinstance(vars(module).get("forward"), RecordingForward):
-            ours = RecordingForward(path.rpartition(".")[2], module, _state.report_projection)
-            added.append(Replacement.of(module, "forward", ours, f"{path}.forward"))
+    recorded = {r.module for r in applied.replacements if isinstance(r, RecordedProjection)}
+    added = [
+        RecordedProjection(
+            module, path.rpartition(".")[2], f"{path}.forward", _state.report_projection
+        )
+        for path, module in found.items()
+        if module not in recorded
+    ]
     applied.replacements += added
     if not applied.is_suspended:
         for replacement in added:

@@ -1,36 +1,45 @@
-"""``DeferredProjection``: a projection to classes that waits for the simple loss to be computed.
-
-The recipes' ``simple_am_proj`` and ``simple_lm_proj`` feed nothing but ``k2.rnnt_loss_smoothed``.
-Their ``forward`` is replaced on the module itself, so that the call of ``F.linear`` in it, however
-its weight was made, gives a stand-in from which that loss reads input, weight and bias.
-"""
+"""``DeferredProjection``: a projection to classes that waits for the simple loss to be computed."""
 
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from types import MethodType
 from typing import Any, Callable
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
+from torch import Tensor
 
-from panda_icefall.dynamo import opaque
 from panda_icefall.normalizer.autocast import autocast_dtype
-from panda_icefall.routing.custom_functions import enclosing_function
 from panda_icefall.routing.late_inputs import LateInputs
 from panda_icefall.routing.nodes import linear
 from panda_icefall.routing.stand_in import Report, StandIn, cast_target
-from panda_icefall.routing.tracing import is_traced
 
-__all__ = ["DeferredProjection", "ProjectionCall", "RecordingForward", "find_projections"]
+__all__ = ["DeferredProjection", "ProjectionCall"]
 
-_NAME = re.compile(r"(?:.*\.)?simple_(?:\w+_)?(am|lm)_proj(?:_\w+)?")
 _HALVES = (torch.float16, torch.bfloat16)
+
+
+def _functions(names: str) -> set[Callable[..., Any]]:
+    homes = (torch, Tensor)
+    return {getattr(home, n) for n in names.split() for home in homes if hasattr(home, n)}
+
+
+_PRODUCTS = _functions("mul multiply __mul__ __rmul__")
+_QUOTIENTS = _functions("div divide true_divide __truediv__")
+_SUMS = _functions("add __add__ __radd__")
+_DIFFERENCES = _functions("sub subtract __sub__")
+# In-place twin -> the function it stands for.
+_IN_PLACE = {
+    getattr(Tensor, twin): getattr(torch, name)
+    for name, twins in {
+        "mul": ("mul_", "__imul__"),
+        "div": ("div_", "__itruediv__"),
+        "add": ("add_", "__iadd__"),
+        "sub": ("sub_", "__isub__"),
+    }.items()
+    for twin in twins
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,7 +72,7 @@ class ProjectionCall(LateInputs):
     @classmethod
     def of(cls, name: str, input: Any, weight: Any, bias: Any = None) -> ProjectionCall | None:
         """The arguments of an ``F.linear``; None for those that it is better left to judge."""
-        given = [tensor for tensor in (input, weight, bias) if tensor is not None]
+        given = [input, weight] if bias is None else [input, weight, bias]
         if not all(isinstance(t, Tensor) and t.device == input.device for t in given):
             return None
         if input.dim() != 3 or weight.dim() != 2 or weight.shape[1] != input.shape[2]:
@@ -80,12 +89,54 @@ class ProjectionCall(LateInputs):
             is_known = len(dtypes) == 1 and input.dtype.is_floating_point
         return cls(name, input, weight, bias, cast) if is_known else None
 
+    def scaled(self, function: Callable[..., Tensor], by: Any) -> ProjectionCall:
+        """``function(F.linear(...), by)``, a product or a quotient with a number or ``[C]``."""
+        wide = self._wide()
+        of_rows = by.reshape(-1, 1) if isinstance(by, Tensor) and by.dim() else by
+        bias = None if wide.bias is None else function(wide.bias, _flat(by))
+        return dataclasses.replace(wide, weight=function(wide.weight, of_rows), bias=bias)
+
+    def shifted(self, by: Any) -> ProjectionCall:
+        """``F.linear(...) + by``, a number or ``[C]``."""
+        wide = self._wide()
+        bias = wide.weight.new_zeros(wide.weight.shape[0]) if wide.bias is None else wide.bias
+        return dataclasses.replace(wide, bias=bias + _flat(by))
+
+    def plus(self, other: ProjectionCall) -> ProjectionCall:
+        """The sum of both results: one projection of both inputs side by side."""
+        mine, theirs = self._wide(), other._wide()
+        biases = [bias for bias in (mine.bias, theirs.bias) if bias is not None]
+        return dataclasses.replace(
+            mine,
+            input=torch.cat((mine.input, theirs.input), dim=2),
+            weight=torch.cat((mine.weight, theirs.weight), dim=1),
+            bias=sum(biases[1:], biases[0]) if biases else None,
+        )
+
+    def _wide(self) -> ProjectionCall:
+        """The same with rounded operands in float32, so that what is made of them is not rounded.
+
+        Raises:
+          PandaError: a tensor was changed in place since it was recorded.
+        """
+        self.check_unchanged()
+        if self.cast is None:
+            return self
+        parts = (self.input, self.weight, self.bias)
+        wide = (None if t is None else t.to(self.cast).float() for t in parts)
+        return ProjectionCall(self.name, *wide, cast=None)  # type: ignore[arg-type,misc]
+
+
+def _flat(by: Any) -> Any:
+    return by.reshape(-1) if isinstance(by, Tensor) and by.dim() else by
+
 
 class DeferredProjection(StandIn):
     """Stands for the output ``[B, R, C]`` of a projection, cast to ``dtype``.
 
-    Recorded are ``contiguous()`` and ``clone()``, and a cast of half numbers to float32, which
-    loses nothing. Any other use materialises the tensor.
+    Recorded are ``contiguous()`` and ``clone()``, a cast of half numbers to float32, which loses
+    nothing, products and sums with a number or one number per class, and sums of two of them (as
+    LoRA's). Any other use materialises the tensor.
     """
 
     def __init__(self, call: ProjectionCall, dtype: torch.dtype, report: Report) -> None:
@@ -124,20 +175,76 @@ class DeferredProjection(StandIn):
     ) -> StandIn | None:
         if self.is_materialised or torch.is_grad_enabled() != self.grad_enabled:
             return None
-        if not args or args[0] is not self:
-            return None
-        if (dtype := cast_target(function, args, kwargs)) is not None:
-            if dtype == self.dtype:
+        if args and args[0] is self:
+            if (dtype := cast_target(function, args, kwargs)) is not None:
+                return self if dtype == self.dtype else self._derived(self.call, dtype)
+            if function is Tensor.contiguous and not (args[1:] or kwargs):
                 return self
-            is_widening = self.dtype in _HALVES and dtype == torch.float32
-            return DeferredProjection(self.call, dtype, self._report) if is_widening else None
-        if len(args) > 1 or kwargs:
+            if function in (Tensor.clone, torch.clone) and not (args[1:] or kwargs):
+                return self._derived(self.call, self.dtype)
+            if function in _IN_PLACE:
+                result = self._combined(_IN_PLACE[function], args, kwargs)
+                if result is None or result.dtype != self.dtype:
+                    return None
+                self.call = result.call
+                return self
+        return self._combined(function, args, kwargs)
+
+    def _derived(self, call: ProjectionCall, dtype: torch.dtype) -> DeferredProjection | None:
+        is_widening = self.dtype in _HALVES and dtype == torch.float32
+        is_known = dtype == self.dtype or is_widening
+        return DeferredProjection(call, dtype, self._report) if is_known else None
+
+    def _combined(
+        self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> DeferredProjection | None:
+        """A product with a number per class, or a sum; None: neither."""
+        if len(args) != 2 or set(kwargs) - {"alpha"}:
             return None
-        if function is Tensor.contiguous:
-            return self
-        if function in (Tensor.clone, torch.clone):
-            return DeferredProjection(self.call, self.dtype, self._report)
-        return None
+        first, second = args
+        if function in _SUMS or function in _DIFFERENCES:
+            sign = 1 if function in _SUMS else -1
+            return self._sum(first, second, sign * kwargs.get("alpha", 1))
+        is_product = function in _PRODUCTS
+        if is_product and second is self:
+            first, second = second, first
+        if kwargs or first is not self or not (is_product or function in _QUOTIENTS):
+            return None
+        dtype = self._dtype_with(second)
+        if dtype is None:
+            return None
+        call = self.call.scaled(torch.mul if is_product else torch.div, second)
+        return self._derived(call, dtype)
+
+    def _sum(self, first: Any, second: Any, factor: float) -> DeferredProjection | None:
+        """``first + factor * second``, one of which is this."""
+        if isinstance(first, DeferredProjection) and isinstance(second, DeferredProjection):
+            if not _may_be_added(first, second):
+                return None
+            other = second.call if factor == 1 else second.call.scaled(torch.mul, factor)
+            dtype = torch.promote_types(first.dtype, second.dtype)
+            return self._derived(first.call.plus(other), dtype)
+        term = second if first is self else first
+        with_term = self._dtype_with(term)
+        if with_term is None:
+            return None
+        if first is self:
+            return self._derived(self.call.shifted(term * factor), with_term)
+        return self._derived(self.call.scaled(torch.mul, factor).shifted(term), with_term)
+
+    def _dtype_with(self, value: Any) -> torch.dtype | None:
+        """Dtype of a product with a number or one number per class; None: it is neither."""
+        if isinstance(value, Tensor):
+            widths = value.shape[-1:]
+            if value.dim() > 3 or widths not in ((), (1,), self.shape[-1:]):
+                return None
+            if value.numel() != widths.numel():
+                return None
+            if value.device != self.device and (value.dim() or value.device.type != "cpu"):
+                return None
+        elif not isinstance(value, (int, float)):
+            return None
+        return torch.result_type(torch.empty((1, 1, 1), dtype=self.dtype), value)
 
     def materialise(self, operation: str) -> Tensor:
         return super().materialise(f"{self.call.name}: {operation}")
@@ -148,102 +255,10 @@ class DeferredProjection(StandIn):
         return linear(call.input, call.weight, call.bias, call.cast).to(self.dtype)
 
 
-class RecordingForward:
-    """A projection's ``forward``: its own, with the first ``F.linear`` in it deferred.
-
-    A deep copy of the module, or one that was pickled, has its own plain ``forward``; a shallow one
-    (``nn.DataParallel`` makes such) has this one and with it the first module's weight.
-
-    Args:
-      name: of the projection.
-      module: the projection.
-      report: as of ``DeferredProjection``.
-    """
-
-    def __init__(self, name: str, module: nn.Module, report: Report) -> None:
-        self.name = name
-        self._module = module
-        self._own = vars(module).get("forward")
-        # What torch.compile wraps has one linear layer to compile, which is not to be computed.
-        self._original: Callable[..., Any] = getattr(module, "_orig_mod", module.forward)
-        self._report = report
-        self._is_given_up = False
-
-    @opaque
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if is_traced() or self._is_given_up:
-            return self._original(*args, **kwargs)
-        if (function := enclosing_function()) is not None:
-            # Reentrant checkpoints, which compute again in backward, and want a tensor there too.
-            self._is_given_up = True
-            self._report(f"{self.name}: inside {function}")
-            return self._original(*args, **kwargs)
-        if self._has_backward_hooks():
-            self._report(f"{self.name}: backward hook")
-            return self._original(*args, **kwargs)
-        with _DeferredLinear(self.name, self._report):
-            return self._original(*args, **kwargs)
-
-    def _has_backward_hooks(self) -> bool:
-        """Whether somebody waits for the gradient of the output, which would never be there."""
-        module = self._module
-        return bool(module._backward_hooks or getattr(module, "_backward_pre_hooks", None))
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (_plain_forward, (self._module, self._own))
-
-
-def _plain_forward(module: nn.Module, own: Callable[..., Any] | None) -> Callable[..., Any]:
-    return MethodType(type(module).forward, module) if own is None else own
-
-
-class _DeferredLinear(TorchFunctionMode):
-    """Gives a stand-in for the first ``F.linear`` on a ``[B, R, D]`` tensor.
-
-    Only for that: where it has to become a tensor at once, it is ``F.linear`` that computes it.
-    """
-
-    def __init__(self, name: str, report: Report) -> None:
-        super().__init__()
-        self._name = name
-        self._report_materialised = report
-        self._is_done = False
-
-    def __torch_function__(
-        self,
-        function: Callable[..., Any],
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        kwargs = kwargs or {}
-        if function is F.linear and not self._is_done:
-            call = ProjectionCall.of(self._name, *args, **kwargs)
-            if call is not None:
-                self._is_done = True
-                return DeferredProjection(call, call.dtype, self._report_materialised)
-        return function(*args, **kwargs)
-
-
-def find_projections(model: nn.Module) -> dict[str, nn.Module]:
-    """The projections of the simple loss, by their names in ``model``.
-
-    Those are the modules called ``simple_am_proj`` and ``simple_lm_proj``, or with a word more
-    (``simple_am_proj_giga``, ``simple_st_am_proj``), that have a matrix for their weight.
-
-    Args:
-      model: a recipe's model, wrapped in DDP or not.
-
-    Returns:
-      Both kinds, or nothing: one alone cannot be deferred.
-    """
-    found, kinds = {}, set()
-    for name, module in model.named_modules():
-        match = _NAME.fullmatch(name)
-        weight = getattr(module, "weight", None)
-        if match is None or not isinstance(weight, Tensor) or weight.dim() != 2:
-            continue
-        if not isinstance(module, torch.jit.ScriptModule):
-            found[name] = module
-            kinds.add(match.group(1))
-    return found if kinds == {"am", "lm"} else {}
+def _may_be_added(first: DeferredProjection, second: DeferredProjection) -> bool:
+    return (
+        not (first.is_materialised or second.is_materialised)
+        and first.grad_enabled == second.grad_enabled
+        and (first.shape, first.device) == (second.shape, second.device)
+        and (first.dtype == torch.float64) == (second.dtype == torch.float64)
+    )

@@ -17,6 +17,7 @@ from panda_icefall.losses.pruning import check_pruning_form
 from panda_icefall.routing import routed_loss, routed_simple_loss
 from panda_icefall.routing.deferred import DeferredJoint
 from panda_icefall.routing.errors import PandaError
+from panda_icefall.routing.finding_projections import check_projection_names
 from panda_icefall.routing.hosts import as_k2_arguments
 from panda_icefall.routing.nodes import Sites, Table
 from panda_icefall.routing.observing import current_observer
@@ -49,14 +50,9 @@ class Options:
         """From what a user gives.
 
         Raises:
-          ValueError: an option is out of range.
+          ValueError, TypeError: an option is out of range, or names no kind of projection.
           MissingEngineError: Triton is asked for and not installed.
         """
-        if projections is not None and set(projections) != {"am", "lm"}:
-            raise ValueError(
-                f"projections: got {projections!r}, expected the names of two modules, as "
-                "{'am': 'simple_am_proj', 'lm': 'simple_lm_proj'}"
-            )
         check_engine(engine)
         if workspace_mib is not None and not 0 < workspace_mib < float("inf"):
             raise ValueError(
@@ -64,6 +60,8 @@ class Options:
             )
         if adjoint_tolerance is not None and not 0 <= adjoint_tolerance < 1:
             raise ValueError(f"adjoint_tolerance: got {adjoint_tolerance}, expected 0 <= it < 1")
+        if projections is not None:
+            check_projection_names(projections)
         workspace_bytes = None if workspace_mib is None else int(workspace_mib * 2**20)
         return cls(workspace_bytes, adjoint_tolerance, engine, projections, strict)
 
@@ -178,19 +176,19 @@ def simple_loss_in_tiles(original: Function, state: RoutingState) -> Function:
         given = signature.bind(*args, **kwargs)
         given.apply_defaults()
         arguments, options, counters = given.arguments, state.options, state.counters
-        projections = {name: arguments[name] for name in ("am", "lm")}
-        if any(isinstance(value, StandIn) for value in projections.values()):
-            reason = routed_simple_loss.why_not(**projections)
-            if reason is None and options is None:
-                reason = "PANDA was reverted"
-            if reason is not None:
-                state.refuse_dense(original, reason)
-                for name, value in projections.items():
-                    if isinstance(value, StandIn):
-                        arguments[name] = value.materialise(reason)
-        is_deferred = isinstance(arguments["am"], StandIn)
-        if options is None or not (is_deferred or routed_simple_loss.takes_tensors(arguments)):
+        for name in ("am", "lm"):
+            value = arguments[name]
+            if isinstance(value, StandIn):
+                reason = routed_simple_loss.why_not(value)
+                if options is None:
+                    reason = "PANDA was reverted"
+                if reason is not None:
+                    arguments[name] = value.materialise(reason)
+        if options is None or not routed_simple_loss.takes(arguments):
             state.refuse_dense(original, "am and lm are half tensors, or of two dtypes, or traced")
+            for name in ("am", "lm"):
+                if isinstance(arguments[name], StandIn):
+                    arguments[name] = arguments[name].materialise("a loss of k2")
             counters.simple_losses_dense += 1
             return original(*given.args, **given.kwargs)
         loss = routed_simple_loss.compute(
@@ -198,6 +196,7 @@ def simple_loss_in_tiles(original: Function, state: RoutingState) -> Function:
             workspace_bytes=options.workspace_bytes,
             counters=counters.simple_tiles,
         )
+        is_deferred = any(isinstance(arguments[name], StandIn) for name in ("am", "lm"))
         counters.simple_losses_routed += 1
         counters.simple_losses_of_tensors += not is_deferred
         return loss

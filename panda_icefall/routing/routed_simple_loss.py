@@ -11,39 +11,44 @@ from torch import Tensor
 
 from panda_icefall.losses.lattice_terms import Loss
 from panda_icefall.losses.simple_tiled import (
-    selected_rnnt_loss_smoothed,
+    Logits,
+    Projection,
+    rnnt_loss_smoothed_of,
     tiled_rnnt_loss_smoothed,
 )
+from panda_icefall.losses.simple_tiled.source import LogitSource
 from panda_icefall.normalizer import TileCounters
 from panda_icefall.routing.projections import DeferredProjection
+from panda_icefall.routing.stand_in import StandIn
 from panda_icefall.routing.tracing import is_traced
 
 _WIDE = (torch.float32, torch.float64)
 
 
-def why_not(am: Any, lm: Any) -> str | None:
-    """Why these, one of them a stand-in at least, have to become tensors; None: they need not."""
-    if not (isinstance(am, DeferredProjection) and isinstance(lm, DeferredProjection)):
-        return "only one of am and lm is recorded"
-    if am.is_materialised or lm.is_materialised:
-        return "am or lm used elsewhere"
-    if am.dtype not in _WIDE or lm.dtype not in _WIDE:
-        return "am or lm not cast to float32"
-    if (am.dtype, am.call.cast, am.device) != (lm.dtype, lm.call.cast, lm.device):
-        return "am and lm of different dtypes or devices"
-    if {am.grad_enabled, lm.grad_enabled} != {torch.is_grad_enabled()}:
+def why_not(value: StandIn) -> str | None:
+    """Why am or lm, a stand-in, has to become a tensor; None: it need not."""
+    if not isinstance(value, DeferredProjection):
+        return "the simple loss"
+    if value.is_materialised:
+        return "used elsewhere"  # and counted there
+    if value.dtype not in _WIDE:
+        return "not cast to float32"
+    if value.grad_enabled != torch.is_grad_enabled():
         return "loss in another grad mode than the projections"
     return None
 
 
-def takes_tensors(arguments: Mapping[str, Any]) -> bool:
-    """Whether the loss of these ordinary ``am`` and ``lm`` is computed in tiles too.
+def takes(arguments: Mapping[str, Any]) -> bool:
+    """Whether the loss of these ``am`` and ``lm``, deferred or not, is computed in tiles.
 
-    Half ones are k2's, which computes in half then; so is what is being traced.
+    Half ones are k2's, which computes in half then, as are two of different dtypes or devices,
+    which it refuses; so is what is being traced.
     """
     am, lm = arguments["am"], arguments["lm"]
-    are_tensors = isinstance(am, Tensor) and isinstance(lm, Tensor)
-    return are_tensors and am.dtype == lm.dtype in _WIDE and not is_traced()
+    are_known = all(isinstance(value, (Tensor, DeferredProjection)) for value in (am, lm))
+    return (
+        are_known and am.dtype == lm.dtype in _WIDE and am.device == lm.device and not is_traced()
+    )
 
 
 def compute(
@@ -52,8 +57,8 @@ def compute(
     """The loss that ``k2.rnnt_loss_smoothed`` or ``rnnt_loss_simple`` would return.
 
     Args:
-      arguments: theirs by name; the simple loss has no scales. ``am`` and ``lm`` are both deferred
-        or both tensors, and ``why_not`` or ``takes_tensors`` was asked.
+      arguments: theirs by name; the simple loss has no scales. ``why_not`` was asked for each of
+        ``am`` and ``lm`` that is deferred, and ``takes`` for both.
       workspace_bytes, counters: as in ``selected_rnnt_loss_smoothed``.
 
     Raises:
@@ -74,13 +79,14 @@ def compute(
             for name in ("boundary", "rnnt_type", "delay_penalty", "reduction", "return_grad")
         },
     }
-    if isinstance(am, Tensor):
+    if isinstance(am, Tensor) and isinstance(lm, Tensor):
         return tiled_rnnt_loss_smoothed(lm=lm, am=am, **common)
-    for call in (am.call, lm.call):
-        call.check_unchanged()
-    return selected_rnnt_loss_smoothed(
-        *(am.call.input, am.call.weight, am.call.bias),
-        *(lm.call.input, lm.call.weight, lm.call.bias),
-        head_dtype=am.call.cast,
-        **common,
-    )
+    return rnnt_loss_smoothed_of(lm=_source(lm), am=_source(am), **common)
+
+
+def _source(value: Tensor | DeferredProjection) -> LogitSource:
+    if isinstance(value, Tensor):
+        return Logits.of((value,))
+    call = value.call
+    call.check_unchanged()
+    return Projection.of((call.input, call.weight, call.bias), call.cast)

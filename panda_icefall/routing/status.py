@@ -19,7 +19,7 @@ class LossTotals:
       losses_dense: pruned losses computed from ordinary logits while applied.
       simple_losses_routed: simple and smoothed losses in tiles, without further tensors of the size
         of am and lm than their gradients.
-      simple_losses_of_tensors: those of them that were given am and lm as ordinary tensors.
+      simple_losses_of_tensors: those of them that were given both am and lm as ordinary tensors.
       simple_losses_dense: simple and smoothed losses left to k2 while applied.
       materialised: operation -> how often it turned a deferred tensor into an ordinary one.
       sites, sites_evaluated, sites_backward: retained sites; those evaluated forward; those whose
@@ -50,7 +50,7 @@ class LossTotals:
 
     @property
     def simple_losses_deferred(self) -> int:
-        """Simple losses that read what goes into the projections, whose tensors never were."""
+        """Simple losses that read what goes into the projections, or into one of the two."""
         return self.simple_losses_routed - self.simple_losses_of_tensors
 
     def __add__(self, other: LossTotals) -> LossTotals:

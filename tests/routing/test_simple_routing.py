@@ -77,11 +77,6 @@ def test_a_parametrised_weight_gets_its_gradient(k2):
     compare(k2, model)
 
 
-def test_a_sum_of_two_linears_becomes_a_tensor_and_stays_right(k2):
-    status = compare(k2, toy_simple.Transducer(toy_simple.LoRALinear), deferred=0, of_tensors=1)
-    assert status.materialised == {f"simple_{n}_proj: __add__": 1 for n in ("am", "lm")}
-
-
 def test_twins_with_a_suffix_are_found(k2):
     compare(k2, toy_simple.Transducer(suffix="_giga"))
 

@@ -58,7 +58,7 @@ def smoothed_arcs(
         widths=(am.width, lm.width),
         itemsize=torch.finfo(am.dtype).bits // 8,
         workspace_bytes=workspace_bytes,
-        casts_weight=am.casts_weight,
+        casts_weight=am.casts_weight or lm.casts_weight,
         useful_rows=USEFUL_ROWS if am.device.type == "cpu" else USEFUL_ROWS_ON_DEVICE,
     )
     plan = make_plan(t_ends)

@@ -1,9 +1,11 @@
-"""Checks of the tensors of two projections to classes, before any work."""
+"""Checks of what the tiled simple loss is given, before any work."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+
+from panda_icefall.losses.simple_tiled.source import LogitSource
 
 _PLAIN = (torch.float32, torch.float64)
 _ROUNDED = (torch.float16, torch.bfloat16, torch.float32)
@@ -48,6 +50,39 @@ def check_projections(
         raise ValueError(
             f"symbols: got shape {tuple(symbols.shape)}, expected [B, S] = [{B}, {states - 1}] "
             f"for lm_input of shape {tuple(lm[0].shape)}"
+        )
+
+
+def check_sources(am: LogitSource, lm: LogitSource, symbols: Tensor) -> None:
+    """Refuse sources that do not fit each other or the symbols.
+
+    Args:
+      am, lm: of `[B, T, C]` and `[B, S+1, C]`; the parts of each fit each other.
+      symbols: `[B, S]`.
+
+    Raises:
+      ValueError: a shape or a device.
+      TypeError: a dtype.
+    """
+    if am.dtype not in _PLAIN:
+        raise TypeError(f"am: got {am.dtype}, expected {_either(_PLAIN)}; pass am.float()")
+    if lm.dtype != am.dtype:
+        raise TypeError(f"lm: got {lm.dtype}, expected am's {am.dtype}; convert one of them")
+    for name, device in (("lm", lm.device), ("symbols", symbols.device)):
+        if device != am.device:
+            raise ValueError(f"{name}: got device {device}, expected am's {am.device}")
+    if 0 in (am.utterances, am.rows, am.classes):
+        raise ValueError(f"am: got {am}, expected [B, T, C], none of them 0")
+    expected = (am.utterances, lm.rows - 1)
+    if (lm.utterances, lm.classes) != (am.utterances, am.classes) or lm.rows == 0:
+        raise ValueError(
+            f"lm: got {lm}, expected [B, S+1, C] = [{am.utterances}, S+1, {am.classes}] for am of "
+            f"{am}"
+        )
+    if tuple(symbols.shape) != expected:
+        raise ValueError(
+            f"symbols: got shape {tuple(symbols.shape)}, expected [B, S] = {list(expected)} for "
+            f"lm of {lm}"
         )
 
 

@@ -17,9 +17,17 @@ class Logits(LogitSource):
 
     @classmethod
     def of(cls, parts: Sequence[Tensor | None]) -> Logits:
-        """The source that reads the tensor `[B, R, C]`, float32 or float64."""
+        """The source that reads the tensor `[B, R, C]`, float32 or float64.
+
+        Raises:
+          ValueError: it has other than 3 dimensions.
+        """
         (values,) = parts
         assert values is not None
+        if values.dim() != 3:
+            raise ValueError(
+                f"am or lm: got shape {tuple(values.shape)}, expected [B, T, C] or [B, S+1, C]"
+            )
         _, rows, classes = values.shape
         return cls(tuple(parts), values.dtype, values.device, rows, classes)
 

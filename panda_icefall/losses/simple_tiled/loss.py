@@ -18,7 +18,7 @@ from panda_icefall.losses.lattice_terms import (
     score,
 )
 from panda_icefall.losses.simple_tiled.arcs import smoothed_arcs
-from panda_icefall.losses.simple_tiled.checks import check_projections
+from panda_icefall.losses.simple_tiled.checks import check_projections, check_sources
 from panda_icefall.losses.simple_tiled.logits import Logits
 from panda_icefall.losses.simple_tiled.projection import Projection
 from panda_icefall.losses.simple_tiled.source import LogitSource
@@ -148,6 +148,45 @@ def tiled_rnnt_loss_smoothed(
     return _loss_of(
         Logits.of((am,)), Logits.of((lm,)),
         symbols, termination_symbol, lm_only_scale, am_only_scale, boundary, rnnt_type,
+        delay_penalty, reduction, return_grad, workspace_bytes, counters,
+    )  # fmt: skip
+
+
+def rnnt_loss_smoothed_of(
+    lm: LogitSource,
+    am: LogitSource,
+    symbols: Tensor,
+    termination_symbol: int,
+    lm_only_scale: float = 0.1,
+    am_only_scale: float = 0.1,
+    boundary: Tensor | None = None,
+    rnnt_type: str = "regular",
+    delay_penalty: float = 0.0,
+    reduction: str | None = "mean",
+    return_grad: bool = False,
+    *,
+    workspace_bytes: int | None = None,
+    counters: TileCounters | None = None,
+) -> Loss:
+    """The smoothed transducer loss of a projection and a tensor, or of two of either kind.
+
+    Args:
+      lm, am: `Projection` or `Logits` of `[B, S+1, C]` and `[B, T, C]`, whose arithmetic has one
+        dtype; what two projections round their operands to may differ.
+      symbols, termination_symbol, lm_only_scale, am_only_scale, boundary, rnnt_type,
+        delay_penalty, reduction, return_grad: as in `smoothed.rnnt_loss_smoothed`.
+      workspace_bytes, counters: as in `selected_rnnt_loss_smoothed`.
+
+    Returns:
+      As `selected_rnnt_loss_smoothed`. Differentiable once, in the parts of both.
+
+    Raises:
+      ValueError: a shape, a device, an id, a boundary row, an option or the workspace.
+      TypeError: a dtype.
+    """
+    check_sources(am, lm, symbols)
+    return _loss_of(
+        am, lm, symbols, termination_symbol, lm_only_scale, am_only_scale, boundary, rnnt_type,
         delay_penalty, reduction, return_grad, workspace_bytes, counters,
     )  # fmt: skip
 

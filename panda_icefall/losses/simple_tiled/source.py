@@ -59,6 +59,16 @@ class LogitSource(ABC):
         )
 
     @property
+    def utterances(self) -> int:
+        """B, of the first part as of the whole."""
+        first = self.parts[0]
+        assert first is not None
+        return first.shape[0]
+
+    def __str__(self) -> str:
+        return f"shape ({self.utterances}, {self.rows}, {self.classes})"
+
+    @property
     def all_rows(self) -> slice:
         return slice(0, self.rows)
 

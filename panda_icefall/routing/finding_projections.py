@@ -1,0 +1,117 @@
+"""Which modules of a model are the simple loss's projections: by name, and without running any."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Iterator, Mapping
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["KINDS", "check_projection_names", "classes_of", "find_projections", "near_names"]
+
+KINDS = ("am", "lm")
+_NAME = re.compile(r"(?:.*\.)?simple_(?:\w+_)?(?:am|lm)_proj(?:_\w+)?")
+_LISTED = 6
+
+
+def find_projections(
+    model: nn.Module, names: Mapping[str, str] | None = None
+) -> dict[str, nn.Module]:
+    """The projections of the simple loss, by their full names in ``model``.
+
+    Nothing of the model runs: a weight that is computed (a parametrization, which may draw random
+    numbers or advance a buffer) is not asked for.
+
+    Args:
+      model: a recipe's model, wrapped in DDP or not.
+      names: what "am" and "lm", or one of them, are called, ``{"am": "am_proj", "lm": "lm_proj"}``:
+        the last part of a module's name, or more of it (``"joiner.am_proj"``). None: modules
+        called ``simple_am_proj`` and ``simple_lm_proj``, or with a word more
+        (``simple_am_proj_giga``, ``simple_st_am_proj``).
+
+    Returns:
+      Those that have a matrix for their weight; empty where ``names`` is None and none is found.
+
+    Raises:
+      TypeError, ValueError: names as in ``check_projection_names``, or one that no such module has.
+    """
+    found = dict(_with_a_matrix(model))
+    if names is None:
+        return {path: module for path, module in found.items() if _NAME.fullmatch(path)}
+    check_projection_names(names)
+    named: dict[str, nn.Module] = {}
+    for kind, name in names.items():
+        matching = {p: m for p, m in found.items() if p == name or p.endswith(f".{name}")}
+        if not matching:
+            raise ValueError(
+                f"projections: got {kind}={name!r}, expected the name of a module of "
+                f"{type(model).__name__} that has a matrix for its weight{_such_as(found, name)}"
+            )
+        named.update(matching)
+    return named
+
+
+def check_projection_names(names: Mapping[str, str]) -> None:
+    """Refuse what is no mapping from "am" and "lm", or one of them, to names.
+
+    Raises:
+      TypeError: it is no mapping of texts.
+      ValueError: it is empty, has another key or an empty name.
+    """
+    example = 'expected {"am": NAME, "lm": NAME}'
+    if not isinstance(names, Mapping) or not all(isinstance(n, str) for n in names.values()):
+        raise TypeError(f"projections: got {names!r}, {example} of names of modules")
+    if not names or not set(names) <= set(KINDS) or not all(names.values()):
+        raise ValueError(f"projections: got {dict(names)!r}, {example} or one of the two")
+
+
+def near_names(model: nn.Module, name: str = "simple_am_proj") -> list[str]:
+    """Up to six modules that have a matrix for their weight, the likest names first."""
+    return _near((path for path, _ in _with_a_matrix(model)), name)
+
+
+def classes_of(module: nn.Module) -> int | None:
+    """Rows of a module's weight, so far as it is told without computing the weight."""
+    told = vars(module).get("out_features")
+    if isinstance(told, int):
+        return told
+    return next((t.shape[0] for t in _plain_weights(module) if t.dim() == 2), None)
+
+
+def _with_a_matrix(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    for path, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule) or path.endswith("_orig_mod"):
+            continue
+        # torch.compile's wrapper has the name, what it wraps has the weight.
+        inner = module._modules.get("_orig_mod") or module
+        has_width = isinstance(vars(inner).get("in_features"), int)
+        if has_width or any(t.dim() == 2 for t in _plain_weights(inner)):
+            yield path, module
+
+
+def _plain_weights(module: nn.Module) -> Iterator[Tensor]:
+    """``weight`` where it is a parameter, or what a parametrization of it starts from."""
+    own = module._parameters.get("weight")
+    if own is not None:
+        yield own
+    parametrizations = module._modules.get("parametrizations")
+    of_weight = None if parametrizations is None else parametrizations._modules.get("weight")
+    for name, tensor in {} if of_weight is None else of_weight._parameters.items():
+        if name.startswith("original") and tensor is not None:
+            yield tensor
+
+
+def _near(paths: Iterable[str], name: str) -> list[str]:
+    wanted = name.rpartition(".")[2]
+
+    def unlikeness(path: str) -> float:
+        return -difflib.SequenceMatcher(None, wanted, path.rpartition(".")[2]).ratio()
+
+    return sorted(paths, key=unlikeness)[:_LISTED]
+
+
+def _such_as(found: Mapping[str, nn.Module], name: str) -> str:
+    near = _near(found, name)
+    return f", such as {', '.join(near)}" if near else "; it has none"
