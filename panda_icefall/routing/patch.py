@@ -81,14 +81,14 @@ def apply(
     Replaces ``do_rnnt_pruning``, ``rnnt_loss_pruned``, ``rnnt_loss_smoothed`` and
     ``rnnt_loss_simple`` (these two where there are any) in the module ``k2`` where it is installed,
     else in ``panda_icefall.losses.k2_functions``. A second call only changes the options, and adds
-    its model's projections. While applied, ``torch.autograd.Function.apply`` turns recorded
-    arguments into tensors.
+    its model's projections. While applied, what in torch takes tensors without asking
+    ``__torch_function__`` (custom functions, scripted functions, DDP and FSDP) is given them; a
+    module that raises on a recorded argument runs again on the tensor, with a line in the log.
 
     What it does not reach: names bound before, ``from k2 import rnnt_loss_pruned`` or the ``apply``
-    of a custom function; functions compiled by ``torch.jit.script``, which refuse a recorded
-    joiner, as it refuses a module whose projections are recorded; other losses. What a joiner
-    gets, and what a recorded projection gives, is no ``torch.Tensor``: ``isinstance`` says so, and
-    module hooks that look for tensors pass it by.
+    of a custom function; other losses. What a joiner gets, and what a recorded projection gives, is
+    no ``torch.Tensor``: ``isinstance`` says so. Module hooks that look for tensors pass it by,
+    which is logged once; ``torch.jit.script`` refuses a module whose projections are recorded.
 
     Args:
       workspace_mib: upper bound of a tile's scratch, in MiB. None: chosen from the caches and the
