@@ -86,11 +86,15 @@ def apply(
     Replaces ``do_rnnt_pruning``, ``rnnt_loss_pruned``, ``rnnt_loss_smoothed`` and
     ``rnnt_loss_simple`` (these two where there are any) in the module ``k2`` where it is installed,
     else in ``panda_icefall.losses.k2_functions``, and in ``fast_rnnt`` where that is installed. A
-    second call only changes the options, and adds its model's projections. While applied, torch
-    itself is taught to take recorded arguments, see ``routing.interceptions``.
+    second call only changes the options, and adds its model's projections. While applied, what in
+    torch takes tensors without asking ``__torch_function__`` (custom functions, scripted functions,
+    DDP and FSDP) is given them; a module that raises on a recorded argument runs again on the
+    tensor, with a line in the log.
 
     What it does not reach: names bound before, as by ``from k2 import rnnt_loss_pruned`` (which is
-    logged, by module and name) or the ``apply`` of a custom function; other losses.
+    logged, by module and name) or the ``apply`` of a custom function; other losses. What a joiner
+    gets, and what a recorded projection gives, is no ``torch.Tensor``: ``isinstance`` says so.
+    Module hooks that look for tensors pass it by, which is logged once.
 
     Args:
       model: has projections called ``simple_am_proj`` and ``simple_lm_proj``, with or without a

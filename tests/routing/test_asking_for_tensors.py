@@ -158,7 +158,7 @@ USES = {
     "torch.save": lambda x: torch.load(saved(x)),
     "pickle": lambda x: pickle.loads(pickle.dumps(x)),
     "copy": copy.copy,
-    "numpy number": lambda x: (np.float64(2.0) * x).detach(),
+    "numpy number": lambda x: (np.float64(2.0) * x).tolist(),
     "format": lambda x: len(f"{x}"),
     "contains": lambda x: 3.0 in x,
     "hook": lambda x: x.register_hook(lambda grad: grad) and None,
