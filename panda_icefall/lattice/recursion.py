@@ -79,9 +79,9 @@ def has_k2_recursion(device: torch.device) -> bool:
         import k2
     except ImportError:
         return False
-    theirs = getattr(k2, "mutual_information_recursion", None)
-    # Without k2, a recipe may be given our own functions under its name.
-    if theirs is None or theirs is mutual_information_recursion:
+    # Where there is no k2, its name may stand for our own functions, this one among them.
+    recursion = getattr(k2, "mutual_information_recursion", mutual_information_recursion)
+    if recursion is mutual_information_recursion:
         return False
     return device.type == "cpu" or (device.type == "cuda" and getattr(k2, "with_cuda", False))
 
