@@ -27,7 +27,7 @@ from torch import Tensor
 
 from panda_icefall.dynamo import opaque
 from panda_icefall.first_order import first_order_only
-from panda_icefall.lattice.validation import check_recursion_inputs
+from panda_icefall.lattice.validation import check_recursion_inputs, widened
 
 NEG_INF = float("-inf")
 
@@ -45,7 +45,8 @@ def mutual_information_recursion(
 
     Args:
       px: symbol arcs, float32 or float64, `[B, S, T+1]` (regular) or `[B, S, T]` (modified,
-        constrained), nats; -inf means no such arc.
+        constrained), nats; -inf means no such arc. Both may be float16 or bfloat16: computed in
+        float32, as are the scores and the occupations; the gradients are half again.
       py: blank arcs, `[B, S+1, T]`, same dtype and device, nats.
       boundary: int64 `[B, 4]` rows `s_begin, t_begin, s_end, t_end`; `[0, 0, S, T]` if None.
       return_grad: also return the occupations of the arcs.
@@ -56,12 +57,14 @@ def mutual_information_recursion(
 
     Raises:
       ValueError: if a shape, a device or a boundary row does not fit; the row is named.
-      TypeError: if the arcs are not both float32 or both float64, or the boundary is not int64.
+      TypeError: if the arcs are not floats of one dtype, or the boundary is not int64.
 
     One device sync if there is a boundary (k2 has a second one). Where an utterance has no path
     (score -inf) or holds a NaN, k2's occupations are arbitrary finite numbers; see
     `torch_recursion` for the own ones.
     """
+    if px.dtype == py.dtype:
+        px, py = widened(px), widened(py)
     if not has_k2_recursion(px.device):
         return torch_recursion(px, py, boundary, return_grad)
     import k2
@@ -76,7 +79,9 @@ def has_k2_recursion(device: torch.device) -> bool:
         import k2
     except ImportError:
         return False
-    if getattr(k2, "mutual_information_recursion", None) in (None, mutual_information_recursion):
+    # Where there is no k2, its name may stand for our own functions, this one among them.
+    recursion = getattr(k2, "mutual_information_recursion", mutual_information_recursion)
+    if recursion is mutual_information_recursion:
         return False
     return device.type == "cpu" or (device.type == "cuda" and getattr(k2, "with_cuda", False))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+HALVES = (torch.float16, torch.bfloat16)
 BOUNDARY_FIELDS = "[s_begin, t_begin, s_end, t_end]"
 
 
@@ -42,6 +43,11 @@ def check_arcs(px: Tensor, py: Tensor) -> None:
         raise TypeError(f"py: got {py.dtype}, expected px's {px.dtype}; convert one of them")
     if px.device != py.device:
         raise ValueError(f"py: got device {py.device}, expected px's {px.device}; move one of them")
+
+
+def widened(values: Tensor) -> Tensor:
+    """float32 for half values, which hold no sum of log-probs; the gradient comes back in half."""
+    return values.float() if values.dtype in HALVES else values
 
 
 def check_boundary_form(boundary: Tensor, B: int, device: torch.device) -> None:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from panda_icefall.dynamo import opaque
+from panda_icefall.lattice.validation import widened
 from panda_icefall.losses.hat import check_hat, dense_hat_log_probs
 from panda_icefall.losses.input_checks import check_floats, check_lattice_inputs
 from panda_icefall.losses.lattice_terms import pruned_px_py, score
@@ -26,10 +27,12 @@ def rnnt_loss_pruned(
 ) -> Tensor:
     """The pruned transducer loss of `k2.rnnt_loss_pruned` by logsumexp and gather.
 
-    float64 logits give a float64 loss: with them this is the oracle of the selected path.
+    float64 logits give a float64 loss: with them this is the oracle of the selected path. Half
+    logits give a float32 loss, computed in float32 from a copy, and half gradients; k2's recursion
+    refuses them.
 
     Args:
-      logits: float32 or float64 `[B, T, s_range, C]`.
+      logits: floats `[B, T, s_range, C]`.
       symbols: int64 `[B, S]`, ids in `[0, C)`, the padding included.
       ranges: int64 `[B, T, s_range]`, consecutive states in `[0, S]`.
       termination_symbol: the blank, in `[0, C)`.
@@ -47,7 +50,7 @@ def rnnt_loss_pruned(
       ValueError: if a shape, an id, a range, a boundary row or an option does not fit.
       TypeError: if a dtype does not fit.
     """
-    check_floats("logits", logits, "[B, T, s_range, C]")
+    check_floats("logits", logits, "[B, T, s_range, C]", takes_half=True)
     C = logits.shape[3]
     check_lattice_inputs(
         symbols, ranges, termination_symbol, boundary, rnnt_type, reduction, num_classes=C
@@ -60,7 +63,7 @@ def rnnt_loss_pruned(
     if use_hat_loss:
         check_hat(termination_symbol, C)
     targets = next_symbols(symbols, ranges, termination_symbol)
-    target, blank, _ = dense_log_probs(logits, targets, termination_symbol, use_hat_loss)
+    target, blank, _ = dense_log_probs(widened(logits), targets, termination_symbol, use_hat_loss)
     px, py = pruned_px_py(target, blank, ranges, symbols.shape[1], boundary, rnnt_type)
     return score(px, py, boundary, rnnt_type, delay_penalty, reduction)
 

@@ -8,12 +8,14 @@ from torch import Tensor
 from panda_icefall.dynamo import opaque
 from panda_icefall.lattice.banded import RNNT_TYPES
 from panda_icefall.lattice.validation import (
+    HALVES,
     boundary_error,
     boundary_violations,
     check_boundary_form,
 )
 
 REDUCTIONS = ("none", "mean", "sum")
+_WIDE = (torch.float32, torch.float64)
 
 
 @opaque
@@ -36,7 +38,8 @@ def check_lattice_inputs(
         loss over the full lattice.
       termination_symbol: the blank, in `[0, num_classes)`.
       boundary: int64 `[B, 4]` rows `s_begin, t_begin, s_end, t_end`, or None.
-      rnnt_type: `regular`, `modified` or `constrained`; the latter two need `T >= S`.
+      rnnt_type: `regular`, `modified` or `constrained`; the latter two need `T >= S`, of each
+        utterance where there is a boundary: one that is too short has no path, its loss is inf.
       reduction: `none`, `mean` or `sum`.
       num_classes: C.
       T: frames; needed only where `ranges` is None.
@@ -57,7 +60,7 @@ def check_lattice_inputs(
         _check_ranges_form(ranges, symbols)
         T = ranges.shape[1]
     assert T is not None
-    if rnnt_type != "regular" and T < S:
+    if rnnt_type != "regular" and boundary is None and T < S:
         raise ValueError(
             f"rnnt_type: got {rnnt_type!r} with T={T} < S={S}, expected T >= S as each symbol "
             "takes a frame; drop the utterances that are too short or use 'regular'"
@@ -107,8 +110,14 @@ def check_termination_symbol(termination_symbol: int, num_classes: int) -> None:
         )
 
 
-def check_floats(name: str, values: Tensor, shape: str) -> None:
-    """Refuse `values` that are not float32 or float64 of the dimensions that `shape` spells.
+def check_floats(name: str, values: Tensor, shape: str, *, takes_half: bool = False) -> None:
+    """Refuse `values` that are no floats of the dimensions that `shape` spells.
+
+    Args:
+      name: of the argument.
+      values: float32 or float64, or float16 or bfloat16 where the caller widens them.
+      shape: such as `[B, T, C]`.
+      takes_half: whether the caller does.
 
     Raises:
       ValueError: if the number of dimensions differs.
@@ -116,27 +125,29 @@ def check_floats(name: str, values: Tensor, shape: str) -> None:
     """
     if values.ndim != shape.count(",") + 1:
         raise ValueError(f"{name}: got shape {tuple(values.shape)}, expected {shape}")
-    if values.dtype not in (torch.float32, torch.float64):
+    if values.dtype not in _WIDE + (HALVES if takes_half else ()):
+        halves = "torch.float16, torch.bfloat16, " if takes_half else ""
         raise TypeError(
-            f"{name}: got {values.dtype}, expected torch.float32 or torch.float64; "
+            f"{name}: got {values.dtype}, expected {halves}torch.float32 or torch.float64; "
             f"pass {name}.float()"
         )
 
 
-def check_logits(lm: Tensor, am: Tensor, symbols: Tensor) -> None:
+def check_logits(lm: Tensor, am: Tensor, symbols: Tensor, *, takes_half: bool = False) -> None:
     """Refuse unnormalised log-probs that do not fit each other or the symbols.
 
     Args:
       lm: `[B, S+1, C]`, float32 or float64.
       am: `[B, T, C]`, of the dtype of `lm`.
       symbols: `[B, S]`.
+      takes_half: as in `check_floats`.
 
     Raises:
       ValueError: a shape or a device.
       TypeError: a dtype.
     """
-    check_floats("lm", lm, "[B, S+1, C]")
-    check_floats("am", am, "[B, T, C]")
+    check_floats("lm", lm, "[B, S+1, C]", takes_half=takes_half)
+    check_floats("am", am, "[B, T, C]", takes_half=takes_half)
     if lm.dtype != am.dtype:
         raise TypeError(f"am: got {am.dtype}, expected lm's {lm.dtype}; convert one of them")
     if lm.shape[0] != am.shape[0] or lm.shape[2] != am.shape[2] or lm.shape[1] < 1:

@@ -138,18 +138,21 @@ def _workable_s_range(s_range: int, boundary: Tensor, S: int, T: int, is_regular
             f"s_range: got {s_range}, expected at least {least} in the "
             f"{'regular' if is_regular else 'modified'} lattice, as no path survives below"
         )
-    if not is_regular and T < S:
-        raise ValueError(
-            f"px_grad: got T={T} < S={S} in the modified lattice, expected T >= S as each symbol "
-            "takes a frame; drop the utterances that are too short"
-        )
     # The band climbs by s_range - 1 per frame at most: (s_range - 1) * t_end >= s_end.
     needed = (boundary[:, 2] - 1).div(boundary[:, 3].clamp(min=1), rounding_mode="floor") + 2
-    needed_max, is_outside = torch.stack(
-        (needed.max(), boundary_violations(boundary, S, T).any().long())
+    lacks_frames = boundary[:, 2] > boundary[:, 3]
+    needed_max, is_outside, is_too_short = torch.stack(
+        (needed.max(), boundary_violations(boundary, S, T).any().long(), lacks_frames.any().long())
     ).tolist()
     if is_outside:
         raise boundary_error(boundary, S, T)
+    if is_too_short and not is_regular:
+        b = int(lacks_frames.int().argmax())
+        raise ValueError(
+            f"boundary: got {boundary[b].tolist()} for utterance b={b} in the modified lattice, "
+            "expected t_end >= s_end as each symbol takes a frame; drop the utterances that are "
+            "too short"
+        )
     if is_regular and s_range < needed_max:
         logger.warning(
             "s_range: got %d, which cannot reach the last symbol of every utterance; using %d",

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from panda_icefall.dynamo import opaque
+from panda_icefall.lattice.validation import widened
 from panda_icefall.losses.input_checks import check_lattice_inputs, check_logits
 from panda_icefall.losses.lattice_terms import NEG_INF, Loss, close_symbol_arcs, score
 
@@ -63,7 +64,8 @@ def rnnt_loss_smoothed(
     by `am` and the unigram that `lm` averages to over all its states.
 
     Args:
-      lm: `[B, S+1, C]` unnormalised log-probs of the predictor, float32 or float64.
+      lm: `[B, S+1, C]` unnormalised log-probs of the predictor. Half ones are computed in float32
+        from a copy, as are the loss and the occupations; their gradients are half.
       am: `[B, T, C]` unnormalised log-probs of the encoder, of the dtype of `lm`.
       symbols: int64 `[B, S]`, ids in `[0, C)`, the padding included.
       termination_symbol: the blank, in `[0, C)`.
@@ -85,7 +87,7 @@ def rnnt_loss_smoothed(
 
     Runs with autocast off: the normalisers are matrix products of probabilities.
     """
-    check_logits(lm, am, symbols)
+    check_logits(lm, am, symbols, takes_half=True)
     check_lattice_inputs(
         symbols,
         None,
@@ -98,6 +100,7 @@ def rnnt_loss_smoothed(
     )
     B, S1, _ = lm.shape
     with torch.autocast(lm.device.type, enabled=False):
+        lm, am = widened(lm), widened(am)
         px, py = smoothed_arcs(lm, am, symbols, termination_symbol, lm_only_scale, am_only_scale)
         if rnnt_type == "regular":
             px = torch.cat((px, px.new_full((B, S1 - 1, 1), NEG_INF)), dim=2)

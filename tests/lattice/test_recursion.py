@@ -246,7 +246,7 @@ GOOD_PX, GOOD_PY = torch.zeros(2, 3, 5), torch.zeros(2, 4, 4)
         (GOOD_PX, torch.zeros(2, 3, 4), ValueError, r"py: got shape \(2, 3, 4\), .*\[2, 4, T\]"),
         (GOOD_PX, torch.zeros(2, 4), ValueError, r"py: got shape \(2, 4\)"),
         (torch.zeros(2, 3, 7), GOOD_PY, ValueError, r"px: got 7 frames for py with T=4"),
-        (GOOD_PX.half(), GOOD_PY.half(), TypeError, r"px: got torch.float16.*call px.float\(\)"),
+        (GOOD_PX.half(), GOOD_PY, TypeError, r"px: got torch.float16.*call px.float\(\)"),
         (GOOD_PX, GOOD_PY.bfloat16(), TypeError, r"py: got torch.bfloat16"),
         (GOOD_PX.double(), GOOD_PY, TypeError, r"py: got torch.float32, expected px's"),
         (GOOD_PX, GOOD_PY.to("meta"), ValueError, r"py: got device meta, expected px's cpu"),
@@ -256,6 +256,26 @@ GOOD_PX, GOOD_PY = torch.zeros(2, 3, 5), torch.zeros(2, 4, 4)
 def test_unfit_arcs_are_refused_by_name(function, px, py, error, message):
     with pytest.raises(error, match=message):
         function(px, py)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_arcs_are_computed_in_float32_and_get_half_gradients(dtype):
+    g = torch.Generator().manual_seed(3)
+    px, py = torch.randn(2, 3, 6, generator=g), torch.randn(2, 4, 5, generator=g)
+    px, py = (-100 * p.abs().to(dtype) for p in (px, py))
+    boundary = torch.tensor([[0, 0, 3, 5], [0, 0, 0, 2]])
+    half = [p.clone().requires_grad_() for p in (px, py)]
+    wide = [p.double().requires_grad_() for p in (px, py)]
+    scores, occupations = mutual_information_recursion(*half, boundary, return_grad=True)
+    expected, expected_occupations = torch_recursion(*wide, boundary, return_grad=True)
+    assert scores.dtype == occupations[0].dtype == torch.float32
+    torch.testing.assert_close(scores.double(), expected, rtol=1e-6, atol=0)
+    for x, ref in zip(occupations, expected_occupations):
+        torch.testing.assert_close(x.double(), ref, rtol=0, atol=1e-4)
+    found = torch.autograd.grad(scores.sum(), half)
+    assert {x.dtype for x in found} == {dtype}
+    for x, ref in zip(found, torch.autograd.grad(expected.sum(), wide)):
+        torch.testing.assert_close(x.double(), ref, rtol=2**-7, atol=1e-3)
 
 
 @pytest.mark.parametrize(

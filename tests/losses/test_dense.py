@@ -102,6 +102,40 @@ def test_reductions_are_none_mean_and_sum():
     torch.testing.assert_close(total, losses.sum())
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("use_hat_loss", [False, True])
+def test_half_logits_are_computed_in_float32_and_get_half_gradients(dtype, use_hat_loss):
+    logits, symbols, ranges, boundary = make_batch("ragged")
+    logits = logits.to(dtype)
+    blank = 0 if use_hat_loss else BLANK
+    results = []
+    for given in (logits.clone(), logits.double()):
+        loss = rnnt_loss_pruned(
+            given.requires_grad_(), symbols, ranges, blank, boundary, use_hat_loss=use_hat_loss
+        )
+        results.append((loss.detach(), *torch.autograd.grad(loss, given)))
+    (loss, grad), (exact_loss, exact_grad) = results
+    assert (loss.dtype, grad.dtype) == (torch.float32, dtype)
+    torch.testing.assert_close(loss.double(), exact_loss, rtol=1e-6, atol=0)
+    torch.testing.assert_close(grad.double(), exact_grad, rtol=torch.finfo(dtype).eps, atol=1e-6)
+
+
+@pytest.mark.parametrize("rnnt_type", ["modified", "constrained"])
+def test_a_padded_batch_with_more_symbols_than_frames_is_each_utterances_own_loss(rnnt_type):
+    """As k2 of 2025: what counts is the frames of each utterance, not the padded shape."""
+    g = torch.Generator().manual_seed(2)
+    logits = torch.randn(2, 4, 6, C, generator=g, dtype=torch.float64)
+    symbols, ranges = torch.randint(C, (2, 5), generator=g), torch.arange(6).expand(2, 4, 6)
+    boundary = torch.tensor([[0, 0, 3, 4], [0, 0, 2, 3]])
+    padded = rnnt_loss_pruned(logits, symbols, ranges, BLANK, boundary, rnnt_type, reduction="none")
+    for b, (_, _, S, T) in enumerate(boundary.tolist()):
+        alone = rnnt_loss_pruned(
+            logits[b : b + 1, :T, : S + 1], symbols[b : b + 1, :S], ranges[:1, :T, : S + 1],
+            BLANK, rnnt_type=rnnt_type,
+        )  # fmt: skip
+        torch.testing.assert_close(padded[b], alone)
+
+
 def test_a_constant_added_to_the_logits_changes_nothing():
     logits, symbols, ranges, boundary = make_batch("ragged")
     shifted = rnnt_loss_pruned(logits + 100, symbols, ranges, BLANK, boundary)
@@ -154,7 +188,7 @@ def test_gradcheck_passes():
     ("logits", "error", "message"),
     [
         (torch.zeros(3, 7, 3), ValueError, r"logits: got shape \(3, 7, 3\), expected \[B, T, s_ra"),
-        (torch.zeros(3, 7, 3, C).half(), TypeError, r"logits: got torch.float16.*logits.float\(\)"),
+        (torch.zeros(3, 7, 3, C).long(), TypeError, r"logits: got torch.int64.*float16.*float\(\)"),
         (torch.zeros(3, 6, 3, C), ValueError, r"logits: got .* expected \[3, 7, 3, 6\]"),
         (torch.zeros(3, 7, 3, 1), ValueError, r"termination_symbol: got 2, expected .* C=1"),
     ],

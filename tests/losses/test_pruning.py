@@ -142,7 +142,14 @@ def test_occupations_are_left_unchanged():
         ((2, 3, 5), (2, 4, 4), [[0, 0, 3, 4], [0, 0, 3, 5]], 2, ValueError, r"boundary: .*b=1"),
         ((2, 3, 5), (2, 4, 4), None, 1, ValueError, r"s_range: got 1, expected at least 2.*reg"),
         ((2, 3, 4), (2, 4, 4), None, 0, ValueError, r"s_range: got 0, expected at least 1.*mod"),
-        ((2, 5, 4), (2, 6, 4), [[0, 0, 4, 4]] * 2, 2, ValueError, r"px_grad: got T=4 < S=5"),
+        (
+            (2, 5, 4),
+            (2, 6, 4),
+            [[0, 0, 4, 4], [0, 0, 5, 4]],
+            2,
+            ValueError,
+            r"boundary: .*b=1 in the modified",
+        ),
     ],
 )
 def test_unfit_occupations_are_refused(px_shape, py_shape, boundary, s_range, error, message):

@@ -1,5 +1,7 @@
 """The simple and smoothed losses against a sum over paths of the dense joiner, and k2."""
 
+import sys
+
 import pytest
 import torch
 
@@ -203,6 +205,25 @@ def test_return_grad_gives_occupations_that_sum_to_the_path_length(reduction):
     torch.testing.assert_close(py_grad.sum((1, 2)), lengths[:, 3])
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("is_simple", [True, False])
+def test_half_inputs_are_computed_in_float32_and_get_half_gradients(dtype, is_simple):
+    lm, am, symbols, boundary = make_batch("ragged", dtype)
+    function = rnnt_loss_simple if is_simple else rnnt_loss_smoothed
+
+    def loss(lm, am):
+        return function(lm, am, symbols, BLANK, boundary=boundary, reduction="none")
+
+    got = loss_and_gradients(loss, lm, am)
+    exact = loss_and_gradients(loss, lm.double(), am.double())
+    assert [x.dtype for x in got] == [torch.float32, dtype, dtype]
+    torch.testing.assert_close(got[0].double(), exact[0], rtol=1e-6, atol=0)
+    for x, ref in zip(got[1:], exact[1:]):
+        torch.testing.assert_close(x.double(), ref, rtol=torch.finfo(dtype).eps, atol=1e-6)
+    _, occupations = function(lm, am, symbols, BLANK, boundary=boundary, return_grad=True)
+    assert {x.dtype for x in occupations} == {torch.float32}
+
+
 def test_autocast_does_not_lower_the_precision():
     lm, am, symbols, boundary = make_batch("ragged", torch.float32)
     expected = rnnt_loss_smoothed(lm, am, symbols, BLANK, boundary=boundary)
@@ -215,7 +236,8 @@ def test_autocast_does_not_lower_the_precision():
     [
         ({"lm": torch.zeros(3, 5)}, ValueError, r"lm: got shape \(3, 5\), expected \[B, S\+1, C\]"),
         ({"am": torch.zeros(3, 7)}, ValueError, r"am: got shape \(3, 7\), expected \[B, T, C\]"),
-        ({"lm": torch.zeros(3, 5, C).half()}, TypeError, r"lm: got torch.float16.*lm.float\(\)"),
+        ({"lm": torch.zeros(3, 5, C).long()}, TypeError, r"lm: got torch.int64.*lm.float\(\)"),
+        ({"lm": torch.zeros(3, 5, C).half()}, TypeError, r"am: got torch.float64, expected lm's"),
         ({"am": torch.zeros(3, 7, C)}, TypeError, r"am: got torch.float32, expected lm's"),
         ({"am": torch.zeros(3, 7, 9).double()}, ValueError, r"lm: got .*\[3, S\+1, 9\] for am"),
         ({"lm": torch.zeros(2, 5, C).double()}, ValueError, r"lm: got shape \(2, 5, 8\)"),
@@ -262,6 +284,15 @@ def test_the_stand_in_offers_what_a_recipe_calls_on_k2():
     )
     # Pruning drops paths, so it can only raise the loss of the same additive joiner.
     assert loss >= rnnt_loss_simple(lm, am, symbols, BLANK, boundary, reduction="sum")
+
+
+def test_the_stand_in_works_under_the_name_of_k2(monkeypatch):
+    lm, am, symbols, boundary = make_batch("ragged")
+    expected = rnnt_loss_simple(lm, am, symbols, BLANK, boundary)
+    monkeypatch.setitem(sys.modules, "k2", k2_functions)
+    import k2
+
+    torch.testing.assert_close(k2.rnnt_loss_simple(lm, am, symbols, BLANK, boundary), expected)
 
 
 @pytest.mark.k2

@@ -124,8 +124,8 @@ def tiled_rnnt_loss_smoothed(
 
     Args:
       lm: `[B, S+1, C]` unnormalised log-probs of the predictor, float32 or float64.
-      am: `[B, T, C]` unnormalised log-probs of the encoder, of the dtype of `lm`. k2 computes
-        half tensors in half; they are refused here, as k2's own recipes pass `.float()`.
+      am: `[B, T, C]` unnormalised log-probs of the encoder, of the dtype of `lm`. Half ones are
+        refused, as they would have to be copied: `smoothed.rnnt_loss_smoothed` takes them.
       symbols, termination_symbol, lm_only_scale, am_only_scale, boundary, rnnt_type,
         delay_penalty, reduction, return_grad: as in `smoothed.rnnt_loss_smoothed`.
       workspace_bytes, counters: as in `selected_rnnt_loss_smoothed`.
