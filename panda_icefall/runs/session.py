@@ -29,7 +29,7 @@ from panda_icefall.runs.recipe_calls import (
 from panda_icefall.runs.repeatable import RepeatableBatches
 from panda_icefall.runs.routing_proof import RoutingProof
 from panda_icefall.runs.run_report import RunOutcome, open_console
-from panda_icefall.runs.termination import Terminated, ended_by_sigterm
+from panda_icefall.runs.termination import Terminated
 
 __all__ = ["TrainingSession"]
 
@@ -97,7 +97,6 @@ class TrainingSession:
         """Routing in place, if asked for, while the recipe runs; a reached bound ends it quietly.
 
         Raises:
-          Terminated: SIGTERM came.
           NotRoutedError: No loss was routed in the first training batch.
         """
         o = self.options
@@ -110,7 +109,7 @@ class TrainingSession:
             if o.use_panda
             else None
         )
-        with ended_by_sigterm(), routed or contextlib.nullcontext():
+        with routed or contextlib.nullcontext():
             self._ledger = CounterLedger()
             try:
                 yield

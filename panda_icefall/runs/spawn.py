@@ -12,7 +12,7 @@ import torch.multiprocessing
 
 from panda_icefall.runs.options import PandaOptions
 from panda_icefall.runs.session import TrainingSession
-from panda_icefall.runs.termination import ending_children
+from panda_icefall.runs.termination import TO_CHILDREN, ended_by, ending_children
 
 __all__ = ["ChildEntry", "SpawnedChildren"]
 
@@ -38,7 +38,7 @@ class ChildEntry:
         """Install PANDA in this process, then run the function with ``rank`` and ``args``."""
         session = TrainingSession(self.options, rank, Path(self.outcome_folder))
         namespace = _globals_of(self.function)
-        with session.running():
+        with ended_by(TO_CHILDREN), session.running():
             if "train_one_epoch" in namespace:
                 session.install(namespace, self.train_py)
             self.function(rank, *args)

@@ -1,6 +1,7 @@
 """What is put around a recipe's training, whether the launcher starts it or the recipe itself."""
 
 import contextlib
+import signal
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ from panda_icefall.runs.options import PandaOptions
 from panda_icefall.runs.run_report import RunOutcome, print_summary, read_outcomes
 from panda_icefall.runs.session import TrainingSession
 from panda_icefall.runs.spawn import SpawnedChildren
+from panda_icefall.runs.termination import ended_by
 
 __all__ = ["ExitStatus", "SupervisedRun", "supervised"]
 
@@ -81,7 +83,8 @@ def supervised(options: PandaOptions, train_py: Path) -> Iterator[SupervisedRun]
     session = TrainingSession(options)
     status = ExitStatus()
     ranks: list[RunOutcome] = []
-    with tempfile.TemporaryDirectory(prefix="panda-icefall-") as folder:
+    scratch = tempfile.TemporaryDirectory(prefix="panda-icefall-")
+    with ended_by(signal.SIGTERM), scratch as folder:
         outcomes = Path(folder)
         children = SpawnedChildren(options, train_py, outcomes)
         run = SupervisedRun(session, children, train_py)

@@ -1,4 +1,8 @@
-"""SIGTERM, by which clusters end a job, ends a run in order: rows, summary, exit status 143."""
+"""SIGTERM, by which clusters end a job, ends a run in order: rows, summary, exit status 143.
+
+Spawned children are told by another signal: torch sends them SIGTERM where one of them has failed,
+and they have to die of it at once, though they may be waiting in a collective operation.
+"""
 
 import contextlib
 import multiprocessing
@@ -9,8 +13,9 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-__all__ = ["Terminated", "ended_by_sigterm", "ending_children"]
+__all__ = ["TO_CHILDREN", "Terminated", "ended_by", "ending_children"]
 
+TO_CHILDREN: signal.Signals = getattr(signal, "SIGUSR1", signal.SIGTERM)  # none on Windows
 GRACE_SECONDS = 30.0
 
 
@@ -22,30 +27,30 @@ class Terminated(SystemExit):
 
 
 @contextlib.contextmanager
-def ended_by_sigterm() -> Iterator[None]:
-    """Raise :class:`Terminated` in the block where SIGTERM comes, as SIGINT a KeyboardInterrupt.
+def ended_by(number: signal.Signals) -> Iterator[None]:
+    """Raise :class:`Terminated` in the block where a signal comes, as SIGINT a KeyboardInterrupt.
 
-    Does nothing where somebody else handles SIGTERM already, or outside of the main thread.
+    Does nothing where somebody else handles the signal already, or outside of the main thread.
     """
     is_main = threading.current_thread() is threading.main_thread()
-    if not is_main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+    if not is_main or signal.getsignal(number) is not signal.SIG_DFL:
         yield
         return
     process = os.getpid()
 
     def end(*_: Any) -> None:
         if os.getpid() != process:  # a forked worker, which has no run of its own to end
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
-            os.kill(os.getpid(), signal.SIGTERM)
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
             return
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # one is enough, while the run ends
+        signal.signal(number, signal.SIG_IGN)  # one is enough, while the run ends
         raise Terminated
 
-    signal.signal(signal.SIGTERM, end)
+    signal.signal(number, end)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.signal(number, signal.SIG_DFL)
 
 
 @contextlib.contextmanager
@@ -59,9 +64,11 @@ def ending_children() -> Iterator[None]:
     try:
         yield
     except Terminated:
-        children = set(multiprocessing.active_children()) - before
+        children = [c for c in multiprocessing.active_children() if c not in before]
         for child in children:
-            child.terminate()
+            if child.pid is not None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(child.pid, TO_CHILDREN)
         end = time.monotonic() + GRACE_SECONDS
         for child in children:
             child.join(max(0.0, end - time.monotonic()))

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from panda_icefall.runs.memory.log import read_last_run
-from panda_icefall.runs.termination import Terminated, ended_by_sigterm
+from panda_icefall.runs.termination import Terminated, ended_by
 
 WAIT = (
     "            loss.backward()\n",
@@ -79,7 +79,7 @@ def test_children_of_spawn_end_so_too(recipe, port):
 
 def test_the_handler_is_there_for_the_block_only():
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
-    with pytest.raises(Terminated) as caught, ended_by_sigterm():
+    with pytest.raises(Terminated) as caught, ended_by(signal.SIGTERM):
         signal.raise_signal(signal.SIGTERM)
     assert caught.value.code == 143
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
@@ -89,7 +89,7 @@ def test_somebody_elses_handler_is_left_alone(monkeypatch):
     seen = []
     signal.signal(signal.SIGTERM, lambda *_: seen.append("theirs"))
     try:
-        with ended_by_sigterm():
+        with ended_by(signal.SIGTERM):
             os.kill(os.getpid(), signal.SIGTERM)
             time.sleep(0.1)
     finally:
@@ -101,7 +101,7 @@ def test_outside_of_the_main_thread_nothing_is_done():
     results = []
 
     def run():
-        with ended_by_sigterm():
+        with ended_by(signal.SIGTERM):
             results.append(signal.getsignal(signal.SIGTERM))
 
     thread = threading.Thread(target=run)
@@ -111,7 +111,7 @@ def test_outside_of_the_main_thread_nothing_is_done():
 
 
 def test_a_forked_worker_dies_of_it_as_without_us():
-    with ended_by_sigterm():
+    with ended_by(signal.SIGTERM):
         child = os.fork()
         if child == 0:
             try:
