@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_flatten
 import panda_icefall
 
 NEEDED = [row for row in ROWS if not row.needs or hasattr(torch.nn.functional, row.needs)]
+TORCH = int(torch.__version__.split(".")[0])
 
 
 def assert_same(routed, dense, bound):
@@ -72,7 +73,9 @@ def test_under_autocast_no_joiner_is_less_accurate(k2, row):
     assert_not_less_accurate(routed, dense, exact)
 
 
-@pytest.mark.parametrize("row", NEEDED, ids=lambda row: row.name)
+@pytest.mark.parametrize(
+    "row", [row for row in NEEDED if row.half_needs_torch <= TORCH], ids=lambda row: row.name
+)
 def test_a_half_precision_joiner_is_not_less_accurate(newer_k2, row):
     joiner = Joiner(row).bfloat16()
     data = toy.batch(newer_k2, torch.bfloat16, width=row.width)

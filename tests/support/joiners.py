@@ -34,6 +34,7 @@ class Row:
         recorded operations give them themselves.
       width: columns of am and lm.
       needs: the function that torch must have.
+      half_needs_torch: the major version that has the dense bfloat16 kernels on CPUs.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Row:
     head: str = "linear"
     width: int = X
     needs: str = ""
+    half_needs_torch: int = 1
 
 
 class Joiner(nn.Module):
@@ -142,9 +144,11 @@ ROWS = [
            shapes={"a": (H, X), "ab": (H,), "c": (X, H)}),
     hidden("relu in place", lambda x: F.relu(x, inplace=True)),
     hidden("elu, selu, celu", lambda x: F.elu(F.selu(F.celu(x, 1.3)), 0.7)),
-    hidden("mish, softplus, logsigmoid", lambda x: F.logsigmoid(F.softplus(F.mish(x)))),
+    hidden("mish, softplus, logsigmoid", lambda x: F.logsigmoid(F.softplus(F.mish(x))),
+           half_needs_torch=2),
     hidden("gelu, silu, hardswish", lambda x: F.hardswish(F.silu(F.gelu(x)))),
-    hidden("relu6, softsign, hardsigmoid", lambda x: F.hardsigmoid(F.softsign(F.relu6(x) + x))),
+    hidden("relu6, softsign, hardsigmoid", lambda x: F.hardsigmoid(
+           F.softsign(F.relu6(x) + x)), half_needs_torch=2),
     hidden("prelu, one slope", lambda x, p: F.prelu(x, p["slope"]), shapes={"slope": (1,)}),
     hidden("glu", lambda x: F.glu(torch.cat([x, x * 2], dim=-1), dim=-1)),
     hidden("gate by chunks", lambda x: gated(torch.cat([x, x.tanh()], dim=3))),
