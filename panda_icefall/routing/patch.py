@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -76,6 +76,7 @@ def apply(
     adjoint_tolerance: float | None = None,
     model: nn.Module | None = None,
     engine: str = "auto",
+    projections: Mapping[str, str] | None = None,
 ) -> None:
     """Route the transducer losses of this process, pruned and simple, through tiles of classes.
 
@@ -87,9 +88,8 @@ def apply(
 
     What it does not reach: names bound before, ``from k2 import rnnt_loss_pruned`` or the ``apply``
     of a custom function; functions compiled by ``torch.jit.script``, which refuse a recorded
-    joiner, as it refuses a module whose projections are recorded; other losses. What a joiner
-    gets, and what a recorded projection gives, is no ``torch.Tensor``: ``isinstance`` says so, and
-    module hooks that look for tensors pass it by.
+    joiner; other losses. What a joiner gets, and what a recorded projection gives, is no
+    ``torch.Tensor``: ``isinstance`` says so, and module hooks that look for tensors pass it by.
 
     Args:
       workspace_mib: upper bound of a tile's scratch, in MiB. None: chosen from the caches and the
@@ -101,18 +101,22 @@ def apply(
         None: it computes in tiles from the am and lm it is given.
       engine: of the pruned loss, "torch", "triton" or "auto": Triton's kernels on CUDA where it is
         installed (they need a C compiler there), else torch.
+      projections: what "am" and "lm" are called in the models that follow, see
+        ``find_projections``; None: ``simple_am_proj`` and ``simple_lm_proj``.
 
     Raises:
-      ValueError: an option is out of range.
+      ValueError: an option is out of range, or ``projections`` names none of the model's modules.
       MissingEngineError: Triton is asked for and not installed.
-      TypeError: model is no module.
+      TypeError: model is no module, or ``projections`` no mapping of names.
       PandaError: a function to replace is missing.
       UnknownSignatureError: a function to replace has other parameters than those known.
     """
     global _applied
-    options = Options.of(workspace_mib, adjoint_tolerance, engine)
+    options = Options.of(workspace_mib, adjoint_tolerance, engine, projections)
     if model is not None and not isinstance(model, nn.Module):
         raise TypeError(f"model: got {type(model).__name__}, expected a torch.nn.Module or None")
+    if model is not None and projections is not None:
+        find_projections(model, projections)  # refused before anything is replaced
     if _applied is None:
         _applied = _newly_applied()
     _state.options = options
@@ -127,7 +131,7 @@ def _newly_applied() -> _Applied:
         for name in _REPLACED
         if name not in _OPTIONAL or hasattr(module, name)
     }
-    replacements = [
+    replacements: list[Replacement | RecordedProjection] = [
         *(Replacement.of(module, n, _REPLACED[n](f, _state)) for n, f in originals.items()),
         *interceptions(),
     ]
@@ -217,10 +221,11 @@ def patched(
     adjoint_tolerance: float | None = None,
     model: nn.Module | None = None,
     engine: str = "auto",
+    projections: Mapping[str, str] | None = None,
 ) -> Iterator[None]:
     """``apply`` for the enclosed block; afterwards as before, also when already applied."""
     was_applied, before = _applied is not None, _state.options
-    apply(workspace_mib, adjoint_tolerance, engine=engine)
+    apply(workspace_mib, adjoint_tolerance, engine=engine, projections=projections)
     try:
         with contextlib.nullcontext() if model is None else recording_projections(model):
             yield

@@ -17,7 +17,7 @@ from panda_icefall.routing import routed_loss, routed_simple_loss
 from panda_icefall.routing.deferred import DeferredJoint
 from panda_icefall.routing.finding_projections import check_projection_names
 from panda_icefall.routing.nodes import Sites, Table
-from panda_icefall.routing.observing import current_observer
+from panda_icefall.routing.observing import current_observer, say_non_finite_simple_loss
 from panda_icefall.routing.stand_in import StandIn
 from panda_icefall.routing.status import RoutingCounters
 from panda_icefall.routing.tracing import is_traced
@@ -158,6 +158,7 @@ def simple_loss_in_tiles(original: Function, state: RoutingState) -> Function:
             arguments, workspace_bytes=options.workspace_bytes, counters=counters.simple_tiles
         )
         is_deferred = any(isinstance(arguments[name], StandIn) for name in ("am", "lm"))
+        say_non_finite_simple_loss(loss[0] if isinstance(loss, tuple) else loss)
         counters.simple_losses_routed += 1
         counters.simple_losses_of_tensors += not is_deferred
         return loss

@@ -47,10 +47,7 @@ def takes(arguments: Mapping[str, Any]) -> bool:
     am, lm = arguments["am"], arguments["lm"]
     are_known = all(isinstance(value, (Tensor, DeferredProjection)) for value in (am, lm))
     return (
-        are_known
-        and am.dtype == lm.dtype in _WIDE
-        and am.device == lm.device
-        and not is_traced()
+        are_known and am.dtype == lm.dtype in _WIDE and am.device == lm.device and not is_traced()
     )
 
 

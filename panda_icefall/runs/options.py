@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn, Optional, Union
@@ -39,6 +40,8 @@ class PandaOptions:
       check_tolerances: ``NAME=VALUE,NAME=VALUE``: bounds of the check, fields of
         :class:`~panda_icefall.runs.contract.tolerances.Tolerances`, in place of its defaults.
       engine: Kernels of the pruned loss: ``torch``, ``triton`` or ``auto``.
+      projections: What the simple loss's projections are called, by "am" and "lm"; ``None``: as in
+        icefall.
     """
 
     use_panda: bool = False
@@ -53,6 +56,7 @@ class PandaOptions:
     check_update_steps: Optional[int] = None
     check_tolerances: Optional[str] = None
     engine: str = "auto"
+    projections: Optional[Mapping[str, str]] = None
 
     @property
     def batches_of_check(self) -> int:
@@ -123,6 +127,7 @@ def split_panda_arguments(
         workspace_mib=parsed.panda_workspace_mib,
         adjoint_tolerance=parsed.panda_adjoint_tolerance,
         engine=parsed.panda_engine,
+        projections=parsed.panda_projections,
         max_batches=parsed.panda_max_batches,
         check_batches=parsed.panda_check_batches,
         memory_log=parsed.panda_memory_log,

@@ -3,7 +3,8 @@
 import contextlib
 import logging
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Optional
 
 from torch import nn
 
@@ -24,10 +25,12 @@ class RoutingProof:
 
     Args:
       is_asked: Whether the run asked for PANDA; without that there is nothing to prove.
+      names: What the simple loss's projections are called; ``None``: as in icefall.
     """
 
-    def __init__(self, is_asked: bool) -> None:
+    def __init__(self, is_asked: bool, names: Optional[Mapping[str, str]] = None) -> None:
         self._is_due = is_asked
+        self._names = names
         self._calls: Counter[str] = Counter()
 
     @contextlib.contextmanager
@@ -59,18 +62,19 @@ class RoutingProof:
         if ledger.total.losses_routed == 0:
             raise NotRoutedError(explain_not_routed(ledger.total, self._calls))
         self._is_due = False
-        projections = routing.find_projections(model)
+        projections = routing.find_projections(model, self._names)
         if projections and ledger.total.simple_losses_deferred == 0:
             logging.warning(
                 "panda: the model has %s, but %s: the simple loss needs their [B, T, C] tensors",
                 " and ".join(projections),
-                _what_happened(ledger.total),
+                _what_happened(ledger.total, list(projections)),
             )
 
 
-def _what_happened(counted: LossTotals) -> str:
+def _what_happened(counted: LossTotals, projections: list[str]) -> str:
     if not counted.simple_losses_routed + counted.simple_losses_dense:
         return "no simple loss was seen in the first training batch"
-    operations = ", ".join(op for op in counted.materialised if op.startswith("simple_"))
+    names = {path.rpartition(".")[2] for path in projections}
+    operations = ", ".join(op for op in counted.materialised if op.partition(":")[0] in names)
     why = f" ({operations})" if operations else ""
     return f"every simple loss of the first training batch was given tensors{why}"

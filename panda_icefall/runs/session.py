@@ -14,7 +14,7 @@ from panda_icefall.routing import PandaError
 from panda_icefall.runs.batches import BatchFeed, FirstBatchOnly
 from panda_icefall.runs.contract.session_check import SessionCheck
 from panda_icefall.runs.counters import CounterLedger
-from panda_icefall.runs.errors import BoundReached, exit_status
+from panda_icefall.runs.errors import BoundReached, UsageError, exit_status
 from panda_icefall.runs.last_bit import change_last_bit
 from panda_icefall.runs.memory.session_log import SessionLog
 from panda_icefall.runs.options import PandaOptions
@@ -52,7 +52,7 @@ class TrainingSession:
         self._ledger: Optional[CounterLedger] = None
         self._log = SessionLog(options)
         self._check = SessionCheck(options, self.console)
-        self._proof = RoutingProof(options.use_panda)
+        self._proof = RoutingProof(options.use_panda, options.projections)
         self._wrapped: list[WrappedFunction] = []
         self._epoch: Optional[Epoch] = None
         self._batches = 0
@@ -96,7 +96,9 @@ class TrainingSession:
         """
         o = self.options
         routed = (
-            routing.patched(o.workspace_mib, o.adjoint_tolerance, engine=o.engine)
+            routing.patched(
+                o.workspace_mib, o.adjoint_tolerance, engine=o.engine, projections=o.projections
+            )
             if o.use_panda
             else None
         )
@@ -177,6 +179,11 @@ class TrainingSession:
             self._epoch = None
 
     def _open_epoch(self, arguments: dict[str, Any]) -> Epoch:
+        if self.options.projections is not None:
+            try:
+                routing.find_projections(arguments["model"], self.options.projections)
+            except ValueError as error:
+                raise UsageError(f"--panda-{error}") from None
         device = next((p.device for p in arguments["model"].parameters()), torch.device("cpu"))
         self._check.prepare(device)
         recorder = self._log.recorder(arguments, device, self._counters, self.rank)

@@ -229,7 +229,9 @@ class Contract:
 
     def _routed(self) -> contextlib.AbstractContextManager[None]:
         o = self._options
-        return routing.patched(o.workspace_mib, o.adjoint_tolerance, engine=o.engine)
+        return routing.patched(
+            o.workspace_mib, o.adjoint_tolerance, engine=o.engine, projections=o.projections
+        )
 
     def _pass(self, loss_of: LossOf, model: nn.Module, scale: float) -> _Pass:
         """Forward and backward of one arm; the random generators are put back."""
