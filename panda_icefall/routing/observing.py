@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Callable
 
+from torch import Tensor
+
 from panda_icefall.losses.sites import SiteLogProbs
 
 __all__ = ["Observer", "current_observer", "observed"]
@@ -50,6 +52,15 @@ def watch_finite(module: str | None) -> None:
         _watched.clear()
     else:
         _watched.append(module)
+
+
+def say_non_finite_simple_loss(loss: Tensor) -> None:
+    """Log a simple loss that is not finite, while ``watch_finite`` asks for it."""
+    if _watched and not loss.isfinite().all():
+        logging.warning(
+            "panda: a routed simple loss is not finite (hooks see no tensor of %s)",
+            ", ".join(_watched),
+        )
 
 
 def _report(log_probs: SiteLogProbs) -> None:

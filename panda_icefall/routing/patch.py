@@ -106,15 +106,15 @@ def apply(
         ``[0, 1)``; None: half the eps of the accumulation dtype. 0: none.
       engine: of the pruned loss, "torch", "triton" or "auto": Triton's kernels on CUDA where it is
         installed (they need a C compiler there), else torch.
-      projections: ``{"am": NAME, "lm": NAME}``, for a model that calls its projections otherwise;
-        a name is a module's path in the model, or its last part.
+      projections: ``{"am": NAME, "lm": NAME}``, or one of them, where the model calls its
+        projections otherwise; a name is a module's path in the model, or its last parts.
       strict: raise PandaError, with the reason, at the first loss that would be computed as without
         PANDA.
 
     Raises:
-      ValueError: an option is out of range, or no module of the model has a given name.
+      ValueError: an option is out of range, or ``projections`` names none of the model's modules.
       MissingEngineError: Triton is asked for and not installed.
-      TypeError: model is no module.
+      TypeError: model is no module, or ``projections`` no mapping of names.
       PandaError: a function to replace is missing.
       UnknownSignatureError: a function to replace has other parameters than those known.
     """
@@ -125,6 +125,8 @@ def apply(
             "given by name, as in apply(workspace_mib=64)"
         )
     options = Options.of(workspace_mib, adjoint_tolerance, engine, projections, strict)
+    if model is not None and projections is not None:
+        find_projections(model, projections)  # refused before anything is replaced
     if _applied is None:
         _applied = _newly_applied()
     _state.options = options

@@ -122,9 +122,9 @@ class ProjectionCall(LateInputs):
         self.check_unchanged()
         if self.cast is None:
             return self
-        parts = (self.input, self.weight, self.bias)
-        wide = (None if t is None else t.to(self.cast).float() for t in parts)
-        return ProjectionCall(self.name, *wide, cast=None)  # type: ignore[arg-type,misc]
+        input, weight = (tensor.to(self.cast).float() for tensor in (self.input, self.weight))
+        bias = None if self.bias is None else self.bias.to(self.cast).float()
+        return ProjectionCall(self.name, input, weight, bias, None)
 
 
 def _flat(by: Any) -> Any:

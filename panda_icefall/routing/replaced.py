@@ -20,7 +20,7 @@ from panda_icefall.routing.errors import PandaError
 from panda_icefall.routing.finding_projections import check_projection_names
 from panda_icefall.routing.hosts import as_k2_arguments
 from panda_icefall.routing.nodes import Sites, Table
-from panda_icefall.routing.observing import current_observer
+from panda_icefall.routing.observing import current_observer, say_non_finite_simple_loss
 from panda_icefall.routing.stand_in import StandIn
 from panda_icefall.routing.status import RoutingCounters
 from panda_icefall.routing.tracing import is_traced
@@ -197,6 +197,7 @@ def simple_loss_in_tiles(original: Function, state: RoutingState) -> Function:
             counters=counters.simple_tiles,
         )
         is_deferred = any(isinstance(arguments[name], StandIn) for name in ("am", "lm"))
+        say_non_finite_simple_loss(loss[0] if isinstance(loss, tuple) else loss)
         counters.simple_losses_routed += 1
         counters.simple_losses_of_tensors += not is_deferred
         return loss

@@ -3,7 +3,7 @@
 import argparse
 import dataclasses
 import difflib
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn, Optional, Union
@@ -43,6 +43,8 @@ class PandaOptions:
       check_tolerances: ``NAME=VALUE,NAME=VALUE``: bounds of the check, fields of
         :class:`~panda_icefall.runs.contract.tolerances.Tolerances`, in place of its defaults.
       engine: Kernels of the pruned loss: ``torch``, ``triton`` or ``auto``.
+      projections: What the simple loss's projections are called, by "am" and "lm"; ``None``: as in
+        icefall.
     """
 
     use_panda: bool = False
@@ -57,6 +59,7 @@ class PandaOptions:
     check_update_steps: Optional[int] = None
     check_tolerances: Optional[str] = None
     engine: str = "auto"
+    projections: Optional[Mapping[str, str]] = None
 
     @property
     def in_words(self) -> str:
@@ -64,6 +67,8 @@ class PandaOptions:
         words = []
         for option in dataclasses.fields(self):
             value = getattr(self, option.name)
+            if isinstance(value, Mapping):
+                value = ",".join(f"{kind}={name}" for kind, name in value.items())
             name = f"--{'' if option.name == 'use_panda' else 'panda-'}{option.name}"
             if value != option.default and option.name not in ("stop_after_check", "memory_log"):
                 words.append(f"{name.replace('_', '-')} {int(value) if value is True else value}")
@@ -153,6 +158,7 @@ def split_panda_arguments(
         workspace_mib=parsed.panda_workspace_mib,
         adjoint_tolerance=parsed.panda_adjoint_tolerance,
         engine=parsed.panda_engine,
+        projections=parsed.panda_projections,
         max_batches=parsed.panda_max_batches,
         check_batches=parsed.panda_check_batches,
         memory_log=parsed.panda_memory_log,

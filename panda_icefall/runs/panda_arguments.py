@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Callable
 
 from panda_icefall.engine_choice import ENGINES, MissingEngineError, check_engine
+from panda_icefall.routing.finding_projections import check_projection_names
 from panda_icefall.runs.contract.tolerances import Tolerances, parse_tolerances
 
 __all__ = ["PANDA_ARGUMENTS", "add_panda_arguments"]
@@ -59,6 +60,20 @@ def _engine(text: str) -> str:
     return text
 
 
+def _projections(text: str) -> dict[str, str]:
+    parts = [part.strip().partition("=") for part in text.split(",")]
+    names = {kind.strip(): name.strip() for kind, _, name in parts}
+    try:
+        if len(names) < len(parts):
+            raise ValueError("one kind twice")
+        check_projection_names(names)
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"got {text!r}, expected am=NAME,lm=NAME or one of the two, as the model calls them"
+        ) from None
+    return names
+
+
 PANDA_ARGUMENTS: tuple[tuple[str, dict[str, Any]], ...] = (
     (
         "--use-panda",
@@ -95,6 +110,17 @@ PANDA_ARGUMENTS: tuple[tuple[str, dict[str, Any]], ...] = (
             "default": "auto",
             "metavar": "{" + ",".join(ENGINES) + "}",
             "help": "Kernels of the pruned loss; auto: Triton's on CUDA where it is installed.",
+        },
+    ),
+    (
+        "--panda-projections",
+        {
+            "type": _projections,
+            "default": None,
+            "metavar": "am=NAME,lm=NAME",
+            "help": "Names of the model's projections to classes that the simple loss reads, where "
+            "they are not called simple_am_proj and simple_lm_proj: the last part of a module's "
+            "name, or more of it.",
         },
     ),
     (

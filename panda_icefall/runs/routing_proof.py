@@ -4,7 +4,7 @@ import contextlib
 import logging
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Optional
 
 import torch
@@ -34,11 +34,18 @@ class RoutingProof:
       is_asked: Whether the run asked for PANDA; without that there is nothing to prove.
       workspace_mib: The scratch of a tile that was asked for; one with which nothing is tiled any
         more is warned of.
+      names: What the simple loss's projections are called; ``None``: as in icefall.
     """
 
-    def __init__(self, is_asked: bool, workspace_mib: Optional[float] = None) -> None:
+    def __init__(
+        self,
+        is_asked: bool,
+        workspace_mib: Optional[float] = None,
+        names: Optional[Mapping[str, str]] = None,
+    ) -> None:
         self._is_due = is_asked
         self._workspace_mib = workspace_mib if is_asked else None
+        self._names = names
         self._device = torch.device("cpu")
         self._calls: Counter[str] = Counter()
 
@@ -92,12 +99,12 @@ class RoutingProof:
         is_one_tile = ledger.total.tiles_forward <= ledger.total.losses_routed
         if is_one_tile and asked > MUCH * auto_workspace_bytes(self._device):
             self._warn_of_one_tile("held the whole of the first batch's loss")
-        projections = routing.find_projections(model)
+        projections = routing.find_projections(model, self._names)
         if projections and ledger.total.simple_losses_deferred == 0:
             logging.warning(
                 "panda: the model has %s, but %s: the simple loss needs their [B, T, C] tensors",
                 " and ".join(projections),
-                _what_happened(ledger.total),
+                _what_happened(ledger.total, list(projections)),
             )
 
 
@@ -107,9 +114,10 @@ def _memory_bytes(device: torch.device) -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def _what_happened(counted: LossTotals) -> str:
+def _what_happened(counted: LossTotals, projections: list[str]) -> str:
     if not counted.simple_losses_routed + counted.simple_losses_dense:
         return "no simple loss was seen in the first training batch"
-    operations = ", ".join(op for op in counted.materialised if op.startswith("simple_"))
+    names = {path.rpartition(".")[2] for path in projections}
+    operations = ", ".join(op for op in counted.materialised if op.partition(":")[0] in names)
     why = f" ({operations})" if operations else ""
     return f"every simple loss of the first training batch was given tensors{why}"

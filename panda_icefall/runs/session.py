@@ -15,7 +15,7 @@ from panda_icefall.routing import PandaError
 from panda_icefall.runs.batches import BatchFeed, FirstBatchOnly
 from panda_icefall.runs.contract.session_check import SessionCheck
 from panda_icefall.runs.counters import CounterLedger
-from panda_icefall.runs.errors import BoundReached, exit_status
+from panda_icefall.runs.errors import BoundReached, UsageError, exit_status
 from panda_icefall.runs.last_bit import change_last_bit
 from panda_icefall.runs.memory.probe import process_peak_bytes
 from panda_icefall.runs.memory.session_log import SessionLog
@@ -55,7 +55,7 @@ class TrainingSession:
         self._ledger: Optional[CounterLedger] = None
         self._log = SessionLog(options)
         self._check = SessionCheck(options, self.console)
-        self._proof = RoutingProof(options.use_panda, options.workspace_mib)
+        self._proof = RoutingProof(options.use_panda, options.workspace_mib, options.projections)
         self._device = torch.device("cpu")
         self._wrapped: list[WrappedFunction] = []
         self._epoch: Optional[Epoch] = None
@@ -105,6 +105,7 @@ class TrainingSession:
                 workspace_mib=o.workspace_mib,
                 adjoint_tolerance=o.adjoint_tolerance,
                 engine=o.engine,
+                projections=o.projections,
             )
             if o.use_panda
             else None
@@ -193,6 +194,11 @@ class TrainingSession:
             self._epoch = None
 
     def _open_epoch(self, arguments: dict[str, Any]) -> Epoch:
+        if self.options.projections is not None:
+            try:
+                routing.find_projections(arguments["model"], self.options.projections)
+            except ValueError as error:
+                raise UsageError(f"--panda-{error}") from None
         device = next((p.device for p in arguments["model"].parameters()), torch.device("cpu"))
         self._device = device
         if not self._has_said_options:  # the recipe's own log is open by now

@@ -22,10 +22,17 @@ def test_every_option_reaches_its_field(tmp_path):
     options, rest = split_panda_arguments(
         f"--use-panda yes --panda-workspace-mib 0.5 --panda-adjoint-tolerance 0 "
         f"--panda-max-batches 3 --panda-check-batches 2 --panda-memory-log {log} "
-        f"--panda-engine torch".split()
+        f"--panda-engine torch --panda-projections am=am_proj,lm=joint.lm_proj".split()
     )
     assert rest == []
-    assert options == PandaOptions(True, 0.5, 0.0, 3, 2, log, False, engine="torch")
+    names = {"am": "am_proj", "lm": "joint.lm_proj"}
+    assert options == PandaOptions(
+        True, 0.5, 0.0, 3, 2, log, False, engine="torch", projections=names
+    )
+
+
+def test_one_of_the_projections_may_be_named_alone():
+    assert split_panda_arguments(["--panda-projections=lm= x"])[0].projections == {"lm": "x"}
 
 
 def test_no_option_is_inactive_and_any_is_active():
@@ -70,6 +77,11 @@ def test_updates_belongs_to_the_recipe_outside_of_a_check():
         (["--panda-check-batches=-1"], "got '-1', expected an integer of at least 0"),
         (["--panda-check-update-steps", "0"], "got '0', expected an integer of at least 1"),
         (["--panda-engine", "cuda"], "--panda-engine: got 'cuda', expected one of auto, torch"),
+        (["--panda-projections", "am"], "--panda-projections: got 'am', expected am=NAME,lm=NAME"),
+        (["--panda-projections", "am="], "got 'am=', expected am=NAME,lm=NAME or one of the two"),
+        (["--panda-projections", "ctc=x"], "got 'ctc=x', expected am=NAME"),
+        (["--panda-projections", "am=x,am=y"], "got 'am=x,am=y', expected am=NAME"),
+        (["--panda-projections", ""], "got '', expected am=NAME"),
         (["--panda-memory-log", "."], "got '.', expected the path of a file"),
     ],
 )

@@ -7,6 +7,7 @@ from gates import rms
 from panda_icefall.losses.simple_tiled import (
     arcs,
     plan,
+    rnnt_loss_smoothed_of,
     selected_rnnt_loss_smoothed,
     tiled_rnnt_loss_smoothed,
 )
@@ -64,6 +65,18 @@ def of_projections(*data, **arguments):
 def of_tensors(*data, **arguments):
     """The tiled loss of am and lm that exist."""
     return tiled_rnnt_loss_smoothed(F.linear(*data[3:]), F.linear(*data[:3]), **arguments)
+
+
+def of_am_projection(*data, **arguments):
+    """The tiled loss of a projection for am and of an lm that exists."""
+    am, lm = Projection.of(data[:3]), Logits.of((F.linear(*data[3:]),))
+    return rnnt_loss_smoothed_of(lm, am, **arguments)
+
+
+def of_lm_projection(*data, **arguments):
+    """The tiled loss of an am that exists and of a projection for lm."""
+    am, lm = Logits.of((F.linear(*data[:3]),)), Projection.of(data[3:])
+    return rnnt_loss_smoothed_of(lm, am, **arguments)
 
 
 def materialised(*data, **arguments):

@@ -230,7 +230,10 @@ class Contract:
     def _routed(self) -> contextlib.AbstractContextManager[None]:
         o = self._options
         return routing.patched(
-            workspace_mib=o.workspace_mib, adjoint_tolerance=o.adjoint_tolerance, engine=o.engine
+            workspace_mib=o.workspace_mib,
+            adjoint_tolerance=o.adjoint_tolerance,
+            engine=o.engine,
+            projections=o.projections,
         )
 
     def _pass(self, loss_of: LossOf, model: nn.Module, scale: float) -> _Pass:

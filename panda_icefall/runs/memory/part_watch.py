@@ -2,6 +2,7 @@
 
 import functools
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Callable, Optional
 
@@ -56,14 +57,21 @@ class PartWatch:
       meter: Is told; outside of its phases it listens to nothing.
       model: The recipe's model, without a DDP wrapper; ``None``: no encoder.
       optimizer: The recipe's optimizer, of torch or with a ``step`` of its own; ``None``: none.
+      names: What the projections are called; ``None``: as in icefall.
     """
 
-    def __init__(self, meter: PartMeter, model: Optional[nn.Module], optimizer: Any) -> None:
+    def __init__(
+        self,
+        meter: PartMeter,
+        model: Optional[nn.Module],
+        optimizer: Any,
+        names: Optional[Mapping[str, str]] = None,
+    ) -> None:
         self._meter = meter
         self._optimizer = optimizer
         children = () if model is None else model.named_children()
         self._encoders = [module for name, module in children if "encoder" in name]
-        self._projections = [] if model is None else list(find_projections(model).values())
+        self._projections = [] if model is None else list(find_projections(model, names).values())
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
         self._wrappers: list[_Wrapper] = []
 

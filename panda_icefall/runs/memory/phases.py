@@ -28,6 +28,7 @@ class PhaseRecorder:
       model: The recipe's model, without a DDP wrapper; ``None``: its encoder is no part.
       optimizer: The recipe's optimizer; ``None``: its step is no part.
       scaler: The recipe's ``GradScaler``, or ``None``.
+      projections: What the simple loss's projections are called; ``None``: as in icefall.
     """
 
     def __init__(
@@ -40,12 +41,13 @@ class PhaseRecorder:
         model: Optional[nn.Module] = None,
         optimizer: Any = None,
         scaler: Any = None,
+        projections: Optional[Mapping[str, str]] = None,
     ) -> None:
         self._log = log
         self._ledger = ledger
         self._is_on_cpu = device.type == "cpu"
         self._meter = PartMeter(MemoryProbe(device))
-        self._watch = PartWatch(self._meter, model, optimizer)
+        self._watch = PartWatch(self._meter, model, optimizer, projections)
         self._tb_writer = tb_writer
         self._scaler = scaler
         self._phase: Optional[str] = None

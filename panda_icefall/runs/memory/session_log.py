@@ -66,6 +66,7 @@ class SessionLog:
             model=unwrap_model(arguments["model"]),
             optimizer=arguments.get("optimizer"),
             scaler=arguments.get("scaler"),
+            projections=self._options.projections,
         )
 
     def close(self, reason: str) -> None:
