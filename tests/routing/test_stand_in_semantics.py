@@ -17,21 +17,9 @@ import panda_icefall
 from panda_icefall.routing import PandaError, suspended
 
 
-class Joiner(nn.Module):
-    """``output_linear(hidden(am, lm))`` with the hidden part given."""
-
-    def __init__(self, hidden):
-        super().__init__()
-        self.hidden = hidden
-        self.output_linear = nn.Linear(toy.X, toy.C)
-
-    def forward(self, am, lm):
-        return self.output_linear(self.hidden(am, lm))
-
-
 def compare(k2, hidden, routed=1, bound=1e-12, dtype=torch.float64):
     torch.manual_seed(1)
-    joiner, data = Joiner(hidden).to(dtype), toy.batch(k2, dtype)
+    joiner, data = toy.HiddenJoiner(hidden).to(dtype), toy.batch(k2, dtype)
     dense = toy.loss_and_gradients(k2, joiner, data)
     with panda_icefall.patched(adjoint_tolerance=0):
         ours = toy.loss_and_gradients(k2, joiner, data)
@@ -69,7 +57,7 @@ def test_checkpointing_inside_the_joiner_keeps_every_gradient(k2, use_reentrant)
         return checkpoint(lambda a, b: torch.tanh(a + b), am, lm, use_reentrant=use_reentrant)
 
     torch.manual_seed(1)
-    joiner, data = Joiner(hidden).double(), toy.batch(k2, torch.float64)
+    joiner, data = toy.HiddenJoiner(hidden).double(), toy.batch(k2, torch.float64)
 
     def run():
         leaves = [data.am, data.lm, *joiner.parameters()]
@@ -171,7 +159,7 @@ def test_an_in_place_result_keeps_its_dtype(k2):
 
 def test_an_operand_changed_between_joiner_and_loss_is_refused(k2):
     data, shift = toy.batch(k2), torch.ones(toy.X)
-    joiner = Joiner(lambda am, lm: torch.tanh(am + lm + shift))
+    joiner = toy.HiddenJoiner(lambda am, lm: torch.tanh(am + lm + shift))
     with panda_icefall.patched():
         logits = joiner(*k2.do_rnnt_pruning(data.am, data.lm, data.ranges))
         shift.zero_()
@@ -204,7 +192,7 @@ def test_pruning_with_ranges_that_leave_lm_never_reads_another_utterance(k2):
 @pytest.mark.parametrize("materialises", [False, True])
 def test_nothing_keeps_the_graph_alive_after_a_step(k2, materialises):
     operation = (lambda x: torch.softmax(x, -1)) if materialises else torch.tanh
-    joiner, data = Joiner(lambda am, lm: operation(am + lm)), toy.batch(k2)
+    joiner, data = toy.HiddenJoiner(lambda am, lm: operation(am + lm)), toy.batch(k2)
 
     def step():
         encoder_out, lm = data.am * 1.0, data.lm * 1.0
