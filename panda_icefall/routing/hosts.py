@@ -35,7 +35,12 @@ _TYPE = ("rnnt_type", "delay_penalty", "reduction")
 _OLD_TYPE = ("modified", "reduction")  # of fast_rnnt's first versions
 _KNOWN_PARAMETERS: dict[str, tuple[tuple[str, ...], ...]] = {
     "do_rnnt_pruning": (_PRUNING,),
-    "rnnt_loss_pruned": ((*_LOSS, *_TYPE), (*_LOSS, *_TYPE, "use_hat_loss"), (*_LOSS, *_OLD_TYPE)),
+    "rnnt_loss_pruned": (
+        (*_LOSS, *_TYPE),
+        (*_LOSS, *_TYPE, "use_hat_loss"),
+        (*_LOSS, *_TYPE, "return_grad"),  # fast_rnnt 1.3
+        (*_LOSS, *_OLD_TYPE),
+    ),
     "rnnt_loss_smoothed": tuple(
         (*_SIMPLE, *_SCALES, "boundary", *kind, "return_grad") for kind in (_TYPE, _OLD_TYPE)
     ),

@@ -31,7 +31,7 @@ _POINTWISE = (
 )
 # Functions along X, and where and what their argument `dim` is.
 _ALONG_X = {
-    "softmax log_softmax softmin sum mean amax amin logsumexp var cumsum": (1, None),
+    "softmax log_softmax softmin sum mean amax amin logsumexp var": (1, None),
     "glu": (1, -1),
     "normalize": (2, 1),
 }

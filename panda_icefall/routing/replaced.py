@@ -138,7 +138,8 @@ def routed_pruned_loss(original: Function, state: RoutingState) -> Function:
         given.apply_defaults()
         logits, options, counters = given.arguments["logits"], state.options, state.counters
         if isinstance(logits, DeferredJoint) and options is not None:
-            reason = routed_loss.why_not(logits)
+            wants_occupations = given.arguments.get("return_grad", False)
+            reason = "return_grad" if wants_occupations else routed_loss.why_not(logits)
             if reason is None:
                 loss = routed_loss.compute(
                     logits,

@@ -58,10 +58,12 @@ def compute(
     # k2 1.23.4 does not have it.
     use_hat_loss = bool(arguments.get("use_hat_loss", False))
     _check_lm_rows(logits.node, symbols)
+    # A log_softmax changes nothing but the normaliser, which an observer is told.
+    is_shift_free = observer is None and not use_hat_loss
     # A joiner that was run without gradients has none, wherever the loss is computed.
     with torch.set_grad_enabled(torch.is_grad_enabled() and logits.grad_enabled):
         with no_autocast(logits.device):
-            head = linear_head(logits.node, is_shift_free=not use_hat_loss)
+            head = linear_head(logits.node, is_shift_free=is_shift_free)
             rows = row_program(logits.node if head is None else head.input, logits.sites)
         loss = selected_rnnt_loss_pruned(
             rows,

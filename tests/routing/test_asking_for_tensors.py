@@ -249,7 +249,7 @@ def test_an_error_of_the_joiner_itself_is_raised_as_without(k2, caplog):
     def wrong(am, lm):
         raise RuntimeError(f"no such thing as {type(am).__name__}")
 
-    joiner, data = toy_joiner.HiddenJoiner(wrong), toy.batch(k2)
+    joiner, data = toy.HiddenJoiner(wrong), toy.batch(k2)
     with panda_icefall.patched(), pytest.raises(RuntimeError, match="no such thing as Tensor"):
         toy.pruned_loss(k2, joiner, data)
     assert panda_icefall.status().materialised == {"HiddenJoiner, which raised RuntimeError": 2}
@@ -264,7 +264,7 @@ def test_what_panda_refuses_stays_refused(k2):
         return x.cumsum(-1)
 
     with panda_icefall.patched(), pytest.raises(PandaError, match="changed in place"):
-        toy.pruned_loss(k2, toy_joiner.HiddenJoiner(hidden), toy.batch(k2))
+        toy.pruned_loss(k2, toy.HiddenJoiner(hidden), toy.batch(k2))
     assert not any("raised" in name for name in panda_icefall.status().materialised)
 
 

@@ -97,6 +97,19 @@ def test_the_losses_of_fast_rnnt_are_routed(install, version, options, theirs):
     assert "original" in inspect.getsource(fast_rnnt.rnnt_loss_pruned)  # it is back
 
 
+def test_occupations_of_a_pruned_loss_are_left_to_fast_rnnt(install):
+    fast_rnnt, data = install("later versions"), toy.batch(k2_functions)
+    parameters = [*parameters_of("later versions")["rnnt_loss_pruned"], "return_grad=False"]
+    fast_rnnt.rnnt_loss_pruned = _raising("rnnt_loss_pruned", parameters)
+    with panda_icefall.patched():
+        toy.pruned_loss(fast_rnnt, toy.TanhJoiner(), data)
+        with pytest.raises(AssertionError, match="the original rnnt_loss_pruned was reached"):
+            toy.pruned_loss(fast_rnnt, toy.TanhJoiner(), data, return_grad=True)
+        status = panda_icefall.status()
+    assert (status.losses_routed, status.losses_dense) == (1, 1)
+    assert status.materialised == {"return_grad": 1}
+
+
 def test_an_unknown_fast_rnnt_is_left_alone_and_said(install, k2, caplog):
     fast_rnnt = install("later versions")
     fast_rnnt.rnnt_loss_pruned = other = lambda logits: None
@@ -160,9 +173,11 @@ def test_strict_raises_before_a_loss_goes_dense_and_says_why(k2):
         k2.rnnt_loss_pruned(logits, *arguments)  # without strict as before
 
 
-def test_projections_are_named_by_both_kinds():
-    with pytest.raises(ValueError, match=r"projections: got \{'am': 'a'\}, expected the names"):
-        panda_icefall.apply(projections={"am": "a"})
+def test_projections_are_named_by_their_kinds(k2):
+    with pytest.raises(ValueError, match=r"projections: got \{'lm2': 'a'\}, expected"):
+        panda_icefall.apply(projections={"lm2": "a"})
+    with pytest.raises(ValueError, match=r"projections: got am='am_prjo', expected .*am_proj"):
+        panda_icefall.apply(toy_simple.Transducer(), projections={"am": "am_prjo"})
     assert panda_icefall.status().replaced == ()
 
 

@@ -18,16 +18,6 @@ def flipped(am, lm):
     return torch.flip(am + lm, (-1,))
 
 
-class Joiner(nn.Module):
-    def __init__(self, hidden):
-        super().__init__()
-        self.hidden = hidden
-        self.output_linear = nn.Linear(toy.X, toy.C)
-
-    def forward(self, am, lm):
-        return self.output_linear(self.hidden(am, lm))
-
-
 def in_place_twice(am, lm):
     x = flipped(am, lm)
     y = x.mul_(2)
@@ -140,7 +130,7 @@ def of_ordinary_tensors(am, lm):
 )
 def test_kept_results_behave_as_the_tensors_they_are(k2, hidden):
     torch.manual_seed(1)
-    joiner, data = Joiner(hidden).double(), toy.batch(k2, torch.float64)
+    joiner, data = toy.HiddenJoiner(hidden).double(), toy.batch(k2, torch.float64)
     dense = toy.loss_and_gradients(k2, joiner, data)
     with panda_icefall.patched(adjoint_tolerance=0):
         routed = toy.loss_and_gradients(k2, joiner, data)

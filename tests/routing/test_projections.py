@@ -1,5 +1,6 @@
 """A recorded projection is a tensor to everybody but the simple loss, and only while applied."""
 
+import contextlib
 import copy
 import gc
 import io
@@ -13,6 +14,7 @@ import toy_simple
 from torch import nn
 
 import panda_icefall
+from panda_icefall.losses import k2_functions
 from panda_icefall.routing import PandaError, recording_projections, suspended
 from panda_icefall.routing.projections import DeferredProjection
 
@@ -212,12 +214,13 @@ def test_am_and_lm_of_different_dtypes_are_left_to_k2(k2):
 def test_half_logits_are_left_to_k2(k2):
     model, data = toy_simple.Transducer(), toy.batch(k2)
     am, lm = (tensor.detach().double() for tensor in model.projections(data))
+    # k2 1.23.4 has no half kernels on a CPU; the stand-in computes them in float32.
+    refused = pytest.raises((TypeError, RuntimeError))
     with panda_icefall.patched(model=model):
         with torch.autocast("cpu", dtype=torch.bfloat16):
             halves = model.projections(data)
         assert not halves[0].is_materialised
-        # k2 has no half kernels on a CPU, nor has the stand-in.
-        with pytest.raises((TypeError, RuntimeError)):
+        with refused if k2 is not k2_functions else contextlib.nullcontext():
             k2.rnnt_loss_smoothed(halves[1], halves[0], data.symbols, 0)
         status = panda_icefall.status()
         k2.rnnt_loss_smoothed(lm, am, data.symbols, 0)

@@ -12,7 +12,7 @@ import toy
 from ranks import from_two_ranks, group_of_two
 from torch import nn
 from torch.utils.checkpoint import checkpoint
-from toy_joiner import HiddenJoiner, compare
+from toy_joiner import compare
 
 import panda_icefall
 from panda_icefall.routing import PandaError, suspended
@@ -46,7 +46,7 @@ def test_checkpointing_inside_the_joiner_keeps_every_gradient(k2, use_reentrant)
         return checkpoint(lambda a, b: torch.tanh(a + b), am, lm, use_reentrant=use_reentrant)
 
     torch.manual_seed(1)
-    joiner, data = HiddenJoiner(hidden).double(), toy.batch(k2, torch.float64)
+    joiner, data = toy.HiddenJoiner(hidden).double(), toy.batch(k2, torch.float64)
 
     def run():
         leaves = [data.am, data.lm, *joiner.parameters()]
@@ -148,7 +148,7 @@ def test_an_in_place_result_keeps_its_dtype(k2):
 
 def test_an_operand_changed_between_joiner_and_loss_is_refused(k2):
     data, shift = toy.batch(k2), torch.ones(toy.X)
-    joiner = HiddenJoiner(lambda am, lm: torch.tanh(am + lm + shift))
+    joiner = toy.HiddenJoiner(lambda am, lm: torch.tanh(am + lm + shift))
     with panda_icefall.patched():
         logits = joiner(*k2.do_rnnt_pruning(data.am, data.lm, data.ranges))
         shift.zero_()
@@ -181,7 +181,7 @@ def test_pruning_with_ranges_that_leave_lm_never_reads_another_utterance(k2):
 @pytest.mark.parametrize("materialises", [False, True])
 def test_nothing_keeps_the_graph_alive_after_a_step(k2, materialises):
     operation = (lambda x: torch.softmax(x, -1)) if materialises else torch.tanh
-    joiner, data = HiddenJoiner(lambda am, lm: operation(am + lm)), toy.batch(k2)
+    joiner, data = toy.HiddenJoiner(lambda am, lm: operation(am + lm)), toy.batch(k2)
 
     def step():
         encoder_out, lm = data.am * 1.0, data.lm * 1.0

@@ -94,6 +94,18 @@ class ProjectingJoiner(nn.Module):
         return self.output_linear(hidden.sigmoid())
 
 
+class HiddenJoiner(nn.Module):
+    """``output_linear(hidden(am, lm))`` with the hidden part given."""
+
+    def __init__(self, hidden):
+        super().__init__()
+        self.hidden = hidden
+        self.output_linear = nn.Linear(X, C)
+
+    def forward(self, am, lm):
+        return self.output_linear(self.hidden(am, lm))
+
+
 class ContextJoiner(nn.Module):
     """An utterance-level vector, a frame-level one and a shared one added inside the joiner."""
 

@@ -93,25 +93,45 @@ def test_a_materialised_joiner_is_observed_from_its_tensor_and_counted_once(k2):
     torch.manual_seed(1)
     data = toy.batch(k2)
 
+    class Ascending(toy.TanhJoiner):
+        def forward(self, am, lm):
+            return torch.cummax(super().forward(am, lm), dim=-1)[0]
+
+    dense, fallen_back, status = observed_dense_and_patched(k2, Ascending(), data)
+    assert (status.losses_dense, status.materialised) == (1, {"cummax": 1})
+    assert_close(fallen_back, dense, 1e-6)
+
+
+def test_the_normaliser_of_a_log_softmax_is_reported_as_it_is(k2):
+    torch.manual_seed(1)
+    data = toy.batch(k2, torch.float64)
+
     class Softmaxed(toy.TanhJoiner):
         def forward(self, am, lm):
             return super().forward(am, lm).log_softmax(-1)
 
-    dense, fallen_back, status = observed_dense_and_patched(k2, Softmaxed(), data)
-    assert (status.losses_dense, status.materialised) == (1, {"log_softmax": 1})
-    assert_close(fallen_back, dense, 1e-6)
+    dense, routed, status = observed_dense_and_patched(k2, Softmaxed().double(), data)
+    assert (status.losses_routed, status.materialised) == (1, {})
+    for name in ("target", "blank", "log_z"):
+        torch.testing.assert_close(
+            getattr(routed, name)[routed.live], getattr(dense, name)[routed.live],
+            rtol=1e-12, atol=1e-13,
+        )  # fmt: skip
+    assert routed.log_z[routed.live].abs().max() < 1e-12
 
 
 def test_logits_that_routing_gave_up_on_are_observed_too(k2):
     torch.manual_seed(1)
     data = toy.batch(k2)
 
-    class Tempered(toy.TanhJoiner):
+    class Watched(toy.TanhJoiner):
         def forward(self, am, lm):
-            return super().forward(am, lm) / 2.0
+            logits = super().forward(am, lm)
+            assert logits.isfinite().all()
+            return logits
 
-    dense, fallen_back, status = observed_dense_and_patched(k2, Tempered(), data)
-    assert list(status.materialised.values()) == [1]
+    dense, fallen_back, status = observed_dense_and_patched(k2, Watched(), data)
+    assert status.materialised == {"isfinite": 1}
     assert_close(fallen_back, dense, 1e-6)
 
 
