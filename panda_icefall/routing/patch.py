@@ -168,7 +168,8 @@ def _record_projections(applied: _Applied, model: Any) -> list[RecordedProjectio
         return []
     names = None if _state.options is None else _state.options.projections
     found = find_projections(model, names) if isinstance(model, nn.Module) else {}
-    name = type(getattr(model, "module", model)).__name__
+    # Of a model in DDP; no attribute of the recipe's own is read, which may be computed.
+    name = type(getattr(model, "_modules", {}).get("module", model)).__name__
     if not found and name not in _without_projections:
         _without_projections.add(name)
         near = near_names(model) if isinstance(model, nn.Module) else []

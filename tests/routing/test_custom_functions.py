@@ -49,7 +49,8 @@ def test_reentrant_checkpoints_of_projections_keep_their_gradients(k2, names):
     torch.testing.assert_close(again, dense, rtol=1e-11, atol=1e-13)
     for name in names:
         assert status.materialised[f"simple_{name}_proj: inside CheckpointFunction"] == 1
-    assert status.simple_losses_of_tensors == 2
+    assert status.simple_losses_of_tensors == (2 if len(names) == 2 else 0)
+    assert status.simple_losses_routed == 2
 
 
 def test_a_projection_inside_a_custom_function_gives_a_tensor(k2):

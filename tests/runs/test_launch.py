@@ -66,15 +66,44 @@ def test_the_simple_loss_is_deferred_in_training_and_validation(recipe, capsys):
     assert re.search(r"simple losses deferred / of tensors / dense\W+6 / 0 / 0", printed)
 
 
-def test_a_projection_that_is_used_elsewhere_is_said_and_trains(recipe, capsys, caplog):
-    recipe.edit(
-        ("am=self.simple_am_proj(am.float())", "am=self.simple_am_proj(am.float()) * 1"),
-        name="toy_model.py",
-    )
+CALLS = [f"{name}=self.simple_{name}_proj({name}.float())" for name in ("am", "lm")]
+
+
+@pytest.mark.parametrize(("used", "counts"), [(1, "6 / 0 / 0"), (2, "0 / 6 / 0")])
+def test_a_projection_that_is_used_elsewhere_is_said_and_trains(
+    recipe, capsys, caplog, used, counts
+):
+    recipe.edit(*((call, f"{call}.exp()") for call in CALLS[:used]), name="toy_model.py")
     assert run_recipe(recipe.train_py, [], PandaOptions(use_panda=True)) == 0
-    assert "was given tensors (simple_am_proj: __mul__, simple_lm_proj: only one" in caplog.text
+    assert "simple_am_proj: exp needs the projection's tensor" in caplog.text
+    all_of_tensors = "was given tensors (simple_am_proj: exp, simple_lm_proj: exp)"
+    assert (all_of_tensors in caplog.text) == (used == 2)
     printed = capsys.readouterr().err
-    assert re.search(r"simple losses deferred / of tensors / dense\W+0 / 6 / 0", printed)
+    assert re.search(rf"simple losses deferred / of tensors / dense\W+{counts}", printed)
+
+
+def test_projections_of_other_names_are_deferred_where_they_are_named(recipe, capsys, caplog):
+    recipe.edit(("simple_am_proj", "am_proj"), ("simple_lm_proj", "lm_proj"), name="toy_model.py")
+    assert run_recipe(recipe.train_py, [], PandaOptions(use_panda=True)) == 0
+    assert caplog.text.count("candidates: am_proj, lm_proj, ") == 1
+    assert re.search(r"of tensors / dense\W+0 / 6 / 0", capsys.readouterr().err)
+    named = PandaOptions(
+        use_panda=True, memory_log=Path("m.jsonl"), projections={"am": "am_proj", "lm": "lm_proj"}
+    )
+    assert run_recipe(recipe.train_py, [], named) == 0
+    assert re.search(r"of tensors / dense\W+6 / 0 / 0", capsys.readouterr().err)
+    unknown = PandaOptions(use_panda=True, projections={"am": "simple_am_proj"})
+    with pytest.raises(
+        UsageError, match=r"--panda-projections: got am='simple_am_proj', .* such as am_proj, lm_pr"
+    ):
+        run_recipe(recipe.train_py, [], unknown)
+
+
+def test_a_contract_holds_for_projections_of_other_names(recipe):
+    recipe.edit(("simple_am_proj", "am_proj"), ("simple_lm_proj", "lm_proj"), name="toy_model.py")
+    names = {"am": "am_proj", "lm": "lm_proj"}
+    options = PandaOptions(use_panda=True, check_batches=2, projections=names)
+    assert run_recipe(recipe.train_py, [], options) == 0
 
 
 def test_the_recipe_sees_the_parameters_of_a_direct_start(recipe):
