@@ -126,11 +126,8 @@ def bounded(config: Path, icefall_root: Path, **options: Any) -> Callable[[], in
     """
     from panda_icefall.runs.bounded.request import check_request
     from panda_icefall.runs.bounded.run import run_bounded
-    from panda_icefall.runs.doctor.failed_imports import require_imports
 
-    request = check_request(config, icefall_root, **options)
-    require_imports(request.train_py, request.root)
-    return functools.partial(run_bounded, request)
+    return functools.partial(run_bounded, check_request(config, icefall_root, **options))
 
 
 @cli.command()

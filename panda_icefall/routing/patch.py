@@ -119,11 +119,7 @@ def apply(
       UnknownSignatureError: a function to replace has other parameters than those known.
     """
     global _applied
-    if model is not None and not isinstance(model, nn.Module):
-        raise TypeError(
-            f"model: got {type(model).__name__}, expected a torch.nn.Module or None; options are "
-            "given by name, as in apply(workspace_mib=64)"
-        )
+    _check_model(model)
     options = Options.of(workspace_mib, adjoint_tolerance, engine, projections, strict)
     if model is not None and projections is not None:
         find_projections(model, projections)  # refused before anything is replaced
@@ -132,6 +128,14 @@ def apply(
     _state.options = options
     if model is not None:
         _record_projections(_applied, model)
+
+
+def _check_model(model: Any) -> None:
+    if model is not None and not isinstance(model, nn.Module):
+        raise TypeError(
+            f"model: got {type(model).__name__}, expected a torch.nn.Module or None; options are "
+            "given by name, as in apply(workspace_mib=64)"
+        )
 
 
 def _newly_applied() -> _Applied:
@@ -243,6 +247,7 @@ def patched(model: nn.Module | None = None, **options: Any) -> Iterator[None]:
     Args:
       model, options: as of ``apply``; the projections are recorded in the block only.
     """
+    _check_model(model)
     was_applied, before = _applied is not None, _state.options
     apply(**options)
     try:

@@ -184,6 +184,8 @@ def test_projections_are_named_by_their_kinds(k2):
 def test_options_are_given_by_name(k2):
     with pytest.raises(TypeError, match=r"model: got int, expected a torch.nn.Module .*by name"):
         panda_icefall.apply(64)
+    with pytest.raises(TypeError, match="model: got float, expected"), panda_icefall.patched(0.5):
+        pass
     with pytest.raises(TypeError, match="positional argument"):
         panda_icefall.apply(None, 64)
     assert panda_icefall.status().replaced == ()

@@ -6,8 +6,9 @@ from collections import Counter
 import pytest
 import torch
 import toy
-from joiner_table import line, render, run
+from joiner_table import BEGIN, END, line, render, run
 from joiners import LOGITS, RECORDED, ROWS, Joiner
+from recipe_matrix import table
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
@@ -136,3 +137,11 @@ def test_row_names_are_unique_and_fit_a_table_cell():
     names = [row.name for row in ROWS]
     assert len(set(names)) == len(names) > 40
     assert not any("|" in name for name in names)
+
+
+def test_the_committed_table_says_what_happens_now(k2):
+    committed = {row.split(" | ")[0][2:]: row for row in table.lines(BEGIN, END)}
+    assert list(committed) == [row.name for row in ROWS]
+    for row in NEEDED:
+        # The last two columns are rounding.
+        assert line(row, k2).split(" | ")[:5] == committed[row.name].split(" | ")[:5]

@@ -1,4 +1,4 @@
-"""The joiner matrix as a markdown table: `python tests/support/joiner_table.py`."""
+"""The joiner matrix as a markdown table in `egs/README.md`, written by running this file."""
 
 from __future__ import annotations
 
@@ -8,12 +8,16 @@ from unittest import mock
 import torch
 import toy
 from joiners import LOGITS, ROWS, Joiner, Row
+from recipe_matrix import table
 from recipe_matrix.comparison import largest_relative_difference
 from recipe_matrix.joiner_kind import joiner_kind
 
 import panda_icefall
 from panda_icefall.routing import patch, routed_loss
 from panda_icefall.routing.heads import linear_head
+
+BEGIN = "<!-- joiner matrix: written by tests/support/joiner_table.py -->"
+END = "<!-- joiner matrix: end -->"
 
 
 def run(k2: Any, joiner: Joiner, data: toy.Batch, **arguments: Any) -> Any:
@@ -68,4 +72,4 @@ def render(k2: Any, rows: list[Row]) -> str:
 
 if __name__ == "__main__":
     usable = [row for row in ROWS if not row.needs or hasattr(torch.nn.functional, row.needs)]
-    print(render(patch.patched_module(), usable))
+    table.put(render(patch.patched_module(), usable), BEGIN, END)

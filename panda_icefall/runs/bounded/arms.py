@@ -1,7 +1,5 @@
 """One trained arm of a bounded run, read back from what its process left behind."""
 
-import contextlib
-import json
 import math
 from pathlib import Path
 from typing import Any, Optional
@@ -10,11 +8,10 @@ import torch
 from torch import Tensor
 
 from panda_icefall.runs.errors import UsageError
+from panda_icefall.runs.memory.log import read_last_run
 
 __all__ = ["final_parameters", "losses_of", "non_finite_steps", "read_arm"]
 
-_HEADER = '{"row": "header"'
-_RUN_ID = "run_id"
 _PHASES = ("compute_loss", "backward_update")
 _LOSSES = ("simple_loss", "pruned_loss")
 _COUNTED = (
@@ -40,7 +37,7 @@ def read_arm(memory_log: Path) -> dict[str, Any]:
       first step), ``options`` (PANDA's, of that process) and ``counters``. Of several runs in one
       log, those of the last one.
     """
-    rows = _rows_of_last_run(memory_log)
+    rows = read_last_run(memory_log) if memory_log.exists() else []
     header = rows[0] if rows and rows[0].get("row") == "header" else {}
     outer = [row for row in rows if row.get("row") == "phase"]
     by_step: dict[int, dict[str, dict[str, Any]]] = {}
@@ -71,20 +68,6 @@ def read_arm(memory_log: Path) -> dict[str, Any]:
             "materialised": materialised,
         },
     }
-
-
-def _rows_of_last_run(path: Path) -> list[dict[str, Any]]:
-    """From the last header on, the rows that carry its run id or none."""
-    rows: list[dict[str, Any]] = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
-        # What a killed process was writing may have a later run's header behind it.
-        with contextlib.suppress(ValueError):
-            row = json.loads(line[max(0, line.rfind(_HEADER)) :])
-            if row.get("row") == "header":
-                rows = []
-            rows.append(row)
-    run_id = rows[0].get(_RUN_ID) if rows else None
-    return [row for row in rows if row.get(_RUN_ID, run_id) == run_id]
 
 
 def _step(

@@ -20,6 +20,7 @@ from panda_icefall.runs.corpora import (
     data_arguments,
     find_corpus,
 )
+from panda_icefall.runs.doctor.failed_imports import require_imports
 from panda_icefall.runs.errors import UsageError
 from panda_icefall.runs.options import split_panda_arguments
 from panda_icefall.runs.recipe_module import RecipeFile
@@ -159,6 +160,7 @@ def check_request(
     if earlier is None:  # else it has been asked
         _, all_words = split_panda_arguments(stages[-1].command[5:])  # behind train_py
         environment = child_environment(root, chosen_device)
+        require_imports(train_py, root)
         try:
             check_recipe_options(train_py, all_words, list(config.train_args), environment)
         except UsageError as error:

@@ -63,16 +63,25 @@ def _line(outcome: Outcome) -> str:
 
 def write(outcomes: list[Outcome], versions: str, readme: Path = README) -> None:
     """Put the table between the markers of the file."""
-    before, _, rest = readme.read_text().partition(BEGIN)
-    _, _, after = rest.partition(END)
-    readme.write_text(f"{before}{BEGIN}\n\n{render(outcomes, versions)}\n\n{END}{after}")
+    put(render(outcomes, versions), BEGIN, END, readme)
+
+
+def put(text: str, begin: str, end: str, readme: Path = README) -> None:
+    """Put a text between two markers of the file, in place of what stands there."""
+    before, _, rest = readme.read_text().partition(begin)
+    _, _, after = rest.partition(end)
+    readme.write_text(f"{before}{begin}\n\n{text}\n\n{end}{after}")
+
+
+def lines(begin: str, end: str, readme: Path = README) -> list[str]:
+    """The rows of the table between two markers of the file, without its head."""
+    table = readme.read_text().partition(begin)[2].partition(end)[0]
+    return [line for line in table.splitlines() if line.startswith("| ")][1:]
 
 
 def names(readme: Path = README) -> list[str]:
     """The rows that the file's table lists, in order."""
-    table = readme.read_text().partition(BEGIN)[2].partition(END)[0]
-    rows = [line for line in table.splitlines() if line.startswith("| ")]
-    return [line.split(" | ")[0][2:] for line in rows[1:]]  # the head is no row
+    return [line.split(" | ")[0][2:] for line in lines(BEGIN, END, readme)]
 
 
 def versions() -> str:
