@@ -22,14 +22,19 @@ def opaque(function: F) -> F:
       takes seconds; here nobody imports it who does not compile.
     """
 
+    disabled: Callable[..., Any] | None = None
+
     @functools.wraps(function)
     def run_uncompiled(*args: Any, **kwargs: Any) -> Any:
+        nonlocal disabled
         dynamo = sys.modules.get("torch._dynamo")
         if dynamo is None:
             return function(*args, **kwargs)
-        # Else dynamo compiles this very frame, again for every shape of the arguments.
-        dynamo.eval_frame.skip_code(run_uncompiled.__code__)  # type: ignore[attr-defined]
-        return dynamo.disable(function)(*args, **kwargs)
+        if disabled is None:
+            # Else dynamo compiles this very frame, again for every shape of the arguments.
+            dynamo.eval_frame.skip_code(run_uncompiled.__code__)  # type: ignore[attr-defined]
+            disabled = dynamo.disable(function)
+        return disabled(*args, **kwargs)
 
     # What torch.compiler.disable leaves on a function, and what dynamo says where it may not break.
     run_uncompiled._torchdynamo_disable = True  # type: ignore[attr-defined]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Callable
 
 import torch
 from torch import Tensor, nn
@@ -37,10 +38,10 @@ def find_projections(
     Raises:
       TypeError, ValueError: names as in ``check_projection_names``, or one that no such module has.
     """
-    found = dict(_with_a_matrix(model))
     if names is None:
-        return {path: module for path, module in found.items() if _NAME.fullmatch(path)}
+        return dict(_with_a_matrix(model, _NAME.fullmatch))
     check_projection_names(names)
+    found = dict(_with_a_matrix(model))
     named: dict[str, nn.Module] = {}
     for kind, name in names.items():
         matching = {p: m for p, m in found.items() if p == name or p.endswith(f".{name}")}
@@ -80,9 +81,13 @@ def classes_of(module: nn.Module) -> int | None:
     return next((t.shape[0] for t in _plain_weights(module) if t.dim() == 2), None)
 
 
-def _with_a_matrix(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+def _with_a_matrix(
+    model: nn.Module, is_wanted: Callable[[str], Any] = bool
+) -> Iterator[tuple[str, nn.Module]]:
     for path, module in model.named_modules():
-        if isinstance(module, torch.jit.ScriptModule) or path.endswith("_orig_mod"):
+        if not is_wanted(path) or path.endswith("_orig_mod"):
+            continue
+        if isinstance(module, torch.jit.ScriptModule):
             continue
         # torch.compile's wrapper has the name, what it wraps has the weight.
         inner = module._modules.get("_orig_mod") or module

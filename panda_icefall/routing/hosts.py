@@ -14,6 +14,7 @@ from typing import Any, Callable
 from panda_icefall.routing.errors import PandaError, UnknownSignatureError
 
 __all__ = [
+    "HOSTS",
     "REPLACED_NAMES",
     "SIMPLE_LOSSES",
     "STAND_IN",
@@ -24,8 +25,9 @@ __all__ = [
 ]
 
 STAND_IN = "panda_icefall.losses.k2_functions"
-# Routed beside the main host where they are installed.
+# Routed beside the main host, k2 or its stand-in, where they are installed.
 _FURTHER_HOSTS = ("fast_rnnt",)
+HOSTS = ("k2", STAND_IN, *_FURTHER_HOSTS)
 
 _PRUNING = ("am", "lm", "ranges")
 _LOSS = ("logits", "symbols", "ranges", "termination_symbol", "boundary")

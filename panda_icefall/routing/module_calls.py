@@ -6,6 +6,8 @@ import contextlib
 import functools
 import logging
 import sys
+import threading
+import weakref
 from collections.abc import Iterator
 from types import FrameType, TracebackType
 from typing import Any, Callable
@@ -17,6 +19,12 @@ from panda_icefall.dynamo import opaque
 from panda_icefall.routing.module_hooks import say_blind_hooks
 from panda_icefall.routing.projection_calls import recorded_projection
 from panda_icefall.routing.stand_in import StandIn, as_tensors
+
+# Modules that raised on a stand-in, and how counters name that.
+_refusals: weakref.WeakKeyDictionary[nn.Module, str] = weakref.WeakKeyDictionary()
+_stance_lock = threading.Lock()
+_eager_users = 0
+_eager_stance: Any = None
 
 
 def module_call(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -67,12 +75,15 @@ def _call_recorded(
     """Run a module on stand-ins; if it raises, run it again on the tensors they stand for.
 
     It asks for a tensor in a way that nobody else answers (``isinstance``, an extension in C++),
-    or it is wrong with tensors too, and then its own error is raised the second time.
+    or it is wrong with tensors too, and then its own error is raised the second time. The second
+    run draws the random numbers of a dense one, and later calls begin with tensors.
     """
-    if _is_sharded(module):
-        return original(module, *as_tensors(args, "FSDP"), **as_tensors(kwargs, "FSDP"))
+    refusal = "FSDP" if _is_sharded(module) else _refusals.get(module)
+    if refusal is not None:
+        return original(module, *as_tensors(args, refusal), **as_tensors(kwargs, refusal))
     given = [value for value in (*args, *kwargs.values()) if isinstance(value, StandIn)]
     before = [dict(vars(value)) for value in given]
+    random_states = _random_states(given[0].device)
     try:
         with _not_compiled():
             result = original(module, *args, **kwargs)
@@ -81,6 +92,7 @@ def _call_recorded(
             raise
         name = f"{type(module).__name__}, which raised {type(error).__name__}"
         logging.info("panda: %s: %s", name, error)
+        _refusals[module] = name
     else:
         if isinstance(result, StandIn) and not result.is_materialised:
             say_blind_hooks(module)
@@ -88,17 +100,47 @@ def _call_recorded(
     for value, state in zip(given, before):  # in-place operations would be done twice
         vars(value).clear()
         vars(value).update(state)
+    for generator, random_state in random_states:
+        generator.set_state(random_state)
     return original(module, *as_tensors(args, name), **as_tensors(kwargs, name))
+
+
+def forget_refusals() -> None:
+    """Try recorded arguments on every module again."""
+    _refusals.clear()
+
+
+def _random_states(device: torch.device) -> list[tuple[torch.Generator, torch.Tensor]]:
+    """The default generators that a joiner on this device may draw from, and their states."""
+    generators = [torch.default_generator]
+    if device.type == "cuda":
+        index = torch.cuda.current_device() if device.index is None else device.index
+        generators.append(torch.cuda.default_generators[index])
+    return [(generator, generator.get_state()) for generator in generators]
 
 
 @contextlib.contextmanager
 def _not_compiled() -> Iterator[None]:
-    """Compiled code runs as it is written: recording it needs no graph, nor a new one per shape."""
+    """Compiled code runs as it is written: recording it needs no graph, nor a new one per shape.
+
+    The stance is one of the whole process: the first thread to ask sets it, the last restores it.
+    """
+    global _eager_stance, _eager_users
     if "torch._dynamo" not in sys.modules or not hasattr(torch.compiler, "set_stance"):
         yield
         return
-    with torch.compiler.set_stance("force_eager"):
+    with _stance_lock:
+        if _eager_users == 0:
+            _eager_stance = torch.compiler.set_stance("force_eager")
+            _eager_stance.__enter__()
+        _eager_users += 1
+    try:
         yield
+    finally:
+        with _stance_lock:
+            _eager_users -= 1
+            if _eager_users == 0:
+                _eager_stance.__exit__(None, None, None)
 
 
 def _is_final(error: Exception) -> bool:

@@ -74,8 +74,10 @@ def _name_on_the_stack(module: nn.Module) -> str:
     found = type(module).__name__
     frame: FrameType | None = sys._getframe()
     while frame is not None:
-        running = frame.f_locals.get("self")
-        if isinstance(running, nn.Module):
-            found = next((n for n, m in running.named_modules() if m is module and n), found)
+        # Not the locals of frames of other kinds: reading them may keep a batch alive.
+        if frame.f_code.co_varnames[:1] == ("self",):
+            running = frame.f_locals.get("self")
+            if isinstance(running, nn.Module):
+                found = next((n for n, m in running.named_modules() if m is module and n), found)
         frame = frame.f_back
     return found

@@ -42,6 +42,11 @@ def current_observer() -> Observer | None:
     return _report if _observers or _watched else None
 
 
+def is_observed() -> bool:
+    """Whether somebody is told the log-probs themselves, the normaliser among them."""
+    return bool(_observers)
+
+
 def watch_finite(module: str | None) -> None:
     """Log every routed loss whose log-probs are not finite, which costs a device sync each.
 

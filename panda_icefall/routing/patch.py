@@ -20,6 +20,7 @@ from panda_icefall.routing.hosts import (
     patched_module,
 )
 from panda_icefall.routing.interceptions import interceptions
+from panda_icefall.routing.module_calls import forget_refusals
 from panda_icefall.routing.module_hooks import forget_blind_hooks
 from panda_icefall.routing.projection_calls import RecordedProjection
 from panda_icefall.routing.replaced import (
@@ -238,6 +239,7 @@ def revert() -> None:
     _applied = None
     _state.options = None
     forget_blind_hooks()
+    forget_refusals()
 
 
 @contextmanager

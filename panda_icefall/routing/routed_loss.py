@@ -15,7 +15,7 @@ from panda_icefall.normalizer.autocast import no_autocast
 from panda_icefall.routing.graph import row_program
 from panda_icefall.routing.heads import linear_head
 from panda_icefall.routing.nodes import NODES, Node, Operand, Operation, Table, in_order
-from panda_icefall.routing.observing import Observer
+from panda_icefall.routing.observing import Observer, is_observed
 from panda_icefall.routing.site_tensor import SiteTensor
 
 
@@ -59,7 +59,7 @@ def compute(
     use_hat_loss = bool(arguments.get("use_hat_loss", False))
     _check_lm_rows(logits.node, symbols)
     # A log_softmax changes nothing but the normaliser, which an observer is told.
-    is_shift_free = observer is None and not use_hat_loss
+    is_shift_free = not is_observed() and not use_hat_loss
     # A joiner that was run without gradients has none, wherever the loss is computed.
     with torch.set_grad_enabled(torch.is_grad_enabled() and logits.grad_enabled):
         with no_autocast(logits.device):

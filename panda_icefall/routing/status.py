@@ -101,8 +101,8 @@ class RoutingCounters:
         """A recorded joiner was turned into a tensor; said once per operation."""
         self._count_materialised(
             operation,
-            f"{operation}: the joiner's [B, T, s_range, X] tensor up to here is computed as without "
-            "PANDA (same result, ordinary memory for its X columns)",
+            f"{operation}: the joiner's [B, T, s_range, X] tensor up to here is computed as "
+            "without PANDA (same result, ordinary memory for its X columns)",
         )
 
     def count_projection(self, operation: str) -> None:

@@ -17,7 +17,6 @@ _WATCHED = (
     ("panda_icefall.losses.k2_functions", "rnnt_loss_simple"),
     ("panda_icefall.losses.k2_functions", "rnnt_loss_smoothed"),
     ("fast_rnnt", "rnnt_loss"),
-    ("fast_rnnt", "rnnt_loss_pruned"),
     ("optimized_transducer", "transducer_loss"),
     ("torch.nn.functional", "ctc_loss"),
     ("torchaudio.functional", "rnnt_loss"),

@@ -37,16 +37,16 @@ def run_recipe(
     """
     recipe = RecipeFile(train_py)
     arguments = list(recipe_args)
-    with explained_imports(recipe.path):
-        if wants_help(arguments) or not options.is_active:
-            return _run_plain(recipe, arguments)
-        return _run_supervised(recipe, arguments, options)
+    if wants_help(arguments) or not options.is_active:
+        return _run_plain(recipe, arguments)
+    return _run_supervised(recipe, arguments, options)
 
 
 def _run_supervised(recipe: RecipeFile, arguments: list[str], options: PandaOptions) -> int:
     recipe.require_guard()
     with supervised(options, recipe.path) as run, recipe.as_main(arguments) as module:
-        future_flags = recipe.define(module)
+        with explained_imports(recipe.path):
+            future_flags = recipe.define(module)
         run.install(module.__dict__)
         recipe.start(module, future_flags)
     return run.exit_status
@@ -56,5 +56,7 @@ def _run_plain(recipe: RecipeFile, arguments: list[str]) -> int:
     status = ExitStatus()
     group = panda_group_in_help() if wants_help(arguments) else contextlib.nullcontext()
     with recipe.as_main(arguments) as module, group, status:
-        recipe.start(module, recipe.define(module))
+        with explained_imports(recipe.path):
+            future_flags = recipe.define(module)
+        recipe.start(module, future_flags)
     return status.code

@@ -15,7 +15,7 @@ from panda_icefall.runs.panda_arguments import (
     add_panda_arguments,
 )
 
-__all__ = ["CHECKPOINT_KEY", "PandaOptions", "split_panda_arguments"]
+__all__ = ["PandaOptions", "split_panda_arguments"]
 
 DEFAULT_CHECK_UPDATES = 3
 CHECKPOINT_KEY = "panda"

@@ -52,8 +52,10 @@ class RoutingProof:
     def begin(self, device: torch.device) -> None:
         """Called before the first batch: warns of a workspace that is no bound on ``device``."""
         self._device = device
+        if self._workspace_mib is None:
+            return
         memory_mib = _memory_bytes(device) / MIB
-        if self._workspace_mib is not None and self._workspace_mib > memory_mib:
+        if self._workspace_mib > memory_mib:
             self._warn_of_one_tile(f"is more than the {memory_mib:.0f} MiB of {device}")
 
     def _warn_of_one_tile(self, why: str) -> None:

@@ -301,3 +301,30 @@ def test_a_reentrant_checkpoint_around_pruning_and_joiner_keeps_every_gradient(k
     with panda_icefall.patched():
         torch.testing.assert_close(run(), dense, rtol=1e-11, atol=1e-13)
     assert panda_icefall.status().materialised == {"CheckpointFunction": 2}
+
+
+def test_a_module_that_refuses_a_recorded_tensor_is_asked_once_and_draws_as_dense(k2):
+    forwards = []
+
+    class Refusing(toy.TanhJoiner):
+        def forward(self, am, lm):
+            forwards.append(type(am))
+            hidden = torch.nn.functional.dropout(am + lm, 0.3)
+            assert isinstance(hidden, torch.Tensor)
+            return self.output_linear(torch.tanh(hidden))
+
+    joiner, data = Refusing().double(), toy.batch(k2, torch.float64)
+
+    def two_batches():
+        torch.manual_seed(3)
+        results = [toy.loss_and_gradients(k2, joiner, data) for _ in range(2)]
+        return results, torch.get_rng_state()
+
+    dense, dense_state = two_batches()
+    forwards.clear()
+    with panda_icefall.patched(adjoint_tolerance=0):
+        ours, state = two_batches()
+    torch.testing.assert_close(ours, dense, rtol=1e-12, atol=1e-12)
+    assert torch.equal(state, dense_state)
+    assert [kind is torch.Tensor for kind in forwards] == [False, True, True]
+    assert panda_icefall.status().materialised == {"Refusing, which raised AssertionError": 4}

@@ -1,5 +1,7 @@
 """torch.compile around joiners and their parts: the same loss, recorded, whatever the shape."""
 
+import threading
+
 import pytest
 import torch
 import toy
@@ -99,3 +101,26 @@ def test_a_compiled_function_that_needs_tensors_gets_them(k2):
         ours = toy.loss_and_gradients(k2, joiner, data)
     torch.testing.assert_close(ours, dense, rtol=1e-10, atol=1e-12)
     assert panda_icefall.status().materialised
+
+
+def test_threads_that_record_at_once_leave_the_stance_of_the_process(k2):
+    torch._dynamo.reset()
+    both = threading.Barrier(2)
+
+    class Waiting(toy.TanhJoiner):
+        def forward(self, am, lm):
+            both.wait(timeout=60)
+            return super().forward(am, lm)
+
+    def run():
+        toy.pruned_loss(k2, Waiting(), toy.batch(k2)).backward()
+
+    with panda_icefall.patched():
+        threads = [threading.Thread(target=run) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    counter = torch._dynamo.testing.CompileCounter()
+    torch.compile(torch.sin, backend=counter)(torch.ones(3))
+    assert counter.frame_count == 1

@@ -152,6 +152,7 @@ def tiled_rnnt_loss_smoothed(
     )  # fmt: skip
 
 
+@opaque
 def rnnt_loss_smoothed_of(
     lm: LogitSource,
     am: LogitSource,

@@ -4,14 +4,13 @@ import ast
 from collections.abc import Iterator
 from typing import Optional
 
-from panda_icefall.routing.hosts import REPLACED_NAMES, STAND_IN
+from panda_icefall.routing.hosts import HOSTS, REPLACED_NAMES, STAND_IN
 from panda_icefall.runs.doctor.findings import Finding, problem, warning
 from panda_icefall.runs.doctor.k2_build import find_k2
 from panda_icefall.runs.doctor.recipe_sources import RecipeSources, Source
 
-__all__ = ["PATCHED_MODULES", "examine_bindings"]
+__all__ = ["examine_bindings"]
 
-PATCHED_MODULES = ("k2", STAND_IN)
 _TOO_EARLY = (
     "is bound before the patch in processes spawned for --world-size above 1, and in any process "
     "of a train.py with the lines of `panda-icefall patch`"
@@ -43,7 +42,7 @@ def _imported_by_name(source: Source) -> Iterator[Finding]:
         statement = f"`from {node.module} import {', '.join(names)}`"
         where = f"{source.path.name}:{node.lineno} has {statement}"
         advice = f"import the module, as `import k2`, and call k2.{'(), k2.'.join(names)}()"
-        if names and node.module in PATCHED_MODULES:
+        if names and node.module in HOSTS:
             yield warning("import by name", f"{where}, which {_TOO_EARLY}", advice + _OR_ELSE)
         elif names and node.module.startswith("k2."):
             text = f"{where}: the patch is in k2, and does not reach {node.module}"
@@ -57,7 +56,7 @@ def _kept_at_import(source: Source) -> Iterator[Finding]:
         if not isinstance(node, ast.Attribute) or id(node) in called:
             continue
         owner, _, function = (source.full_name(node) or "").rpartition(".")
-        if owner in PATCHED_MODULES and function in REPLACED_NAMES:
+        if owner in HOSTS and function in REPLACED_NAMES:
             where = f"{source.path.name}:{node.lineno} keeps {owner}.{function}"
             advice = f"call k2.{function}() where it is used"
             yield warning("kept at import", f"{where}, which {_TOO_EARLY}", advice + _OR_ELSE)

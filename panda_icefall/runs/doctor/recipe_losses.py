@@ -3,7 +3,8 @@
 import ast
 from collections.abc import Iterator
 
-from panda_icefall.runs.doctor.bound_early import PATCHED_MODULES, examine_bindings
+from panda_icefall.routing.hosts import HOSTS
+from panda_icefall.runs.doctor.bound_early import examine_bindings
 from panda_icefall.runs.doctor.findings import Finding, ok, problem
 from panda_icefall.runs.doctor.recipe_sources import RecipeSources, Source
 
@@ -33,9 +34,9 @@ def _examine_uses(sources: RecipeSources) -> Iterator[Finding]:
         for name, line in _uses(source):
             owner, _, function = name.rpartition(".")
             where = f"{name} ({source.path.name}:{line})"
-            if owner in PATCHED_MODULES and function == _ROUTED:
+            if owner in HOSTS and function == _ROUTED:
                 routed.append(where)
-            elif owner in PATCHED_MODULES and function == _RECORDED:
+            elif owner in HOSTS and function == _RECORDED:
                 recorded.append(where)
             elif owner and function in _OTHER_LOSSES:
                 others.append(where)

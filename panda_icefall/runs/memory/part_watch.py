@@ -10,12 +10,12 @@ import torch
 from torch import nn
 
 from panda_icefall.routing import find_projections
+from panda_icefall.routing.hosts import HOSTS
 from panda_icefall.runs.memory.parts import PartMeter
 
 __all__ = ["LOSS_PARTS", "PartWatch"]
 
 LOSS_PARTS = _SIMPLE, _PRUNED = "simple_loss", "pruned_loss"
-_LOSS_MODULES = ("k2", "panda_icefall.losses.k2_functions", "fast_rnnt")
 _LOSS_FUNCTIONS = (
     # (function, part, whether the part stays open after it returns)
     ("rnnt_loss_simple", _SIMPLE, False),
@@ -87,7 +87,7 @@ class PartWatch:
             self._watch(self._encoders, _PartHook("encoder", enter), _PartHook("encoder", leave))
             hold = functools.partial(leave, is_held=True)
             self._watch(self._projections, _PartHook(_SIMPLE, enter), _PartHook(_SIMPLE, hold))
-        for module_name in _LOSS_MODULES:
+        for module_name in HOSTS:
             module = sys.modules.get(module_name)
             for name, part, is_held in _LOSS_FUNCTIONS:
                 if callable(getattr(module, name, None)):
