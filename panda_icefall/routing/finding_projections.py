@@ -10,7 +10,14 @@ from typing import Any, Callable
 import torch
 from torch import Tensor, nn
 
-__all__ = ["KINDS", "check_projection_names", "classes_of", "find_projections", "near_names"]
+__all__ = [
+    "KINDS",
+    "check_projection_names",
+    "classes_of",
+    "find_projections",
+    "near_names",
+    "unrecordable_projections",
+]
 
 KINDS = ("am", "lm")
 _NAME = re.compile(r"(?:.*\.)?simple_(?:\w+_)?(?:am|lm)_proj(?:_\w+)?")
@@ -52,6 +59,13 @@ def find_projections(
             )
         named.update(matching)
     return named
+
+
+def unrecordable_projections(model: nn.Module) -> list[str]:
+    """Modules that are called as projections but have no matrix of their own for a weight."""
+    names = [path for path, _ in model.named_modules() if _NAME.fullmatch(path)]
+    found = find_projections(model)
+    return [path for path in names if path not in found]
 
 
 def check_projection_names(names: Mapping[str, str]) -> None:

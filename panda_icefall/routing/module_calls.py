@@ -32,9 +32,8 @@ def module_call(original: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(original)
     def call(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        for value in (*args, *kwargs.values()):
-            if isinstance(value, StandIn):
-                return _call_recorded(original, self, args, kwargs)
+        if _stand_ins((*args, *kwargs.values())):
+            return _call_recorded(original, self, args, kwargs)
         if (projection := recorded_projection(self)) is not None:
             result = projection.call(original, args, kwargs)
         else:
@@ -45,6 +44,18 @@ def module_call(original: Callable[..., Any]) -> Callable[..., Any]:
         return result
 
     return call
+
+
+def _stand_ins(arguments: tuple[Any, ...]) -> list[StandIn]:
+    """Those among the arguments of a call, and in lists, tuples and dicts that are arguments."""
+    found = []
+    for value in arguments:
+        if isinstance(value, StandIn):
+            found.append(value)
+        elif isinstance(value, (list, tuple, dict)):
+            items = value.values() if isinstance(value, dict) else value
+            found += [item for item in items if isinstance(item, StandIn)]
+    return found
 
 
 @opaque
@@ -76,13 +87,14 @@ def _call_recorded(
 
     It asks for a tensor in a way that nobody else answers (``isinstance``, an extension in C++),
     or it is wrong with tensors too, and then its own error is raised the second time. The second
-    run draws the random numbers of a dense one, and later calls begin with tensors.
+    run begins with the random state and the buffers of the first; later calls begin with tensors.
     """
     refusal = "FSDP" if _is_sharded(module) else _refusals.get(module)
     if refusal is not None:
         return original(module, *as_tensors(args, refusal), **as_tensors(kwargs, refusal))
-    given = [value for value in (*args, *kwargs.values()) if isinstance(value, StandIn)]
+    given = _stand_ins((*args, *kwargs.values()))
     before = [dict(vars(value)) for value in given]
+    buffers = [(buffer, buffer.clone()) for buffer in module.buffers()]
     random_states = _random_states(given[0].device)
     try:
         with _not_compiled():
@@ -102,6 +114,9 @@ def _call_recorded(
         vars(value).update(state)
     for generator, random_state in random_states:
         generator.set_state(random_state)
+    with torch.no_grad():
+        for buffer, values in buffers:
+            buffer.copy_(values)
     return original(module, *as_tensors(args, name), **as_tensors(kwargs, name))
 
 
@@ -144,8 +159,10 @@ def _not_compiled() -> Iterator[None]:
 
 
 def _is_final(error: Exception) -> bool:
-    """Whether PANDA itself raised it, or memory ran out."""
+    """Whether PANDA itself raised it, memory ran out, or a checkpoint stops its second run."""
     if isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)):
+        return True
+    if type(error).__module__ == "torch.utils.checkpoint":
         return True
     innermost: TracebackType | None = error.__traceback__
     while innermost is not None and innermost.tb_next is not None:

@@ -50,7 +50,12 @@ def blind_hooks(module: nn.Module) -> list[str]:
     """Which of "forward" and "backward" hooks wait for its output; PANDA's and torch's do not."""
     of_all = torch.nn.modules.module  # those that torch registers for every module
     hooks: dict[str, dict[Any, Any]] = {
-        "forward": {**of_all._global_forward_hooks, **module._forward_hooks},
+        "forward": {
+            **of_all._global_forward_pre_hooks,
+            **of_all._global_forward_hooks,
+            **module._forward_pre_hooks,
+            **module._forward_hooks,
+        },
         "backward": {
             **of_all._global_backward_hooks,
             **getattr(of_all, "_global_backward_pre_hooks", {}),

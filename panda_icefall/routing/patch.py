@@ -12,7 +12,11 @@ from typing import Any
 
 from torch import nn
 
-from panda_icefall.routing.finding_projections import find_projections, near_names
+from panda_icefall.routing.finding_projections import (
+    find_projections,
+    near_names,
+    unrecordable_projections,
+)
 from panda_icefall.routing.hosts import (
     SIMPLE_LOSSES,
     bindings_elsewhere,
@@ -69,7 +73,7 @@ class _Applied:
 
 _applied: _Applied | None = None
 _state = RoutingState()
-_without_projections: set[str] = set()
+_looked_at: set[str] = set()
 _said_bindings: set[tuple[str, str]] = set()
 
 
@@ -146,7 +150,7 @@ def _newly_applied() -> _Applied:
         *interceptions(),
     ]
     reset_counters()
-    _without_projections.clear()
+    _looked_at.clear()
     _say_bindings_elsewhere(functions)
     for replacement in replacements:
         replacement.install()
@@ -175,17 +179,9 @@ def _record_projections(applied: _Applied, model: Any) -> list[RecordedProjectio
     found = find_projections(model, names) if isinstance(model, nn.Module) else {}
     # Of a model in DDP; no attribute of the recipe's own is read, which may be computed.
     name = type(getattr(model, "_modules", {}).get("module", model)).__name__
-    if not found and name not in _without_projections:
-        _without_projections.add(name)
-        near = near_names(model) if isinstance(model, nn.Module) else []
-        logging.warning(
-            "panda: no simple_am_proj and simple_lm_proj in %s: its simple loss, if it has one, is "
-            "computed in tiles from am and lm as they are. If it has such projections under other "
-            'names, say which: projections={"am": NAME, "lm": NAME} or --panda-projections '
-            "am=NAME,lm=NAME; candidates: %s; said once",
-            name,
-            ", ".join(near) or "none",
-        )
+    if name not in _looked_at and isinstance(model, nn.Module):
+        _looked_at.add(name)
+        _say_what_is_not_recorded(model, name, bool(found))
     recorded = {r.module for r in applied.replacements if isinstance(r, RecordedProjection)}
     added = [
         RecordedProjection(
@@ -199,6 +195,25 @@ def _record_projections(applied: _Applied, model: Any) -> list[RecordedProjectio
         for replacement in added:
             replacement.install()
     return added
+
+
+def _say_what_is_not_recorded(model: nn.Module, name: str, has_found: bool) -> None:
+    if not has_found:
+        logging.warning(
+            "panda: no simple_am_proj and simple_lm_proj in %s: its simple loss, if it has one, is "
+            "computed in tiles from am and lm as they are. If it has such projections under other "
+            'names, say which: projections={"am": NAME, "lm": NAME} or --panda-projections '
+            "am=NAME,lm=NAME; candidates: %s; said once",
+            name,
+            ", ".join(near_names(model)) or "none",
+        )
+    for path in unrecordable_projections(model):
+        logging.warning(
+            "panda: %s of %s has no weight [C, D] of its own and is not recorded: the simple loss "
+            "is computed in tiles from the tensor that it gives; said once",
+            path,
+            name,
+        )
 
 
 @contextmanager

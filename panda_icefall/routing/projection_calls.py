@@ -20,7 +20,11 @@ from panda_icefall.dynamo import opaque
 from panda_icefall.routing.custom_functions import enclosing_function
 from panda_icefall.routing.finding_projections import classes_of
 from panda_icefall.routing.module_hooks import blind_hooks, say_blind_hooks
-from panda_icefall.routing.projections import DeferredProjection, ProjectionCall
+from panda_icefall.routing.projections import (
+    DeferredProjection,
+    ProjectionCall,
+    is_computing_projection,
+)
 from panda_icefall.routing.stand_in import Report, StandIn
 from panda_icefall.routing.tracing import is_traced
 
@@ -117,6 +121,8 @@ class _DeferredLinears(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
+        if is_computing_projection():
+            return function(*args, **kwargs)
         call = None
         if function is F.linear:
             call = ProjectionCall.of(self._name, *args, **kwargs)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Callable
 
@@ -15,7 +17,7 @@ from panda_icefall.routing.late_inputs import LateInputs
 from panda_icefall.routing.nodes import linear
 from panda_icefall.routing.stand_in import Report, StandIn, cast_target
 
-__all__ = ["DeferredProjection", "ProjectionCall"]
+__all__ = ["DeferredProjection", "ProjectionCall", "is_computing_projection"]
 
 _HALVES = (torch.float16, torch.bfloat16)
 
@@ -125,6 +127,24 @@ class ProjectionCall(LateInputs):
         input, weight = (tensor.to(self.cast).float() for tensor in (self.input, self.weight))
         bias = None if self.bias is None else self.bias.to(self.cast).float()
         return ProjectionCall(self.name, input, weight, bias, None)
+
+
+_thread = threading.local()
+
+
+@contextlib.contextmanager
+def _computing_projection() -> Iterator[None]:
+    """While a projection is computed, its own linear layer is not to be recorded again."""
+    before, _thread.is_computing = is_computing_projection(), True
+    try:
+        yield
+    finally:
+        _thread.is_computing = before
+
+
+def is_computing_projection() -> bool:
+    """Whether this thread is in a ``DeferredProjection.compute``."""
+    return getattr(_thread, "is_computing", False)
 
 
 def _flat(by: Any) -> Any:
@@ -252,7 +272,8 @@ class DeferredProjection(StandIn):
     def compute(self) -> Tensor:
         call = self.call
         call.check_unchanged()
-        return linear(call.input, call.weight, call.bias, call.cast).to(self.dtype)
+        with _computing_projection():
+            return linear(call.input, call.weight, call.bias, call.cast).to(self.dtype)
 
 
 def _may_be_added(first: DeferredProjection, second: DeferredProjection) -> bool:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from panda_icefall.routing import linear_forms, row_operations
+from panda_icefall.routing.errors import PandaError
 from panda_icefall.routing.nodes import NotRecordableError, Operand, Table, cast
 from panda_icefall.routing.row_operations import Arguments, Function, Keywords, along_channel, rows
 from panda_icefall.routing.site_tensor import SiteTensor
@@ -143,7 +144,10 @@ def record(function: Function, args: Arguments, kwargs: Keywords) -> Any:
         if result.shape != target.shape:
             raise NotRecordableError
         return target.become(cast(result.node, target.dtype))
-    except NotRecordableError:
+    except PandaError:
+        raise
+    except Exception:
+        # NotRecordableError, or what a rule raised: torch says it again, or does it, on tensors.
         changed = args[0] if is_in_place or _changes_first(function) else kwargs.get("out")
         if isinstance(changed, SiteTensor):
             changed.before_change()

@@ -10,9 +10,11 @@ from typing import Any, Callable
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
 
 from panda_icefall.dynamo import opaque
 from panda_icefall.normalizer.autocast import no_autocast
+from panda_icefall.routing.errors import PandaError
 
 Report = Callable[[str], None]
 
@@ -27,6 +29,8 @@ _FROM_SHAPE_AND_DTYPE = set(
     "size dim ndimension numel nelement __len__ element_size itemsize nbytes layout is_sparse "
     "is_quantized is_mkldnn is_nested is_floating_point is_complex is_signed".split()
 )
+# What is done to the gradient on its way through a tensor.
+_ON_THE_GRADIENT = {"register_hook", "retain_grad", "register_post_accumulate_grad_hook"}
 _SETTABLE = ("data", "grad", "requires_grad", "names", "real", "imag")
 
 
@@ -55,6 +59,7 @@ class StandIn(ABC):
         self.grad_enabled = torch.is_grad_enabled()
         self._report = report
         self._tensor: Tensor | None = None
+        self._is_read = False  # by something recorded
         _make_known_to_einops(type(self))
 
     @property
@@ -130,6 +135,8 @@ class StandIn(ABC):
                 modes.enter_context(torch.inference_mode(False))
                 modes.enter_context(torch.set_grad_enabled(self.grad_enabled))
                 modes.enter_context(no_autocast(self.device))
+                # Not by the hooks of a checkpoint around this use, whose second run finds it made.
+                modes.enter_context(saved_tensors_hooks(_as_it_is, _as_it_is))
                 self._tensor = self.compute()
         return self._tensor
 
@@ -177,7 +184,15 @@ def dispatch(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[s
     if given and all(type(value) is type(given[0]) for value in given):
         recorded = given[0].record(function, args, kwargs)
         if recorded is not None:
+            for value in given:
+                value._is_read = True
             return recorded
+    if name in _ON_THE_GRADIENT and given and given[0] is args[0] and given[0]._is_read:
+        raise PandaError(
+            f"{name}: got a recorded tensor that was used before, expected one that was not: what "
+            f"was recorded of it does not pass its gradient; call {name} before its first use, or "
+            "panda_icefall.revert()"
+        )
     args, kwargs = as_tensors(args, name), as_tensors(kwargs, name)
     result = function(*args, **kwargs)
     return given[0].keep(result, [*flat((*args, *kwargs.values()))]) if given else result
@@ -212,6 +227,10 @@ def _make_known_to_einops(kind: type[StandIn]) -> None:
     kinds = getattr(backends, "_type2backend", {kind: None})
     if kind not in kinds:
         kinds[kind] = backends.get_backend(torch.empty(0))  # type: ignore[union-attr]
+
+
+def _as_it_is(tensor: Tensor) -> Tensor:
+    return tensor
 
 
 def _without_values(value: StandIn) -> Tensor:

@@ -101,4 +101,7 @@ def _prepared(products: list[Product]) -> Iterator[tuple[Any, Tensor, Tensor, Te
 
 def _random(layout: Layout, dtype: torch.dtype, device: torch.device) -> Tensor:
     size, strides = layout
-    return torch.empty_strided(size, strides, dtype=dtype, device=device).uniform_(-1, 1)
+    # Rows of an expanded tensor share their memory, which cannot be written through it.
+    reach = 1 + sum((n - 1) * step for n, step in zip(size, strides))
+    memory = torch.empty(max(0, reach), dtype=dtype, device=device).uniform_(-1, 1)
+    return memory.as_strided(size, strides)

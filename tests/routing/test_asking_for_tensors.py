@@ -328,3 +328,68 @@ def test_a_module_that_refuses_a_recorded_tensor_is_asked_once_and_draws_as_dens
     assert torch.equal(state, dense_state)
     assert [kind is torch.Tensor for kind in forwards] == [False, True, True]
     assert panda_icefall.status().materialised == {"Refusing, which raised AssertionError": 4}
+
+
+@pytest.mark.parametrize(
+    ("name", "operation"),
+    [
+        ("__getitem__", lambda x: x + x[x > 0].sum()),
+        ("where", lambda x: x + torch.where(x > 0)[0].sum()),
+        ("std", lambda x: x / (x.std(-1, keepdim=True) + 1)),
+    ],
+)
+@pytest.mark.parametrize("is_checkpointed", [False, True])
+def test_what_a_rule_cannot_judge_is_done_on_tensors(k2, name, operation, is_checkpointed):
+    def hidden(am, lm):
+        if is_checkpointed:
+            return checkpoint(operation, am + lm, use_reentrant=False).cos()
+        return operation(am + lm).cos()
+
+    toy_joiner.compare(k2, hidden, routed=1, bound=1e-10)
+    assert panda_icefall.status().materialised[name] >= 1
+
+
+@pytest.mark.parametrize("kind", [list, dict])
+def test_a_module_given_a_list_or_a_dict_that_refuses_gets_tensors(k2, kind):
+    class Refusing(nn.Module):
+        def forward(self, given):
+            am, lm = given.values() if isinstance(given, dict) else given
+            assert isinstance(am, torch.Tensor)
+            return torch.tanh(am + lm)
+
+    inner = Refusing()
+
+    def hidden(am, lm):
+        return inner([am, lm] if kind is list else {"am": am, "lm": lm})
+
+    toy_joiner.compare(k2, hidden, routed=None)
+    assert panda_icefall.status().materialised == {"Refusing, which raised AssertionError": 2}
+
+
+def test_a_second_run_begins_with_the_buffers_of_the_first(k2):
+    class Counting(toy.TanhJoiner):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("calls", torch.zeros(()))
+
+        def forward(self, am, lm):
+            self.calls += 1
+            assert isinstance(am, torch.Tensor)
+            return super().forward(am, lm)
+
+    joiner = Counting()
+    with panda_icefall.patched():
+        toy.pruned_loss(k2, joiner, toy.batch(k2))
+    assert joiner.calls == 1
+
+
+@pytest.mark.parametrize("name", ["register_hook", "retain_grad"])
+def test_a_hook_on_a_tensor_that_was_recorded_before_is_refused(k2, name):
+    data = toy.batch(k2)
+    with panda_icefall.patched():
+        am, lm = k2.do_rnnt_pruning(data.am, data.lm, data.ranges)
+        toy.TanhJoiner()(am, lm)
+        with pytest.raises(PandaError, match=f"{name}: got a recorded tensor that was used before"):
+            getattr(am, name)(*([print] if name == "register_hook" else []))
+        am, lm = k2.do_rnnt_pruning(data.am, data.lm, data.ranges)
+        getattr(lm, name)(*([print] if name == "register_hook" else []))  # its first use

@@ -339,3 +339,31 @@ def test_other_names_are_recorded_by_keyword(k2):
     assert panda_icefall.status().replaced == ()
     with pytest.raises(ValueError, match=r"projections: got \{'ctc': 'x'\}"):
         panda_icefall.apply(projections={"ctc": "x"})
+
+
+class TurnedLinear(nn.Linear):
+    def forward(self, x):
+        return -super().forward(x).masked_fill(torch.arange(self.out_features) == 3, -9.0)
+
+
+def test_a_projection_that_works_on_its_own_result_gets_it(k2):
+    model, data = toy_simple.Transducer(TurnedLinear).double(), toy.batch(k2, torch.float64)
+    dense = toy_simple.loss_and_gradients(k2, model, data)
+    with panda_icefall.patched(model):
+        ours = toy_simple.loss_and_gradients(k2, model, data)
+        status = panda_icefall.status()
+    torch.testing.assert_close(ours, dense, rtol=1e-10, atol=1e-12)
+    assert status.materialised == {f"simple_{n}_proj: masked_fill": 1 for n in ("am", "lm")}
+
+
+def test_a_projection_without_a_weight_of_its_own_is_said_once(k2, caplog):
+    model, data = toy_simple.Transducer().double(), toy.batch(k2, torch.float64)
+    model.simple_am_proj = nn.Sequential(model.simple_am_proj, nn.Identity())
+    dense = toy_simple.loss_and_gradients(k2, model, data)
+    with panda_icefall.patched():
+        for _ in range(2):
+            panda_icefall.apply(model)
+        ours = toy_simple.loss_and_gradients(k2, model, data)
+        assert panda_icefall.status().simple_losses_deferred == 1  # lm
+    torch.testing.assert_close(ours, dense, rtol=1e-10, atol=1e-12)
+    assert caplog.text.count("simple_am_proj of Transducer has no weight [C, D] of its own") == 1
