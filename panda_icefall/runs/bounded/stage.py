@@ -90,12 +90,19 @@ class StageOutcome:
 
 @contextlib.contextmanager
 def held_signals() -> Iterator[None]:
-    """Have SIGINT, SIGTERM and SIGHUP wait until the enclosed block, a short one, is done."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    """Have SIGINT, SIGTERM and SIGHUP wait until the enclosed block, a short one, is done.
+
+    Blocking them in this thread is not enough: the system gives them to another one of torch's.
+    """
+    came: list[int] = []
+    previous = {n: signal.signal(n, lambda number, _: came.append(number)) for n in _SIGNALS}
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+        for number in came:
+            signal.raise_signal(number)
 
 
 @contextlib.contextmanager

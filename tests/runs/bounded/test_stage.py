@@ -96,6 +96,18 @@ def test_a_process_that_somebody_else_interrupted_is_interrupted(run, code, name
     assert stop.value.exit_status == 128 + signal.Signals[name]
 
 
+@pytest.fixture
+def other_thread():
+    """Another thread of the process, to which the system may give a signal."""
+    end = threading.Event()
+    thread = threading.Thread(target=end.wait)
+    thread.start()
+    yield
+    end.set()
+    thread.join()
+
+
+@pytest.mark.usefixtures("other_thread")
 def test_signals_wait_for_a_block_that_holds_them():
     done = []
 
