@@ -37,16 +37,16 @@ def run_recipe(
     """
     recipe = RecipeFile(train_py)
     arguments = list(recipe_args)
-    if wants_help(arguments) or not options.is_active:
-        return _run_plain(recipe, arguments)
-    return _run_supervised(recipe, arguments, options)
+    with explained_imports(recipe.path):
+        if wants_help(arguments) or not options.is_active:
+            return _run_plain(recipe, arguments)
+        return _run_supervised(recipe, arguments, options)
 
 
 def _run_supervised(recipe: RecipeFile, arguments: list[str], options: PandaOptions) -> int:
     recipe.require_guard()
     with supervised(options, recipe.path) as run, recipe.as_main(arguments) as module:
-        with explained_imports(recipe.path):
-            future_flags = recipe.define(module)
+        future_flags = recipe.define(module)
         run.install(module.__dict__)
         recipe.start(module, future_flags)
     return run.exit_status
@@ -56,7 +56,5 @@ def _run_plain(recipe: RecipeFile, arguments: list[str]) -> int:
     status = ExitStatus()
     group = panda_group_in_help() if wants_help(arguments) else contextlib.nullcontext()
     with recipe.as_main(arguments) as module, group, status:
-        with explained_imports(recipe.path):
-            future_flags = recipe.define(module)
-        recipe.start(module, future_flags)
+        recipe.start(module, recipe.define(module))
     return status.code
