@@ -249,9 +249,10 @@ def test_a_float64_average_of_the_model_stays_plain(k2):
     assert isinstance(average.simple_am_proj(torch.ones(1, 2, 5).double()), torch.Tensor)
 
 
+@pytest.mark.skipif(
+    not hasattr(torch, "compile"), reason="torch.compile is of torch 2: runs in the modern lane"
+)
 def test_a_compiled_projection_is_deferred(k2):
-    if not hasattr(torch, "compile"):
-        pytest.skip("torch 1.13 has no torch.compile")
     model = toy_simple.Transducer()
     model.simple_am_proj = torch.compile(model.simple_am_proj, backend="eager")
     assert compare(k2, model).materialised == {}
