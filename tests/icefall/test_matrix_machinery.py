@@ -6,12 +6,13 @@ import math
 import re
 import sys
 from contextlib import contextmanager
+from dataclasses import replace
 from types import ModuleType
 
 import pytest
 import torch
 from recipe_matrix import measure as measuring
-from recipe_matrix.arms import Pass
+from recipe_matrix.arms import Arms, Pass
 from recipe_matrix.building import make_params
 from recipe_matrix.isolation import mended, on_path, recipe_folder_first, stand_in_modules
 from recipe_matrix.measure import MATERIALISED, OWN_FAILURE, REFUSED, ROUTED, measure
@@ -29,9 +30,9 @@ def a_pass(loss=2.0, gradient=1.0, losses=1, is_training=True, **changes):
 
 @pytest.fixture
 def run(monkeypatch):
-    """Measure the row with given arms: functions of `is_training`, or exceptions."""
+    """Measure a row with given arms: functions of `is_training`, or exceptions."""
 
-    def run(dense, routed):
+    def run(dense, routed, in_float32=None, row=ROW):
         def arm(result):
             def pass_(*, is_training):
                 if isinstance(result, Exception):
@@ -42,10 +43,10 @@ def run(monkeypatch):
 
         @contextmanager
         def passes(row):
-            yield arm(dense), arm(routed)
+            yield Arms(arm(dense), arm(routed), arm(in_float32))
 
         monkeypatch.setattr(measuring, "recipe_passes", passes)
-        return measure(ROW)
+        return measure(row)
 
     return run
 
@@ -82,16 +83,39 @@ def test_an_error_of_the_routed_arm_is_never_the_recipes(run):
 @pytest.mark.parametrize(
     ("routed", "message"),
     [
-        ({"loss": 2.0 * (1 + 3e-6)}, "losses differ by"),
-        ({"loss": math.nan}, "losses differ by inf"),
-        ({"gradient": 1.001}, "gradient of joiner differs by"),
-        ({"gradient": math.nan}, "gradient of joiner differs by inf"),
+        ({"loss": 2.0 * (1 + 3e-6)}, "losses: off by"),
+        ({"loss": math.nan}, "losses: off by inf"),
+        ({"gradient": 1.001}, "gradient of joiner: off by"),
+        ({"gradient": math.nan}, "gradient of joiner: off by inf"),
         ({"losses": 0, "losses_dense": 1}, "got \\(0, 1, {}\\), expected \\(1, 0, {}\\)"),
     ],
 )
 def test_what_the_contract_forbids_is_named(run, routed, message):
     outcome = run(dense_pass, routed_pass(**routed))
     assert any(re.search(message, v) for v in outcome.violations)
+
+
+@pytest.mark.parametrize(("gradient", "holds"), [(1.1, True), (1.4, False), (math.nan, False)])
+def test_below_float32_the_routed_arm_may_err_as_the_dense_one_does(run, gradient, holds):
+    """Exact 1, dense 0.95, so the routed one may be off by 0.1 and the rounding of the joiner."""
+    half = replace(ROW, precision=torch.bfloat16)
+    outcome = run(
+        lambda t: a_pass(is_training=t, gradient=0.95),
+        routed_pass(gradient=gradient),
+        in_float32=dense_pass,
+        row=half,
+    )
+    assert (outcome.violations == []) == holds
+
+
+def test_below_float32_a_dense_arm_that_is_not_finite_allows_nothing(run):
+    outcome = run(
+        lambda t: a_pass(is_training=t, gradient=math.inf),
+        routed_pass(gradient=math.inf),
+        in_float32=dense_pass,
+        row=replace(ROW, precision=torch.bfloat16),
+    )
+    assert any("gradient of joiner: off by" in violation for violation in outcome.violations)
 
 
 def test_a_projection_that_became_a_tensor_is_said_of_the_simple_loss_only(run):

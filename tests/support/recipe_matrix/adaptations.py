@@ -206,17 +206,3 @@ def _process_group() -> Iterator[None]:
 
 
 DISTRIBUTED = Adaptation(around=_process_group, model=nn.parallel.DistributedDataParallel)
-
-
-def _autocast(model: nn.Module) -> nn.Module:
-    forward = model.forward
-
-    def autocast_forward(**arguments: Any) -> Any:
-        with torch.autocast("cpu", torch.bfloat16):
-            return forward(**arguments)
-
-    model.forward = autocast_forward  # type: ignore[method-assign]
-    return model
-
-
-BFLOAT16 = Adaptation(model=_autocast)

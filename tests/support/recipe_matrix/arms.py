@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Callable
+from typing import Any, Callable, NamedTuple
 from unittest import mock
 
 import torch
@@ -53,9 +53,17 @@ class Pass:
     frames_differing: int = 0
 
 
+class Arms(NamedTuple):
+    """Functions of `is_training`; `dense` is called first, the others prune by its ranges."""
+
+    dense: Callable[..., Pass]
+    routed: Callable[..., Pass]
+    in_float32: Callable[..., Pass]
+
+
 @contextmanager
-def recipe_passes(row: Row) -> Iterator[tuple[Callable[..., Pass], Callable[..., Pass]]]:
-    """Import the recipe; gives `dense(is_training=...)` and `routed(is_training=...)`."""
+def recipe_passes(row: Row) -> Iterator[Arms]:
+    """Import the recipe; gives its arms."""
     with ExitStack() as stack:
         for adaptation in row.adaptations:
             stack.enter_context(adaptation.around())
@@ -63,7 +71,7 @@ def recipe_passes(row: Row) -> Iterator[tuple[Callable[..., Pass], Callable[...,
         train = train_module(row.train)
         params = make_params(row, train)
 
-        # Both arms prune alike: occupations that tie but for rounding are no difference.
+        # All arms prune alike: occupations that tie but for rounding are no difference.
         ranges = {is_training: PruneRanges() for is_training in (True, False)}
 
         def dense(*, is_training: bool) -> Pass:
@@ -76,7 +84,12 @@ def recipe_passes(row: Row) -> Iterator[tuple[Callable[..., Pass], Callable[...,
             assert own.problems == []
             return replace(found, frames=own.frames, frames_differing=own.frames_differing)
 
-        yield dense, routed
+        def in_float32(*, is_training: bool) -> Pass:
+            with ranges[is_training].handed_on():
+                exact = replace(row, precision=torch.float32)
+                return _dense(exact, train, params, is_training=is_training)
+
+        yield Arms(dense, routed, in_float32)
 
 
 def _dense(row: Row, train: ModuleType, params: Any, *, is_training: bool) -> Pass:
@@ -129,7 +142,7 @@ def _run(
     arguments = forward_arguments(row, Call(train, params, is_training))
     seed_everything(20)
     with torch.set_grad_enabled(is_training):
-        with panda_icefall.routing.recording_projections(model):
+        with panda_icefall.routing.recording_projections(model), _computing_in(row.precision):
             outputs = list(_floating(model(**arguments)))
         total = torch.stack([_reduced(output) for output in outputs]).sum()
     if is_training:
@@ -142,6 +155,10 @@ def _run(
     plain = getattr(model, "module", model)
     model_file = Path(inspect.getfile(type(plain))).resolve().relative_to(egs())
     return [output.detach() for output in outputs], gradients, str(model_file)
+
+
+def _computing_in(precision: torch.dtype) -> AbstractContextManager[Any]:
+    return nullcontext() if precision == torch.float32 else torch.autocast("cpu", precision)
 
 
 def _floating(result: Any) -> Iterator[Tensor]:

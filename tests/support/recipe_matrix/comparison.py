@@ -11,7 +11,11 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Tolerance:
-    """Bounds of relative differences: of each loss, and of each group's gradient (L2)."""
+    """Bounds of relative differences: of each loss, and of each group's gradient (L2).
+
+    In float32 they are to the dense arm. Below it both arms are compared with the dense one in
+    float32; the routed one may be off by twice the dense one's own error more.
+    """
 
     loss: float
     group: float
@@ -19,7 +23,6 @@ class Tolerance:
 
 TOLERANCES = {
     torch.float32: Tolerance(loss=1e-6, group=1e-5),
-    # One unit of the joiner's own rounding: its logits are rounded before the dense loss sees them.
     torch.bfloat16: Tolerance(loss=2.0**-8, group=2.0**-8),
 }
 

@@ -65,7 +65,7 @@ class Row:
       call: keyword arguments of the model's `forward` beyond features, transcripts and scales.
       adaptations: in the order they apply.
       num_classes: vocabulary with blank.
-      precision: what the joiner computes in; losses and gradients are compared by its rounding.
+      precision: the forward runs under autocast to it, unless it is float32.
       own_failure: regular expression of the error that the recipe raises without PANDA, at the
         pinned icefall commit or where a package is missing; looked for, never assumed.
     """

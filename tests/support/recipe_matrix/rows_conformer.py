@@ -2,7 +2,7 @@
 
 import torch
 
-from recipe_matrix.adaptations import BFLOAT16, OTHER_LHOTSE, started_in, without
+from recipe_matrix.adaptations import OTHER_LHOTSE, started_in, without
 from recipe_matrix.fake_parts import FAKE_CODEBOOK_LOSS, FAKE_SAMPLING
 from recipe_matrix.row import Row
 from recipe_matrix.sizes import CONFORMER, EMFORMER, LSTM, TINY_CONVOLUTIONS
@@ -45,7 +45,7 @@ CONFORMERS = [
     _V1.but("C=4336", num_classes=4336),
     _V1.but("dynamic chunks", options=_STREAMING),
     *_LIBRISPEECH,
-    _LIBRISPEECH[0].but("bfloat16 autocast", adaptations=[BFLOAT16], precision=torch.bfloat16),
+    _LIBRISPEECH[0].but("bfloat16 autocast", precision=torch.bfloat16),
     *(row.but("delay penalty", call=_DELAYED) for row in _LIBRISPEECH),
     *(row.but("dynamic chunks", options=_STREAMING) for row in _LIBRISPEECH),
     _V3.but("GigaSpeech branch", call={"libri": False}),
