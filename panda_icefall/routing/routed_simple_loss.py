@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from panda_icefall.dynamo import is_traced
 from panda_icefall.losses.lattice_terms import Loss
 from panda_icefall.losses.simple_tiled import (
     Logits,
@@ -20,7 +21,6 @@ from panda_icefall.losses.simple_tiled.source import LogitSource
 from panda_icefall.normalizer import TileCounters
 from panda_icefall.routing.projections import DeferredProjection
 from panda_icefall.routing.stand_in import StandIn
-from panda_icefall.routing.tracing import is_traced
 
 _WIDE = (torch.float32, torch.float64)
 
