@@ -17,7 +17,7 @@ __all__ = ["Status", "apply", "patched", "revert", "selected_log_probs", "status
 
 
 def __getattr__(name: str) -> Any:
-    """Load what is public when it is asked for: the command has a word to say without torch."""
+    """Load a public name when it is asked for, so that the command can report a missing torch."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     home = "normalizer" if name == "selected_log_probs" else "routing"

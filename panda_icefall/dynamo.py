@@ -1,4 +1,4 @@
-"""What torch.compile does not look into: functions that it calls as they are."""
+"""What torch.compile is not to look into, and whether torch traces what runs now."""
 
 from __future__ import annotations
 
@@ -6,20 +6,22 @@ import functools
 import sys
 from typing import Any, Callable, TypeVar, cast
 
+import torch
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 
 def opaque(function: F) -> F:
-    """Run `function`, and all that it calls, as without `torch.compile`.
+    """Run ``function``, and all that it calls, as without ``torch.compile``.
 
     The tiles, the checks of values and the loops over fronts would be traced into a hundred
     graphs, again for every shape, and inductor computes the lattice's loop wrongly, see
-    `panda_icefall.lattice.recursion`.
+    ``panda_icefall.lattice.recursion``.
 
     Returns:
       A function of the same name and signature, which breaks the graph of a caller that is
-      compiled. `torch.compiler.disable` does the same but imports `torch._dynamo` at once, which
-      takes seconds; here nobody imports it who does not compile.
+      compiled. ``torch.compiler.disable`` does the same, but imports ``torch._dynamo`` at once,
+      which takes seconds; here only those who compile import it.
     """
 
     disabled: Callable[..., Any] | None = None
@@ -40,3 +42,18 @@ def opaque(function: F) -> F:
     run_uncompiled._torchdynamo_disable = True  # type: ignore[attr-defined]
     run_uncompiled._torchdynamo_disable_msg = "PANDA's losses are not compiled"  # type: ignore[attr-defined]
     return cast(F, run_uncompiled)
+
+
+def is_traced() -> bool:
+    """``torch.jit.trace``, ``torch.onnx.export``, ``torch.export`` or ``make_fx`` is at work.
+
+    An exported model is to hold k2's operations and no object of PANDA's.
+    """
+    if torch.jit.is_tracing():
+        return True
+    is_exporting = getattr(getattr(torch, "compiler", None), "is_exporting", None)
+    if is_exporting is not None and is_exporting():
+        return True
+    proxies = sys.modules.get("torch.fx.experimental.proxy_tensor")
+    proxy_mode = getattr(proxies, "get_proxy_mode", None)
+    return proxy_mode is not None and proxy_mode() is not None

@@ -1,4 +1,4 @@
-"""Plain torch or Triton: the choice of every room that has both, and what is refused."""
+"""Plain torch or Triton: which of the two is used where both exist, and what is refused."""
 
 from __future__ import annotations
 

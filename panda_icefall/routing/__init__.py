@@ -1,12 +1,12 @@
-"""How an unmodified recipe gets there: recorded joiners, projections, replaced k2 functions."""
+"""How the losses of an unmodified recipe are routed: what k2's functions are replaced by."""
 
 from panda_icefall.routing.errors import PandaError, UnknownSignatureError
 from panda_icefall.routing.finding_projections import find_projections
+from panda_icefall.routing.hosts import patched_module
 from panda_icefall.routing.observing import observed
 from panda_icefall.routing.patch import (
     apply,
     patched,
-    patched_module,
     recording_projections,
     reset_counters,
     revert,

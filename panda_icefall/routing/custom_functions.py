@@ -14,8 +14,8 @@ from torch.nn.parallel import distributed
 from torch.utils.checkpoint import CheckpointFunction
 
 from panda_icefall.routing.errors import PandaError
-from panda_icefall.routing.replacements import MISSING
 from panda_icefall.routing.stand_in import StandIn, as_tensors
+from panda_icefall.swaps import MISSING
 
 _inside = threading.local()
 
@@ -27,7 +27,7 @@ def enclosing_function() -> str | None:
 
 
 def function_apply(original: Any) -> classmethod[Any, Any, Any]:
-    """``torch.autograd.Function.apply`` that hands on tensors in place of stand-ins.
+    """``torch.autograd.Function.apply`` that is given tensors instead of stand-ins.
 
     Args:
       original: the one to replace, as it stands in the class; ``MISSING`` where it is inherited.

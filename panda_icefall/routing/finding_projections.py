@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import logging
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Callable
@@ -15,8 +16,7 @@ __all__ = [
     "check_projection_names",
     "classes_of",
     "find_projections",
-    "near_names",
-    "unrecordable_projections",
+    "warn_of_unrecorded",
 ]
 
 KINDS = ("am", "lm")
@@ -61,13 +61,6 @@ def find_projections(
     return named
 
 
-def unrecordable_projections(model: nn.Module) -> list[str]:
-    """Modules that are called as projections but have no matrix of their own for a weight."""
-    names = [path for path, _ in model.named_modules() if _NAME.fullmatch(path)]
-    found = find_projections(model)
-    return [path for path in names if path not in found]
-
-
 def check_projection_names(names: Mapping[str, str]) -> None:
     """Refuse what is no mapping from "am" and "lm", or one of them, to names.
 
@@ -82,9 +75,33 @@ def check_projection_names(names: Mapping[str, str]) -> None:
         raise ValueError(f"projections: got {dict(names)!r}, {example} or one of the two")
 
 
-def near_names(model: nn.Module, name: str = "simple_am_proj") -> list[str]:
-    """Up to six modules that have a matrix for their weight, the likest names first."""
-    return _near((path for path, _ in _with_a_matrix(model)), name)
+def warn_of_unrecorded(model: nn.Module, name: str, found: Mapping[str, nn.Module]) -> None:
+    """Log that a model's projections were not found, or are of a kind that cannot be recorded.
+
+    Args:
+      model: was searched by ``find_projections``.
+      name: of its class.
+      found: what that gave.
+    """
+    if not found:
+        near = _near((path for path, _ in _with_a_matrix(model)), "simple_am_proj")
+        logging.warning(
+            "panda: no simple_am_proj and simple_lm_proj in %s: its simple loss, if it has one, is "
+            "computed in tiles from am and lm as they are. If it has such projections under other "
+            'names, say which: projections={"am": NAME, "lm": NAME} or --panda-projections '
+            "am=NAME,lm=NAME; candidates: %s; said once",
+            name,
+            ", ".join(near) or "none",
+        )
+    with_matrix = find_projections(model)
+    for path, _ in model.named_modules():
+        if _NAME.fullmatch(path) and path not in with_matrix:
+            logging.warning(
+                "panda: %s of %s has no weight [C, D] of its own and is not recorded: the simple "
+                "loss is computed in tiles from the tensor that it gives; said once",
+                path,
+                name,
+            )
 
 
 def classes_of(module: nn.Module) -> int | None:

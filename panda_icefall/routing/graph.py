@@ -1,4 +1,4 @@
-"""A recorded joiner as a whole: its ordinary tensor, and the program of its rows."""
+"""A recorded joiner as a whole: its nodes in order, its tensor, and the program of its rows."""
 
 from __future__ import annotations
 
@@ -11,15 +11,47 @@ from torch import Tensor
 from panda_icefall.normalizer import RowProgram, Slot, Step
 from panda_icefall.routing.nodes import (
     NODES,
+    LateInputs,
     Linear,
     Node,
     Operand,
     Operation,
     Sites,
     Table,
-    in_order,
     linear,
 )
+
+
+def in_order(node: Node) -> list[Node]:
+    """The nodes that ``node`` depends on, itself last, each once, inputs before users.
+
+    Raises:
+      PandaError: a tensor was changed in place since it was recorded.
+    """
+    order: list[Node] = []
+    seen: set[int] = set()
+    # Explicit stack, no nested function: a closure that calls itself would be a reference cycle
+    # that keeps whole autograd graphs alive until the garbage collector runs.
+    stack: list[tuple[Node, bool]] = [(node, False)]
+    while stack:
+        item, is_ready = stack.pop()
+        if is_ready:
+            if isinstance(item, LateInputs):
+                item.check_unchanged()
+            order.append(item)
+        elif id(item) not in seen:
+            seen.add(id(item))
+            stack.append((item, True))
+            stack += [(n, False) for n in reversed(_inputs_of(item))]
+    return order
+
+
+def _inputs_of(node: Node) -> list[Node]:
+    if isinstance(node, Linear):
+        return [node.input]
+    if isinstance(node, Operation):
+        return [a for a in (*node.args, *node.kwargs.values()) if isinstance(a, NODES)]
+    return []
 
 
 def reading_others(node: Node, replaced: Mapping[int, Tensor]) -> Node:

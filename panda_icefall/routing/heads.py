@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 from typing import Any, Callable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from panda_icefall.lattice.validation import HALVES
 from panda_icefall.routing.nodes import (
     NODES,
     Linear,
@@ -18,22 +18,13 @@ from panda_icefall.routing.nodes import (
     cast,
     concatenated,
 )
-
-_LOG_SOFTMAX = (torch.log_softmax, Tensor.log_softmax, F.log_softmax)
-_MULTIPLY = (
-    torch.mul,
-    Tensor.mul,
-    torch.multiply,
-    Tensor.multiply,
-    Tensor.__mul__,
-    Tensor.__rmul__,
+from panda_icefall.routing.torch_functions import (
+    LOG_SOFTMAX,
+    MASKED_FILL,
+    NEGATE,
+    SIGN_OF,
+    SUBTRACT_FROM,
 )
-_DIVIDE = (torch.div, Tensor.div, torch.true_divide, Tensor.true_divide, Tensor.__truediv__)
-_ADD = (torch.add, Tensor.add, Tensor.__add__, Tensor.__radd__)
-_SUBTRACT = (torch.sub, Tensor.sub, torch.subtract, Tensor.subtract, Tensor.__sub__)
-_SUBTRACT_FROM = (torch.rsub, Tensor.__rsub__)
-_NEGATE = (torch.neg, Tensor.neg, torch.negative, Tensor.negative, Tensor.__neg__)
-_MASK = (torch.masked_fill, Tensor.masked_fill)
 
 
 @dataclass(frozen=True)
@@ -67,7 +58,7 @@ def linear_head(logits: Node, *, is_shift_free: bool) -> Head | None:
     """
     node = logits
     while isinstance(node, Operation) and not _is_widened_to_double(node):
-        is_log_softmax = is_shift_free and node.function in _LOG_SOFTMAX
+        is_log_softmax = is_shift_free and node.function in LOG_SOFTMAX
         # A cast is icefall's logits.float().
         if not (node.function is Tensor.to or is_log_softmax):
             break
@@ -95,16 +86,16 @@ def _folded(node: Node) -> Head | None:
     if node.function is Tensor.__getitem__:
         head = _folded(first)
         return None if head is None else _each(head, lambda t: t[rest[0][1]])
-    if node.function in _NEGATE:
+    if node.function in NEGATE:
         head = _folded(first)
         return None if head is None else _each(head, torch.neg)
-    if node.function in _MASK:
+    if node.function in MASKED_FILL:
         return _masked(_folded(first), node.width, *rest)
-    if len(rest) != 1 or node.function not in _ARITHMETIC:
-        return None
-    if node.function in _SUBTRACT_FROM:
-        first, rest = rest[0], [first]
-    return _arithmetic(_ARITHMETIC[node.function], first, rest[0], node.width)
+    if len(rest) == 1 and node.function in SUBTRACT_FROM:
+        return _arithmetic("-", rest[0], first, node.width)
+    if len(rest) == 1 and node.function in SIGN_OF:
+        return _arithmetic(SIGN_OF[node.function], first, rest[0], node.width)
+    return None
 
 
 def _arithmetic(sign: str, a: Any, b: Any, classes: int) -> Head | None:
@@ -178,7 +169,7 @@ def _beside(heads: list[Head]) -> Node:
 def _widened(head: Head) -> Head:
     """The same head in float32, of values that were rounded to half precision."""
     rounded_to = head.weight.dtype if head.cast is None else head.cast
-    if rounded_to not in (torch.bfloat16, torch.float16):
+    if rounded_to not in HALVES:
         return head
     return Head(
         cast(cast(head.input, rounded_to), torch.float32),
@@ -210,15 +201,3 @@ def _along_classes(factor: Tensor | float, tensor: Tensor) -> Tensor | float:
     if isinstance(factor, Tensor) and factor.dim() == 1 and tensor.dim() == 2:
         return factor[:, None]
     return factor
-
-
-_ARITHMETIC = {
-    function: sign
-    for sign, functions in (
-        ("*", _MULTIPLY),
-        ("/", _DIVIDE),
-        ("+", _ADD),
-        ("-", (*_SUBTRACT, *_SUBTRACT_FROM)),
-    )
-    for function in functions
-}

@@ -1,4 +1,4 @@
-"""The host libraries: which of their functions are replaced, and the parameters these may have."""
+"""The host libraries' functions: those that are replaced, by their signatures, and other losses."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ import importlib.util
 import inspect
 import logging
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
 from types import ModuleType
 from typing import Any, Callable
 
@@ -15,52 +17,110 @@ from panda_icefall.routing.errors import PandaError, UnknownSignatureError
 
 __all__ = [
     "HOSTS",
+    "OWN_FUNCTIONS",
     "REPLACED_NAMES",
-    "SIMPLE_LOSSES",
-    "STAND_IN",
+    "SYMBOLS",
+    "Kind",
+    "Symbol",
     "as_k2_arguments",
-    "bindings_elsewhere",
-    "host_functions",
+    "functions_to_replace",
+    "names_of",
     "patched_module",
+    "warn_of_other_names",
 ]
 
-STAND_IN = "panda_icefall.losses.k2_functions"
-# Routed beside the main host, k2 or its stand-in, where they are installed.
+# The project's own functions, which take the place of a k2 that is not installed.
+OWN_FUNCTIONS = "panda_icefall.losses.k2_functions"
+# Routed beside the main host, k2 or our own functions, where they are installed.
 _FURTHER_HOSTS = ("fast_rnnt",)
-HOSTS = ("k2", STAND_IN, *_FURTHER_HOSTS)
+HOSTS = ("k2", OWN_FUNCTIONS, *_FURTHER_HOSTS)
 
-_PRUNING = ("am", "lm", "ranges")
+
+class Kind(Enum):
+    """What a function of a host is for; the first three kinds are replaced."""
+
+    PRUNING = "pruning"
+    PRUNED_LOSS = "pruned loss"
+    SIMPLE_LOSS = "simple loss"
+    PRUNE_RANGES = "prune ranges"
+    OTHER_LOSS = "other loss"
+
+
+@dataclass(frozen=True)
+class Symbol:
+    """One function of host libraries.
+
+    Attributes:
+      name: in the hosts' modules.
+      kind: what it is for.
+      signatures: the parameters it may have, to be replaced; empty: it never is.
+      hosts: modules that may have it.
+    """
+
+    name: str
+    kind: Kind
+    signatures: tuple[tuple[str, ...], ...] = ()
+    hosts: tuple[str, ...] = HOSTS
+
+    @property
+    def is_replaced(self) -> bool:
+        return bool(self.signatures)
+
+    @property
+    def is_loss(self) -> bool:
+        return self.kind in (Kind.PRUNED_LOSS, Kind.SIMPLE_LOSS, Kind.OTHER_LOSS)
+
+
+HostFunction = tuple[ModuleType, Symbol, Callable[..., Any]]
+
 _LOSS = ("logits", "symbols", "ranges", "termination_symbol", "boundary")
 _SIMPLE = ("lm", "am", "symbols", "termination_symbol")
 _SCALES = ("lm_only_scale", "am_only_scale")
 _TYPE = ("rnnt_type", "delay_penalty", "reduction")
 _OLD_TYPE = ("modified", "reduction")  # of fast_rnnt's first versions
-_KNOWN_PARAMETERS: dict[str, tuple[tuple[str, ...], ...]] = {
-    "do_rnnt_pruning": (_PRUNING,),
-    "rnnt_loss_pruned": (
-        (*_LOSS, *_TYPE),
-        (*_LOSS, *_TYPE, "use_hat_loss"),
-        (*_LOSS, *_TYPE, "return_grad"),  # fast_rnnt 1.3
-        (*_LOSS, *_OLD_TYPE),
+
+SYMBOLS = (
+    Symbol("do_rnnt_pruning", Kind.PRUNING, (("am", "lm", "ranges"),)),
+    Symbol(
+        "rnnt_loss_pruned",
+        Kind.PRUNED_LOSS,
+        (
+            (*_LOSS, *_TYPE),
+            (*_LOSS, *_TYPE, "use_hat_loss"),
+            (*_LOSS, *_TYPE, "return_grad"),  # fast_rnnt 1.3
+            (*_LOSS, *_OLD_TYPE),
+        ),
     ),
-    "rnnt_loss_smoothed": tuple(
-        (*_SIMPLE, *_SCALES, "boundary", *kind, "return_grad") for kind in (_TYPE, _OLD_TYPE)
+    Symbol(
+        "rnnt_loss_smoothed",
+        Kind.SIMPLE_LOSS,
+        tuple((*_SIMPLE, *_SCALES, "boundary", *t, "return_grad") for t in (_TYPE, _OLD_TYPE)),
     ),
-    "rnnt_loss_simple": tuple(
-        (*_SIMPLE, "boundary", *kind, "return_grad") for kind in (_TYPE, _OLD_TYPE)
+    Symbol(
+        "rnnt_loss_simple",
+        Kind.SIMPLE_LOSS,
+        tuple((*_SIMPLE, "boundary", *t, "return_grad") for t in (_TYPE, _OLD_TYPE)),
     ),
-}
-REPLACED_NAMES = tuple(_KNOWN_PARAMETERS)
-SIMPLE_LOSSES = ("rnnt_loss_smoothed", "rnnt_loss_simple")
+    Symbol("get_rnnt_prune_ranges", Kind.PRUNE_RANGES),
+    Symbol("rnnt_loss", Kind.OTHER_LOSS, hosts=("k2", "fast_rnnt", "torchaudio.functional")),
+    Symbol("ctc_loss", Kind.OTHER_LOSS, hosts=("k2", "torch.nn.functional")),
+    Symbol("transducer_loss", Kind.OTHER_LOSS, hosts=("optimized_transducer",)),
+)
+REPLACED_NAMES = tuple(symbol.name for symbol in SYMBOLS if symbol.is_replaced)
+
+
+def names_of(kind: Kind) -> tuple[str, ...]:
+    """Names of the functions of one kind."""
+    return tuple(symbol.name for symbol in SYMBOLS if symbol.kind is kind)
 
 
 def patched_module() -> ModuleType:
     """The main host: k2 where it is installed, else the project's own functions."""
-    return _loaded("k2") or importlib.import_module(STAND_IN)
+    return _loaded("k2") or importlib.import_module(OWN_FUNCTIONS)
 
 
-def host_functions() -> list[tuple[ModuleType, str, Callable[..., Any]]]:
-    """The functions to replace: module, name, and the function itself.
+def functions_to_replace() -> list[HostFunction]:
+    """Those of the main host and of the further ones: module, symbol, and the function itself.
 
     Raises:
       PandaError: the main host lacks one of the pruned loss.
@@ -68,12 +128,12 @@ def host_functions() -> list[tuple[ModuleType, str, Callable[..., Any]]]:
         further host that is logged, and all of that host is left alone.
     """
     main = patched_module()
-    found = [(main, name, function) for name, function in _known_functions(main)]
+    found = _found_in(main)
     for name in _FURTHER_HOSTS:
         try:
             module = _loaded(name)
             if module is not None and module is not main:
-                found += [(module, n, function) for n, function in _known_functions(module)]
+                found += _found_in(module)
         except (ImportError, OSError, PandaError) as error:
             logging.warning("panda: the losses of %s are not routed: %s", name, error)
     return found
@@ -88,27 +148,27 @@ def _loaded(name: str) -> ModuleType | None:
     return importlib.import_module(name) if spec is not None and spec.origin is not None else None
 
 
-def _known_functions(module: ModuleType) -> list[tuple[str, Callable[..., Any]]]:
+def _found_in(module: ModuleType) -> list[HostFunction]:
     version = getattr(module, "__dev_version__", getattr(module, "__version__", "unknown"))
-    functions = []
-    for name, known in _KNOWN_PARAMETERS.items():
-        where = f"{module.__name__}.{name}"
-        function = getattr(module, name, None)
+    found = []
+    for symbol in (s for s in SYMBOLS if s.is_replaced):
+        where = f"{module.__name__}.{symbol.name}"
+        function = getattr(module, symbol.name, None)
         if function is None:
-            if name in SIMPLE_LOSSES:
+            if symbol.kind is Kind.SIMPLE_LOSS:
                 continue
             raise PandaError(
                 f"{where}: not found in version {version}; expected a {module.__name__} that has it"
             )
-        found = inspect.signature(function)
-        if tuple(found.parameters) not in known:
-            expected = " or ".join(f"({', '.join(names)})" for names in known)
+        signature = inspect.signature(function)
+        if tuple(signature.parameters) not in symbol.signatures:
+            expected = " or ".join(f"({', '.join(names)})" for names in symbol.signatures)
             raise UnknownSignatureError(
-                f"{where} of version {version}: got {found}, expected the parameters {expected}; "
-                f"this {module.__name__} is not supported"
+                f"{where} of version {version}: got {signature}, expected the parameters "
+                f"{expected}; this {module.__name__} is not supported"
             )
-        functions.append((name, function))
-    return functions
+        found.append((module, symbol, function))
+    return found
 
 
 def as_k2_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -119,22 +179,25 @@ def as_k2_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
     return given
 
 
-def bindings_elsewhere(
-    functions: Mapping[int, str], owners: set[str]
-) -> Iterator[tuple[str, str, str]]:
-    """Where loaded modules hold functions by names of their own, past a replacement in the host.
+def warn_of_other_names(found: list[HostFunction], said: set[tuple[str, str]]) -> None:
+    """Log where loaded modules hold originals by names of their own, which stay the originals.
 
     Args:
-      functions: id of a function -> its full name.
-      owners: top-level packages whose own modules are not looked at.
-
-    Yields:
-      module, name in it, full name of the function.
+      found: the functions that are about to be replaced.
+      said: module and name of what was logged before, which is not logged again; added to.
     """
+    names = {id(f): f"{module.__name__}.{symbol.name}" for module, symbol, f in found}
+    owners = {n.partition(".")[0] for n in (__name__, *(m.__name__ for m, _, _ in found))}
     for module_name, module in list(sys.modules.items()):
         # Objects of other kinds compute their attributes.
         if not isinstance(module, ModuleType) or module_name.partition(".")[0] in owners:
             continue
         for name, value in list(vars(module).items()):
-            if id(value) in functions:
-                yield module_name, name, functions[id(value)]
+            if id(value) not in names or (module_name, name) in said:
+                continue
+            said.add((module_name, name))
+            logging.warning(
+                "panda: %s.%s is %s from before apply(), and calls of it are not routed; call "
+                "%s() instead, or import the name after apply()",
+                module_name, name, names[id(value)], names[id(value)],
+            )  # fmt: skip

@@ -16,8 +16,8 @@ import torch
 from torch import nn
 
 from panda_icefall.dynamo import opaque
-from panda_icefall.routing.module_hooks import say_blind_hooks
-from panda_icefall.routing.projection_calls import recorded_projection
+from panda_icefall.routing.observing import say_blind_hooks
+from panda_icefall.routing.recorded_projections import recorded_projection
 from panda_icefall.routing.stand_in import StandIn, as_tensors
 
 # Modules that raised on a stand-in, and how counters name that.

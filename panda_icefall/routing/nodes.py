@@ -1,16 +1,16 @@
-"""Nodes of a recorded joiner: compact inputs, further operands, per-site operations, linears."""
+"""Nodes of a recorded joiner: what it reads late, and what it does with that at every site."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Callable, Union
+from typing import Any, Callable, ClassVar
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from panda_icefall.normalizer import RowTable
-from panda_icefall.routing.late_inputs import LateInputs
+from panda_icefall.routing.errors import PandaError
 
 
 class NotRecordableError(Exception):
@@ -27,6 +27,56 @@ class Sites:
     def shape(self) -> tuple[int, int, int]:
         B, T, s_range = self.ranges.shape
         return B, T, s_range
+
+
+class LateInputs:
+    """Mixin of what holds tensors whose values are read only when the loss is computed.
+
+    Attributes:
+      reader: what would have read them at once, for errors.
+    """
+
+    reader: ClassVar[str] = "the joiner"
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        raise TypeError("late inputs say which tensors they hold")
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_versions", [version_of(t) for t in self.tensors()])
+
+    def check_unchanged(self) -> None:
+        """Refuse to go on with values that their reader never saw.
+
+        Raises:
+          PandaError: a tensor was changed in place since it was recorded, or its memory is gone.
+        """
+        for tensor, version in zip(self.tensors(), self._versions):  # type: ignore[attr-defined]
+            if _is_freed(tensor):
+                raise PandaError(
+                    f"a tensor of shape {tuple(tensor.shape)} that {self.reader} read was freed "
+                    f"before the loss: got no memory for it; where FSDP shards parameters again "
+                    f"after forward, compute the loss inside the sharded module"
+                )
+            if version_of(tensor) != version:
+                raise PandaError(
+                    f"a tensor of shape {tuple(tensor.shape)} that {self.reader} read was changed "
+                    f"in place before the loss: got version {version_of(tensor)}, expected "
+                    f"{version}; PANDA computes {self.reader} with the loss, so give it a copy "
+                    f"(clone())"
+                )
+
+
+def version_of(tensor: Tensor) -> int:
+    """How often a tensor was changed in place."""
+    # Inference tensors count no versions.
+    return 0 if tensor.is_inference() else tensor._version
+
+
+def _is_freed(tensor: Tensor) -> bool:
+    # Only a plain tensor has memory of its own; torch 1.13 does not tell.
+    if type(tensor) not in (Tensor, nn.Parameter) or not hasattr(tensor, "untyped_storage"):
+        return False
+    return tensor.numel() > 0 and tensor.untyped_storage().nbytes() == 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,7 +144,7 @@ class Operand(LateInputs):
         return self.values.dtype
 
     def replace(self, values: Tensor) -> None:
-        """Put an equal tensor in place of one that is about to be changed."""
+        """Read an equal tensor instead of one that is about to be changed."""
         object.__setattr__(self, "values", values)
         self.__post_init__()
 
@@ -158,7 +208,7 @@ class Linear(LateInputs):
         return self.weight.shape[0]
 
 
-Node = Union[Table, Operand, Operation, Linear]
+Node = Table | Operand | Operation | Linear
 NODES = (Table, Operand, Operation, Linear)
 
 
@@ -184,35 +234,3 @@ def cast(node: Node, dtype: torch.dtype) -> Node:
 def concatenated(*rows: Tensor) -> Tensor:
     """``torch.cat`` of rows along their last dimension."""
     return torch.cat(rows, dim=-1)
-
-
-def in_order(node: Node) -> list[Node]:
-    """The nodes that ``node`` depends on, itself last, each once, inputs before users.
-
-    Raises:
-      PandaError: a tensor was changed in place since it was recorded.
-    """
-    order: list[Node] = []
-    seen: set[int] = set()
-    # Explicit stack, no nested function: a closure that calls itself would be a reference cycle
-    # that keeps whole autograd graphs alive until the garbage collector runs.
-    stack: list[tuple[Node, bool]] = [(node, False)]
-    while stack:
-        item, is_ready = stack.pop()
-        if is_ready:
-            if isinstance(item, LateInputs):
-                item.check_unchanged()
-            order.append(item)
-        elif id(item) not in seen:
-            seen.add(id(item))
-            stack.append((item, True))
-            stack += [(n, False) for n in reversed(_inputs_of(item))]
-    return order
-
-
-def _inputs_of(node: Node) -> list[Node]:
-    if isinstance(node, Linear):
-        return [node.input]
-    if isinstance(node, Operation):
-        return [a for a in (*node.args, *node.kwargs.values()) if isinstance(a, NODES)]
-    return []

@@ -1,22 +1,36 @@
-"""``observed``: hands the log-probs that routed losses are made of to whoever asks for them."""
+"""Who looks on: observers of the log-probs of routed losses, and hooks that see no tensor."""
 
 from __future__ import annotations
 
 import logging
+import sys
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Callable
+from types import FrameType
+from typing import Any, Callable
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from panda_icefall.losses.sites import SiteLogProbs
 
-__all__ = ["Observer", "current_observer", "observed"]
+__all__ = [
+    "Observer",
+    "blind_hooks",
+    "current_observer",
+    "forget_blind_hooks",
+    "is_observed",
+    "observed",
+    "say_blind_hooks",
+    "say_non_finite_simple_loss",
+]
 
 Observer = Callable[[SiteLogProbs], None]
 
 _observers: list[Observer] = []
-_watched: list[str] = []
+_watched: list[str] = []  # names of modules whose hooks see no tensor
+_said_blind: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
 
 @contextmanager
@@ -47,20 +61,8 @@ def is_observed() -> bool:
     return bool(_observers)
 
 
-def watch_finite(module: str | None) -> None:
-    """Log every routed loss whose log-probs are not finite, which costs a device sync each.
-
-    Args:
-      module: whose output, computed with the loss, is meant; None: no longer.
-    """
-    if module is None:
-        _watched.clear()
-    else:
-        _watched.append(module)
-
-
 def say_non_finite_simple_loss(loss: Tensor) -> None:
-    """Log a simple loss that is not finite, while ``watch_finite`` asks for it."""
+    """Log a simple loss that is not finite, while there are hooks that do not see it."""
     if _watched and not loss.isfinite().all():
         logging.warning(
             "panda: a routed simple loss is not finite (hooks see no tensor of %s)",
@@ -86,3 +88,75 @@ def _say_non_finite(log_probs: SiteLogProbs) -> None:
                 ", ".join(_watched),
             )
             return
+
+
+def say_blind_hooks(module: nn.Module) -> None:
+    """Log once that the hooks of a module whose output is recorded see no tensor.
+
+    From then on, until ``revert``, routed losses are searched for values that are not finite, as
+    icefall's ``--inf-check`` hooks do; that costs a device sync each.
+
+    Args:
+      module: gave a stand-in, while hooks may be registered on it.
+    """
+    kinds = blind_hooks(module)
+    if not kinds or module in _said_blind:
+        return
+    _said_blind.add(module)
+    name = _name_on_the_stack(module)
+    logging.warning(
+        "panda: %s hooks of %s see no tensor: its output is recorded and computed with the loss; "
+        "routed losses whose log-probs are not finite are reported instead; call "
+        "panda_icefall.revert() where these hooks have to see it; said once",
+        " and ".join(kinds),
+        name,
+    )
+    _watched.append(name)
+
+
+def forget_blind_hooks() -> None:
+    """Say it again from now on, and look at no loss until then."""
+    _said_blind.clear()
+    _watched.clear()
+
+
+def blind_hooks(module: nn.Module) -> list[str]:
+    """Which of "forward" and "backward" hooks wait for its output; PANDA's and torch's do not."""
+    of_all = torch.nn.modules.module  # those that torch registers for every module
+    hooks: dict[str, dict[Any, Any]] = {
+        "forward": {
+            **of_all._global_forward_pre_hooks,
+            **of_all._global_forward_hooks,
+            **module._forward_pre_hooks,
+            **module._forward_hooks,
+        },
+        "backward": {
+            **of_all._global_backward_hooks,
+            **getattr(of_all, "_global_backward_pre_hooks", {}),
+            **module._backward_hooks,
+            **getattr(module, "_backward_pre_hooks", {}),
+        },
+    }
+    return [
+        kind
+        for kind, registered in hooks.items()
+        if any(not _is_at_home_here(hook) for hook in registered.values())
+    ]
+
+
+def _is_at_home_here(hook: object) -> bool:
+    return str(getattr(hook, "__module__", "")).startswith(("panda_icefall.", "torch."))
+
+
+def _name_on_the_stack(module: nn.Module) -> str:
+    """Its name in the outermost module that is running now; else its class."""
+    found = type(module).__name__
+    frame: FrameType | None = sys._getframe()
+    while frame is not None:
+        # Not the locals of frames of other kinds: reading them may keep a batch alive.
+        if frame.f_code.co_varnames[:1] == ("self",):
+            running = frame.f_locals.get("self")
+            if isinstance(running, nn.Module):
+                found = next((n for n, m in running.named_modules() if m is module and n), found)
+        frame = frame.f_back
+    return found

@@ -1,4 +1,4 @@
-"""The functions that stand in k2's place while PANDA is applied."""
+"""What k2's functions are replaced by while PANDA is applied."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, Callable
 
 from torch import Tensor
 
-from panda_icefall.dynamo import opaque
+from panda_icefall.dynamo import is_traced, opaque
 from panda_icefall.engine_choice import check_engine
 from panda_icefall.losses import dense
 from panda_icefall.losses.pruning import check_pruning_form
@@ -22,8 +22,7 @@ from panda_icefall.routing.hosts import as_k2_arguments
 from panda_icefall.routing.nodes import Sites, Table
 from panda_icefall.routing.observing import current_observer, say_non_finite_simple_loss
 from panda_icefall.routing.stand_in import StandIn
-from panda_icefall.routing.status import RoutingCounters
-from panda_icefall.routing.tracing import is_traced
+from panda_icefall.routing.status import LossTotals, RoutingCounters
 
 Function = Callable[..., Any]
 
@@ -78,12 +77,6 @@ class RoutingState:
     options: Options | None = None
     counters: RoutingCounters = field(default_factory=RoutingCounters)
 
-    def report_joint(self, operation: str) -> None:
-        self.counters.count_joint(operation)
-
-    def report_projection(self, operation: str) -> None:
-        self.counters.count_projection(operation)
-
     def refuse_dense(self, loss: Function, reason: str) -> None:
         """Where the user asked for it, stop before a loss is computed as without PANDA.
 
@@ -93,12 +86,12 @@ class RoutingState:
         if self.options is None or not self.options.is_strict:
             return
         name = f"{loss.__module__.partition('.')[0]}.{loss.__name__}"
-        counted = self.counters.materialised.items()
+        counted = self.counters.totals.materialised.items()
         ops = ", ".join(f"{operation} ({times} times)" for operation, times in counted)
         cause = f"; recorded tensors were turned into ordinary ones by {ops}" if ops else ""
         raise PandaError(
-            f"strict=True: {name} would be computed as without PANDA: {reason}{cause}; mend that, "
-            "or leave strict away"
+            f"strict=True: {name} would be computed as without PANDA: {reason}{cause}; fix that, "
+            "or leave out strict"
         )
 
 
@@ -112,10 +105,10 @@ def recording_pruning(original: Function, state: RoutingState) -> Function:
         if not tensors or is_traced():
             return original(am, lm, ranges)
         check_pruning_form(am, lm, ranges)
-        sites = Sites(ranges)
+        sites, report = Sites(ranges), state.counters.count_joint
         return (
-            DeferredJoint(Table(am, by_symbol=False), sites, state.report_joint),
-            DeferredJoint(Table(lm, by_symbol=True), sites, state.report_joint),
+            DeferredJoint(Table(am, by_symbol=False), sites, report),
+            DeferredJoint(Table(lm, by_symbol=True), sites, report),
         )
 
     return do_rnnt_pruning
@@ -150,13 +143,13 @@ def routed_pruned_loss(original: Function, state: RoutingState) -> Function:
                     counters=counters.tiles,
                     observer=current_observer(),
                 )
-                counters.losses_routed += 1
+                counters.add(LossTotals(losses_routed=1))
                 return loss
             state.refuse_dense(original, reason)
             given.arguments["logits"] = logits.materialise(reason)
         else:
             state.refuse_dense(original, "it was given ordinary logits")
-        counters.losses_dense += 1
+        counters.add(LossTotals(losses_dense=1))
         if has_hat:
             return original(*given.args, **given.kwargs)
         if given.arguments.pop("use_hat_loss"):
@@ -195,7 +188,7 @@ def simple_loss_in_tiles(original: Function, state: RoutingState) -> Function:
             for name in ("am", "lm"):
                 if isinstance(arguments[name], StandIn):
                     arguments[name] = arguments[name].materialise("a loss of k2")
-            counters.simple_losses_dense += 1
+            counters.add(LossTotals(simple_losses_dense=1))
             return original(*given.args, **given.kwargs)
         loss = routed_simple_loss.compute(
             as_k2_arguments(arguments),
@@ -204,8 +197,9 @@ def simple_loss_in_tiles(original: Function, state: RoutingState) -> Function:
         )
         is_deferred = any(isinstance(arguments[name], StandIn) for name in ("am", "lm"))
         say_non_finite_simple_loss(loss[0] if isinstance(loss, tuple) else loss)
-        counters.simple_losses_routed += 1
-        counters.simple_losses_of_tensors += not is_deferred
+        counters.add(
+            LossTotals(simple_losses_routed=1, simple_losses_of_tensors=int(not is_deferred))
+        )
         return loss
 
     return simple_loss

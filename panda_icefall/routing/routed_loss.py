@@ -13,9 +13,9 @@ from panda_icefall.losses.pruned import selected_rnnt_loss_pruned
 from panda_icefall.losses.spec import LatticeSpec
 from panda_icefall.normalizer import RowLogits, TileCounters, TileOptions
 from panda_icefall.normalizer.autocast import no_autocast
-from panda_icefall.routing.graph import row_program
+from panda_icefall.routing.graph import in_order, row_program
 from panda_icefall.routing.heads import linear_head
-from panda_icefall.routing.nodes import NODES, Node, Operand, Operation, Table, in_order
+from panda_icefall.routing.nodes import NODES, Node, Operand, Operation, Table
 from panda_icefall.routing.observing import Observer, is_observed
 from panda_icefall.routing.site_tensor import SiteTensor
 

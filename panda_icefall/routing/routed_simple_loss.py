@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from panda_icefall.dynamo import is_traced
 from panda_icefall.losses.lattices.full import Loss
 from panda_icefall.losses.simple_tiled import Projection, tiled_rnnt_loss_smoothed
 from panda_icefall.losses.smoothed import Scales
@@ -15,7 +16,6 @@ from panda_icefall.losses.spec import LatticeSpec
 from panda_icefall.normalizer import TileCounters, TileOptions
 from panda_icefall.routing.projections import DeferredProjection
 from panda_icefall.routing.stand_in import StandIn
-from panda_icefall.routing.tracing import is_traced
 
 _WIDE = (torch.float32, torch.float64)
 

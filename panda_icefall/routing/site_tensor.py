@@ -9,9 +9,8 @@ from typing import Any, Callable
 import torch
 from torch import Tensor
 
-from panda_icefall.routing.graph import materialise, reading_others
-from panda_icefall.routing.late_inputs import version_of
-from panda_icefall.routing.nodes import Node, Operand, Operation, Sites, in_order
+from panda_icefall.routing.graph import in_order, materialise, reading_others
+from panda_icefall.routing.nodes import Node, Operand, Operation, Sites, version_of
 from panda_icefall.routing.stand_in import Report, StandIn
 
 

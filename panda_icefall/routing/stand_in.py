@@ -15,22 +15,10 @@ from torch.autograd.graph import saved_tensors_hooks
 from panda_icefall.dynamo import opaque
 from panda_icefall.normalizer.autocast import no_autocast
 from panda_icefall.routing.errors import PandaError
+from panda_icefall.routing.torch_functions import FROM_SHAPE_AND_DTYPE, ON_THE_GRADIENT, name_of
 
 Report = Callable[[str], None]
 
-CASTS: dict[Any, torch.dtype] = {
-    Tensor.float: torch.float32,
-    Tensor.half: torch.float16,
-    Tensor.bfloat16: torch.bfloat16,
-    Tensor.double: torch.float64,
-}
-# What shape and dtype tell, without a value; strides and aliases are not among it.
-_FROM_SHAPE_AND_DTYPE = set(
-    "size dim ndimension numel nelement __len__ element_size itemsize nbytes layout is_sparse "
-    "is_quantized is_mkldnn is_nested is_floating_point is_complex is_signed".split()
-)
-# What is done to the gradient on its way through a tensor.
-_ON_THE_GRADIENT = {"register_hook", "retain_grad", "register_post_accumulate_grad_hook"}
 _SETTABLE = ("data", "grad", "requires_grad", "names", "real", "imag")
 
 
@@ -41,8 +29,8 @@ class StandIn(ABC):
     once, into the tensor it stands for, in the grad mode it was made in, and goes on with that.
 
     It is no ``torch.Tensor``, and must not say that it is one: torch's C++ asks the same
-    ``isinstance`` and then reads the memory of the object. ``interceptions`` lists who is made to
-    take it all the same.
+    ``isinstance`` and then reads the memory of the object. ``applied`` lists who in torch is
+    made to take it all the same.
 
     Args:
       report: called with the name of the operation that materialises it.
@@ -94,14 +82,14 @@ class StandIn(ABC):
 
     @abstractmethod
     def reading(self, tensors: Sequence[Tensor]) -> StandIn:
-        """Another one that reads these in place of ``tensors()``."""
+        """Another one that reads these instead of ``tensors()``."""
 
     def keep(self, result: Any, arguments: list[Any]) -> Any:
         """What to go on with after an operation on tensors.
 
         Args:
           result: what the operation gave.
-          arguments: what it was given, the tensors in place of stand-ins among them.
+          arguments: what it was given, with tensors instead of stand-ins.
         """
         return result
 
@@ -157,7 +145,7 @@ class StandIn(ABC):
         attribute = getattr(Tensor, name)
         if callable(attribute):
             return lambda *args, **kwargs: dispatch(attribute, (self, *args), kwargs)
-        is_cheap = name in _FROM_SHAPE_AND_DTYPE
+        is_cheap = name in FROM_SHAPE_AND_DTYPE
         return getattr(_without_values(self) if is_cheap else self.materialise(name), name)
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -178,7 +166,7 @@ def dispatch(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[s
     """Record ``function`` if it can be, else run it on ordinary tensors."""
     given = [value for value in flat((*args, *kwargs.values())) if isinstance(value, StandIn)]
     name = name_of(function)
-    if name in _FROM_SHAPE_AND_DTYPE and args and isinstance(args[0], StandIn):
+    if name in FROM_SHAPE_AND_DTYPE and args and isinstance(args[0], StandIn):
         return function(_without_values(args[0]), *args[1:], **kwargs)
     # Two kinds in one operation know nothing of each other.
     if given and all(type(value) is type(given[0]) for value in given):
@@ -187,7 +175,7 @@ def dispatch(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[s
             for value in given:
                 value._is_read = True
             return recorded
-    if name in _ON_THE_GRADIENT and given and given[0] is args[0] and given[0]._is_read:
+    if name in ON_THE_GRADIENT and given and given[0] is args[0] and given[0]._is_read:
         raise PandaError(
             f"{name}: got a recorded tensor that was used before, expected one that was not: what "
             f"was recorded of it does not pass its gradient; call {name} before its first use, or "
@@ -199,7 +187,7 @@ def dispatch(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[s
 
 
 def as_tensors(value: Any, operation: str) -> Any:
-    """``value`` with tensors in place of stand-ins, in tuples, lists and dicts too."""
+    """``value`` with tensors instead of stand-ins, in tuples, lists and dicts too."""
     if isinstance(value, StandIn):
         return value.materialise(operation)
     if isinstance(value, dict):
@@ -209,16 +197,6 @@ def as_tensors(value: Any, operation: str) -> Any:
     if type(value) in (list, tuple):
         return type(value)(as_tensors(item, operation) for item in value)
     return value
-
-
-def name_of(function: Any) -> str:
-    """What messages and counters call a function; never an address in memory."""
-    name = getattr(function, "__name__", None) or getattr(function, "name", None)
-    if name == "__get__":  # of an attribute
-        return name_of(function.__self__)
-    if isinstance(name, str):
-        return name
-    return name_of(function.func) if hasattr(function, "func") else type(function).__name__
 
 
 def _make_known_to_einops(kind: type[StandIn]) -> None:
@@ -263,34 +241,3 @@ _OF_EVERY_OBJECT = set(
 for _name in _OF_EVERY_OBJECT | ({*dir(Tensor)} - {*dir(StandIn)}):
     if _name.startswith("__") and callable(getattr(Tensor, _name)):
         setattr(StandIn, _name, _operator(_name))
-
-
-def cast_target(
-    function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> torch.dtype | None:
-    """The dtype that ``args[0].float()``, ``.to(...)`` and the like give.
-
-    Returns:
-      None where the function is none of them, or does more than change the dtype to a floating one.
-    """
-    if not args or not isinstance(args[0], StandIn):
-        return None
-    value, *rest = args
-    if function in CASTS:
-        return None if rest or kwargs else CASTS[function]
-    if function is not Tensor.to:
-        return None
-    dtype, device = value.dtype, value.device
-    if kwargs.get("copy"):
-        return None
-    for option in (*rest, *(v for k, v in kwargs.items() if k in ("dtype", "device", "other"))):
-        if isinstance(option, torch.dtype):
-            dtype = option
-        elif isinstance(option, (str, torch.device)):
-            device = torch.device(option)
-        elif isinstance(option, (Tensor, StandIn)):
-            dtype, device = option.dtype, option.device
-    same_index = device.index in (None, value.device.index)
-    if device.type != value.device.type or not same_index or not dtype.is_floating_point:
-        return None
-    return dtype

@@ -86,16 +86,23 @@ class Status(LossTotals):
 
 @dataclass
 class RoutingCounters:
-    """The totals while they grow."""
+    """The totals while they grow.
 
-    losses_routed: int = 0
-    losses_dense: int = 0
-    simple_losses_routed: int = 0
-    simple_losses_of_tensors: int = 0
-    simple_losses_dense: int = 0
-    materialised: dict[str, int] = field(default_factory=dict)
+    Attributes:
+      totals: all but what the tiles count.
+      tiles, simple_tiles: of the pruned losses, and of the simple ones.
+    """
+
+    totals: LossTotals = field(default_factory=LossTotals)
     tiles: TileCounters = field(default_factory=TileCounters)
     simple_tiles: TileCounters = field(default_factory=TileCounters)
+
+    def reset(self) -> None:
+        """Begin again with zeros; what a backward counts later belongs to the old totals."""
+        self.totals, self.tiles, self.simple_tiles = LossTotals(), TileCounters(), TileCounters()
+
+    def add(self, counted: LossTotals) -> None:
+        self.totals += counted
 
     def count_joint(self, operation: str) -> None:
         """A recorded joiner was turned into a tensor; said once per operation."""
@@ -114,25 +121,24 @@ class RoutingCounters:
         )
 
     def _count_materialised(self, operation: str, what_happens: str) -> None:
-        if operation not in self.materialised:
+        if operation not in self.totals.materialised:
             logging.warning("panda: %s; said once", what_happens)
-        self.materialised[operation] = self.materialised.get(operation, 0) + 1
+        self.add(LossTotals(materialised={operation: 1}))
 
     def snapshot(self, replaced: tuple[str, ...]) -> Status:
+        """The totals now.
+
+        Args:
+          replaced: as of ``Status``.
+        """
         counted = {
             f.name: getattr(self.tiles, f.name) for f in dataclasses.fields(self.tiles) if f.init
         }
-        return Status(
-            replaced=replaced,
-            losses_routed=self.losses_routed,
-            losses_dense=self.losses_dense,
-            simple_losses_routed=self.simple_losses_routed,
-            simple_losses_of_tensors=self.simple_losses_of_tensors,
-            simple_losses_dense=self.simple_losses_dense,
-            materialised=dict(self.materialised),
+        of_tiles = LossTotals(
             forward_seconds=self.tiles.seconds("forward"),
             backward_seconds=self.tiles.seconds("backward"),
             simple_forward_seconds=self.simple_tiles.seconds("forward"),
             simple_backward_seconds=self.simple_tiles.seconds("backward"),
             **counted,
         )
+        return Status(**vars(self.totals + of_tiles), replaced=replaced)

@@ -1,4 +1,4 @@
-"""Which loss functions a recipe really calls, counted for the length of one call."""
+"""Which losses that routing leaves alone a recipe calls, counted for the length of one call."""
 
 import functools
 import sys
@@ -6,25 +6,14 @@ from collections import Counter
 from typing import Any, Callable
 
 from panda_icefall.routing import LossTotals
+from panda_icefall.routing.hosts import SYMBOLS, Kind
+from panda_icefall.swaps import Swaps
 
 __all__ = ["LossCallWatch", "explain_not_routed"]
 
-_WATCHED = (
-    ("k2", "rnnt_loss"),
-    ("k2", "rnnt_loss_simple"),
-    ("k2", "rnnt_loss_smoothed"),
-    ("k2", "ctc_loss"),
-    ("panda_icefall.losses.k2_functions", "rnnt_loss_simple"),
-    ("panda_icefall.losses.k2_functions", "rnnt_loss_smoothed"),
-    ("fast_rnnt", "rnnt_loss"),
-    ("optimized_transducer", "transducer_loss"),
-    ("torch.nn.functional", "ctc_loss"),
-    ("torchaudio.functional", "rnnt_loss"),
-)
-
 
 class LossCallWatch:
-    """Counts calls of known loss functions inside a ``with`` block.
+    """Counts calls of known losses that routing does not replace, inside a ``with`` block.
 
     Only modules that are loaded already are watched: a watch imports nothing. Functions that a
     recipe bound by name at its import are not seen, since no attribute is looked up then.
@@ -32,23 +21,20 @@ class LossCallWatch:
 
     def __init__(self) -> None:
         self.calls: Counter[str] = Counter()
-        self._replaced: list[tuple[Any, str, Callable[..., Any], Callable[..., Any]]] = []
+        self._swaps = Swaps()
 
     def __enter__(self) -> "LossCallWatch":
-        for module_name, name in _WATCHED:
-            module = sys.modules.get(module_name)
-            original = getattr(module, name, None)
-            if callable(original):
-                counting = self._counting(f"{module_name}.{name}", original)
-                setattr(module, name, counting)
-                self._replaced.append((module, name, original, counting))
+        for symbol in (s for s in SYMBOLS if s.kind is Kind.OTHER_LOSS):
+            for host in symbol.hosts:
+                module = sys.modules.get(host)
+                original = getattr(module, symbol.name, None)
+                if callable(original):
+                    counting = self._counting(f"{host}.{symbol.name}", original)
+                    self._swaps.replace(module, symbol.name, counting)
         return self
 
     def __exit__(self, *_: object) -> None:
-        for module, name, original, counting in reversed(self._replaced):
-            if getattr(module, name) is counting:
-                setattr(module, name, original)
-        self._replaced.clear()
+        self._swaps.undo()
 
     def _counting(self, label: str, original: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(original)
@@ -75,6 +61,8 @@ def explain_not_routed(counters: LossTotals, calls: "Counter[str]") -> str:
     if counters.materialised:
         ops = ", ".join(f"{op} ({n} times)" for op, n in sorted(counters.materialised.items()))
         parts.append(f"the recorded joiner was turned into a tensor by {ops}")
+    if counters.simple_losses_routed:
+        parts.append(f"only simple losses were routed ({counters.simple_losses_routed} times)")
     if calls:
         names = ", ".join(f"{name} ({n} times)" for name, n in sorted(calls.items()))
         parts.append(f"called instead: {names}")

@@ -16,8 +16,9 @@ from panda_icefall import routing
 from panda_icefall.runs.contract.training_copy import copy_batch
 from panda_icefall.runs.errors import UsageError
 from panda_icefall.runs.memory.phases import PhaseRecorder
+from panda_icefall.swaps import Swaps
 
-__all__ = ["Epoch", "WrappedFunction", "call_recorded", "loss_of_model", "wrap_function"]
+__all__ = ["Epoch", "call_recorded", "loss_of_model", "wrap_function"]
 
 
 @dataclass
@@ -65,40 +66,18 @@ class Epoch:
         return Path(getattr(self.arguments.get("params"), "exp_dir", None) or Path.cwd())
 
 
-@dataclass(frozen=True)
-class WrappedFunction:
-    """One function of a recipe with a wrapper in its place.
-
-    Attributes:
-      original: The recipe's own function.
-      namespace: The globals in which it was replaced.
-      name: Its name there.
-      found: What stood there, the recipe's function or the wrapper of a forked child's parent.
-      wrapper: What stands there now.
-    """
-
-    original: Callable[..., Any]
-    namespace: dict[str, Any]
-    name: str
-    found: Callable[..., Any]
-    wrapper: Callable[..., Any]
-
-    def put_back(self) -> None:
-        """Undo the replacement, unless somebody else has replaced the wrapper since."""
-        if self.namespace.get(self.name) is self.wrapper:
-            self.namespace[self.name] = self.found
-
-
 def wrap_function(
+    swaps: Swaps,
     namespace: dict[str, Any],
     name: str,
     around: Callable[[Callable[..., Any], inspect.BoundArguments], Any],
     needed: Sequence[str],
     where: str,
-) -> WrappedFunction:
+) -> Callable[..., Any]:
     """Replace one function of a recipe by ``around(function, its bound arguments)``.
 
     Args:
+      swaps: Put the function back when the run is over.
       namespace: The globals in which the recipe looks the function up.
       name: The function's name.
       around: Called in its place.
@@ -106,7 +85,7 @@ def wrap_function(
       where: The recipe's path, for errors.
 
     Returns:
-      What was replaced, to be put back when the run is over.
+      The recipe's own function.
 
     Raises:
       UsageError: The function or one of its parameters is missing.
@@ -132,8 +111,8 @@ def wrap_function(
         return around(original, signature.bind(*args, **kwargs))
 
     call.__panda_original__ = original  # type: ignore[attr-defined]
-    namespace[name] = call
-    return WrappedFunction(original, namespace, name, function, call)
+    swaps.replace(namespace, name, call)
+    return original
 
 
 def call_recorded(function: Callable[..., Any], bound: inspect.BoundArguments) -> Any:

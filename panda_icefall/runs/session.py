@@ -20,16 +20,12 @@ from panda_icefall.runs.last_bit import change_last_bit
 from panda_icefall.runs.memory.probe import process_peak_bytes
 from panda_icefall.runs.memory.session_log import SessionLog
 from panda_icefall.runs.options import PandaOptions
-from panda_icefall.runs.recipe_calls import (
-    Epoch,
-    WrappedFunction,
-    call_recorded,
-    wrap_function,
-)
+from panda_icefall.runs.recipe_calls import Epoch, call_recorded, wrap_function
 from panda_icefall.runs.repeatable import RepeatableBatches
 from panda_icefall.runs.routing_proof import RoutingProof
 from panda_icefall.runs.run_report import RunOutcome, open_console
 from panda_icefall.runs.termination import Terminated
+from panda_icefall.swaps import Swaps
 
 __all__ = ["TrainingSession"]
 
@@ -57,7 +53,7 @@ class TrainingSession:
         self._check = SessionCheck(options, self.console)
         self._proof = RoutingProof(options.use_panda, options.workspace_mib, options.projections)
         self._device = torch.device("cpu")
-        self._wrapped: list[WrappedFunction] = []
+        self._wrapped = Swaps()
         self._epoch: Optional[Epoch] = None
         self._batches = 0
         self._steps = 0
@@ -79,18 +75,17 @@ class TrainingSession:
           UsageError: A function or one of its parameters is missing.
         """
         needed = ["model", "train_dl"] + ["optimizer"] * bool(self.options.check_batches)
-        train = wrap_function(namespace, "train_one_epoch", self._train_one_epoch, needed, where)
-        self._wrapped.append(train)
-        # A recipe may import its training loop; compute_loss is then looked up where that lives.
-        home = getattr(train.original, "__globals__", namespace)
-        self._wrapped.append(
-            wrap_function(home, "compute_loss", self._compute_loss, ("model", "batch"), where)
+        train = wrap_function(
+            self._wrapped, namespace, "train_one_epoch", self._train_one_epoch, needed, where
         )
+        # A recipe may import its training loop; compute_loss is then looked up where that lives.
+        home = getattr(train, "__globals__", namespace)
+        needed = ["model", "batch"]
+        wrap_function(self._wrapped, home, "compute_loss", self._compute_loss, needed, where)
 
     def uninstall(self) -> None:
         """Put back what :meth:`install` replaced, also where it failed half-way."""
-        while self._wrapped:
-            self._wrapped.pop().put_back()
+        self._wrapped.undo()
 
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:

@@ -13,6 +13,7 @@ import torch.multiprocessing
 from panda_icefall.runs.options import PandaOptions
 from panda_icefall.runs.session import TrainingSession
 from panda_icefall.runs.termination import TO_CHILDREN, ended_by, ending_children
+from panda_icefall.swaps import Swaps
 
 __all__ = ["ChildEntry", "SpawnedChildren"]
 
@@ -69,7 +70,7 @@ class SpawnedChildren(contextlib.AbstractContextManager):
 
     def __init__(self, options: PandaOptions, train_py: Path, outcome_folder: Path) -> None:
         self.ranks: list[int] = []
-        self._replaced: list[tuple[dict[str, Any], str]] = []
+        self._swaps = Swaps()
         self._original = original = torch.multiprocessing.spawn
 
         @functools.wraps(original)
@@ -90,11 +91,7 @@ class SpawnedChildren(contextlib.AbstractContextManager):
         """Replace the function under every name of ``namespace`` that is bound to it already."""
         for name, value in list(namespace.items()):
             if value is self._original:
-                namespace[name] = self._replacement
-                self._replaced.append((namespace, name))
+                self._swaps.replace(namespace, name, self._replacement)
 
     def __exit__(self, *_: object) -> None:
-        for namespace, name in self._replaced:
-            if namespace.get(name) is self._replacement:
-                namespace[name] = self._original
-        self._replaced.clear()
+        self._swaps.undo()

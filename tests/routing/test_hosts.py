@@ -1,8 +1,10 @@
 """Where the losses are looked for: k2, fast_rnnt, the project's own; and names bound elsewhere."""
 
+import ast
 import inspect
 import sys
 import types
+from pathlib import Path
 
 import pytest
 import torch
@@ -39,6 +41,20 @@ def _raising(name, parameters):
         ]
     )
     return function
+
+
+def test_every_symbol_is_listed_once():
+    listed = [(host, symbol.name) for symbol in hosts.SYMBOLS for host in symbol.hosts]
+    assert len(listed) == len(set(listed))
+    package = Path(panda_icefall.__file__).parent
+    names = {symbol.name for symbol in hosts.SYMBOLS}
+    for file in package.rglob("*.py"):
+        # The losses say which names they export.
+        if file != Path(hosts.__file__) and (package / "losses") not in file.parents:
+            for node in ast.walk(ast.parse(file.read_text())):
+                text = node.value if isinstance(node, ast.Constant) else None
+                words = set(text.split()) if isinstance(text, str) else set()
+                assert not (words and words <= names), f"{file}:{node.lineno} lists {text}"
 
 
 TAILS = {
@@ -134,6 +150,9 @@ def test_names_bound_before_are_said_once_by_module_and_name(k2, monkeypatch, ca
     with panda_icefall.patched():
         pass
     assert caplog.text == ""
+    panda_icefall.revert()
+    panda_icefall.apply()
+    assert script.__name__ in caplog.text
 
 
 def test_our_own_functions_may_be_the_module_k2(monkeypatch):

@@ -8,7 +8,7 @@ import toy
 from torch import nn
 
 import panda_icefall
-from panda_icefall.routing.module_hooks import blind_hooks
+from panda_icefall.routing.observing import blind_hooks
 
 
 class Model(nn.Module):

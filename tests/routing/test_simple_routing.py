@@ -230,9 +230,9 @@ def test_integer_arguments_are_taken_as_k2_takes_them(k2, blank):
 
 def train_in_process(rank, port, use_panda, queue):
     """One DDP step of a rank on its own batch; rank 0 reports the gradients."""
-    from panda_icefall.routing import patch
+    from panda_icefall.routing import hosts
 
-    k2 = patch.patched_module()
+    k2 = hosts.patched_module()
     with group_of_two(rank, port):
         data = toy.batch(k2_functions, torch.float64, seed=rank)
         model = nn.parallel.DistributedDataParallel(

@@ -304,9 +304,9 @@ def test_function_apply_is_put_back(k2):
 def train_in_process(rank, port, use_panda, queue):
     """One DDP step of a rank on its own half of the batch; rank 0 reports the gradient."""
     from panda_icefall.losses import k2_functions
-    from panda_icefall.routing import patch
+    from panda_icefall.routing import hosts
 
-    k2 = patch.patched_module()
+    k2 = hosts.patched_module()
     with group_of_two(rank, port):
         torch.manual_seed(1)
         data = toy.batch(k2_functions, torch.float64, seed=rank)

@@ -27,11 +27,20 @@ def test_calls_are_counted_and_give_what_they_give():
 
 
 def test_functions_are_put_back_after_an_exception():
-    original = k2_functions.rnnt_loss_smoothed
+    original = torch.nn.functional.ctc_loss
     with pytest.raises(TypeError), LossCallWatch() as watch:
-        k2_functions.rnnt_loss_smoothed()
-    assert k2_functions.rnnt_loss_smoothed is original
-    assert watch.calls["panda_icefall.losses.k2_functions.rnnt_loss_smoothed"] == 1
+        torch.nn.functional.ctc_loss()
+    assert torch.nn.functional.ctc_loss is original
+    assert watch.calls["torch.nn.functional.ctc_loss"] == 1
+
+
+def test_what_routing_replaces_is_not_called_instead():
+    original = k2_functions.rnnt_loss_smoothed
+    with LossCallWatch():
+        assert k2_functions.rnnt_loss_smoothed is original
+    text = explain_not_routed(LossTotals(simple_losses_routed=2), Counter())
+    assert "only simple losses were routed (2 times)" in text
+    assert "called instead" not in text
 
 
 def test_a_replacement_made_meanwhile_is_left_alone(monkeypatch):

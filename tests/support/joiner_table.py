@@ -13,7 +13,7 @@ from recipe_matrix.comparison import largest_relative_difference
 from recipe_matrix.joiner_kind import joiner_kind
 
 import panda_icefall
-from panda_icefall.routing import patch, routed_loss
+from panda_icefall.routing import hosts, routed_loss
 from panda_icefall.routing.heads import linear_head
 
 BEGIN = "<!-- joiner matrix: written by tests/support/joiner_table.py -->"
@@ -72,4 +72,4 @@ def render(k2: Any, rows: list[Row]) -> str:
 
 if __name__ == "__main__":
     usable = [row for row in ROWS if not row.needs or hasattr(torch.nn.functional, row.needs)]
-    table.put(render(patch.patched_module(), usable), BEGIN, END)
+    table.put(render(hosts.patched_module(), usable), BEGIN, END)

@@ -11,6 +11,7 @@ from torch import Tensor
 from panda_icefall import routing
 from panda_icefall.losses.dense import dense_log_probs
 from panda_icefall.losses.sites import SiteLogProbs, inside_boundary, next_symbols
+from panda_icefall.routing.hosts import Kind, names_of
 from panda_icefall.runs.contract.wrapped_function import wrapped_function
 
 __all__ = ["ObservedLoss", "log_probs_of_logits", "observed_losses"]
@@ -56,7 +57,8 @@ def observed_losses(callback: Callable[[ObservedLoss], None]) -> Iterator[None]:
         callback(ObservedLoss(loss.detach(), reported[-1]))
         return loss
 
-    with wrapped_function("rnnt_loss_pruned", observe):
+    (name,) = names_of(Kind.PRUNED_LOSS)
+    with wrapped_function(name, observe):
         yield
 
 

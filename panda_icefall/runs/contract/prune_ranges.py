@@ -14,6 +14,7 @@ from typing import Any, Callable
 import torch
 from torch import Tensor
 
+from panda_icefall.routing.hosts import Kind, names_of
 from panda_icefall.runs.contract.wrapped_function import wrapped_function
 
 __all__ = ["PruneRanges", "RangesComparison"]
@@ -96,4 +97,5 @@ def _results_through(
     def changed(original: Callable[..., Any], given: inspect.BoundArguments) -> Tensor:
         return change(original(*given.args, **given.kwargs), given.arguments.get("boundary"))
 
-    return wrapped_function("get_rnnt_prune_ranges", changed)
+    (name,) = names_of(Kind.PRUNE_RANGES)
+    return wrapped_function(name, changed)

@@ -13,11 +13,11 @@ from typing import Any, Callable
 import torch
 from torch import Tensor
 
+from panda_icefall.routing.hosts import Kind, names_of
 from panda_icefall.runs.contract.wrapped_function import wrapped_function
 
 __all__ = ["simple_losses_rounded_otherwise"]
 
-_SIMPLE_LOSSES = ("rnnt_loss_smoothed", "rnnt_loss_simple")
 _SEED = 0
 
 
@@ -29,7 +29,7 @@ def simple_losses_rounded_otherwise() -> Iterator[None]:
     log-probs, loss and gradients stay the same but for rounding.
     """
     with contextlib.ExitStack() as stack:
-        for name in _SIMPLE_LOSSES:
+        for name in names_of(Kind.SIMPLE_LOSS):
             stack.enter_context(wrapped_function(name, _on_shifted_inputs))
         yield
 

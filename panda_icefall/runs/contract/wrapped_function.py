@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any, Callable
 
 from panda_icefall import routing
+from panda_icefall.swaps import Swaps
 
 __all__ = ["wrapped_function"]
 
@@ -36,9 +37,6 @@ def wrapped_function(name: str, around: Around) -> Iterator[None]:
     def wrapper(*args: Any, **kwargs: Any) -> Any:
         return around(original, signature.bind(*args, **kwargs))
 
-    setattr(module, name, wrapper)
-    try:
+    with Swaps() as swaps:
+        swaps.replace(module, name, wrapper)
         yield
-    finally:
-        if getattr(module, name) is wrapper:
-            setattr(module, name, original)

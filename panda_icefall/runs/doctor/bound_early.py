@@ -4,7 +4,7 @@ import ast
 from collections.abc import Iterator
 from typing import Optional
 
-from panda_icefall.routing.hosts import HOSTS, REPLACED_NAMES, STAND_IN
+from panda_icefall.routing.hosts import HOSTS, OWN_FUNCTIONS, REPLACED_NAMES
 from panda_icefall.runs.doctor.findings import Finding, problem, warning
 from panda_icefall.runs.doctor.k2_build import find_k2
 from panda_icefall.runs.doctor.recipe_sources import RecipeSources, Source
@@ -81,14 +81,14 @@ def _stand_in_of_k2(source: Source) -> Iterator[Finding]:
         for node in ast.walk(source.tree)
         if isinstance(node, (ast.Attribute, ast.Name))
     }
-    if not uses & {f"{STAND_IN}.{name}" for name in REPLACED_NAMES}:
+    if not uses & {f"{OWN_FUNCTIONS}.{name}" for name in REPLACED_NAMES}:
         return
     line = _unconditional_import(source)
     if line is not None:
         yield problem(
             "stand-in for k2",
-            f"{source.path.name}:{line} imports {STAND_IN} where k2 is installed: the patch is in "
-            "k2, and no loss will be routed",
+            f"{source.path.name}:{line} imports {OWN_FUNCTIONS} where k2 is installed: the patch "
+            "is in k2, and no loss will be routed",
             "`import k2`, and the stand-in only where that raises ImportError",
         )
 
@@ -102,15 +102,15 @@ def _unconditional_import(source: Source) -> Optional[int]:
         or (isinstance(outer, ast.If) and not isinstance(outer.test, ast.Constant))
         for inner in ast.walk(outer)
     }
-    package, _, module = STAND_IN.rpartition(".")
+    package, _, module = OWN_FUNCTIONS.rpartition(".")
     for node in ast.walk(source.tree):
         if id(node) in conditional:
             continue
         if isinstance(node, ast.Import):
-            found = any(alias.name == STAND_IN for alias in node.names)
+            found = any(alias.name == OWN_FUNCTIONS for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             names = {alias.name for alias in node.names}
-            found = node.module == STAND_IN or (node.module == package and module in names)
+            found = node.module == OWN_FUNCTIONS or (node.module == package and module in names)
         else:
             continue
         if found:

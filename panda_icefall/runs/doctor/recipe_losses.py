@@ -3,20 +3,18 @@
 import ast
 from collections.abc import Iterator
 
-from panda_icefall.routing.hosts import HOSTS
+from panda_icefall.routing.hosts import HOSTS, SYMBOLS, Kind, names_of
 from panda_icefall.runs.doctor.bound_early import examine_bindings
 from panda_icefall.runs.doctor.findings import Finding, ok, problem
 from panda_icefall.runs.doctor.recipe_sources import RecipeSources, Source
 
 __all__ = ["examine_losses"]
 
-_ROUTED = "rnnt_loss_pruned"
-_RECORDED = "do_rnnt_pruning"
+(_ROUTED,), (_RECORDED,) = names_of(Kind.PRUNED_LOSS), names_of(Kind.PRUNING)
 _NONE_KNOWN = "no loss that is known is called either"
-_OTHER_LOSSES = (
-    "rnnt_loss_pruned rnnt_loss_smoothed rnnt_loss_simple rnnt_loss transducer_loss ctc_loss "
-    "CTCLoss LFMMILoss mwer_loss cross_entropy CrossEntropyLoss"
-).split()
+_OTHER_LOSSES = {symbol.name for symbol in SYMBOLS if symbol.is_loss} | set(
+    "CTCLoss LFMMILoss mwer_loss cross_entropy CrossEntropyLoss".split()
+)
 
 
 def examine_losses(sources: RecipeSources) -> list[Finding]:

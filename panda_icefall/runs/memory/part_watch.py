@@ -3,38 +3,26 @@
 import functools
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, Callable, Optional
 
 import torch
 from torch import nn
 
 from panda_icefall.routing import find_projections
-from panda_icefall.routing.hosts import HOSTS
+from panda_icefall.routing.hosts import SYMBOLS, Kind
 from panda_icefall.runs.memory.parts import PartMeter
+from panda_icefall.swaps import Swaps
 
 __all__ = ["LOSS_PARTS", "PartWatch"]
 
 LOSS_PARTS = _SIMPLE, _PRUNED = "simple_loss", "pruned_loss"
-_LOSS_FUNCTIONS = (
-    # (function, part, whether the part stays open after it returns)
-    ("rnnt_loss_simple", _SIMPLE, False),
-    ("rnnt_loss_smoothed", _SIMPLE, False),
+# Kind of function -> its part, and whether that stays open after the function returns.
+_PARTS = {
+    Kind.SIMPLE_LOSS: (_SIMPLE, False),
     # From the pruning to the loss of what was pruned: the joiner in between is what it is about.
-    ("do_rnnt_pruning", _PRUNED, True),
-    ("rnnt_loss_pruned", _PRUNED, False),
-)
-_MISSING = object()
-
-
-@dataclass(frozen=True)
-class _Wrapper:
-    """One attribute, ours and what stood there (``_MISSING``: it was inherited)."""
-
-    owner: Any
-    name: str
-    original: Any
-    ours: Callable[..., Any]
+    Kind.PRUNING: (_PRUNED, True),
+    Kind.PRUNED_LOSS: (_PRUNED, False),
+}
 
 
 class PartWatch:
@@ -73,7 +61,7 @@ class PartWatch:
         self._encoders = [module for name, module in children if "encoder" in name]
         self._projections = [] if model is None else list(find_projections(model, names).values())
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
-        self._wrappers: list[_Wrapper] = []
+        self._swaps = Swaps()
 
     def install(self, *, has_forward: bool = True) -> None:
         """Put the hooks and wrappers in place.
@@ -87,11 +75,10 @@ class PartWatch:
             self._watch(self._encoders, _PartHook("encoder", enter), _PartHook("encoder", leave))
             hold = functools.partial(leave, is_held=True)
             self._watch(self._projections, _PartHook(_SIMPLE, enter), _PartHook(_SIMPLE, hold))
-        for module_name in HOSTS:
-            module = sys.modules.get(module_name)
-            for name, part, is_held in _LOSS_FUNCTIONS:
-                if callable(getattr(module, name, None)):
-                    self._wrap(module, name, part, is_held)
+        for symbol in (s for s in SYMBOLS if s.kind in _PARTS):
+            for module in map(sys.modules.get, symbol.hosts):
+                if callable(getattr(module, symbol.name, None)):
+                    self._wrap(module, symbol.name, *_PARTS[symbol.kind])
         self._wrap(torch.Tensor, "backward", "backward")
         if callable(getattr(self._optimizer, "step", None)):
             # A torch scheduler leaves its counting wrapper on the instance, and calls pass by the
@@ -103,14 +90,7 @@ class PartWatch:
         """Put back what stood there; does nothing where nothing is installed."""
         while self._hooks:
             self._hooks.pop().remove()
-        while self._wrappers:
-            wrapper = self._wrappers.pop()
-            if vars(wrapper.owner).get(wrapper.name) is not wrapper.ours:
-                continue
-            if wrapper.original is _MISSING:
-                delattr(wrapper.owner, wrapper.name)
-            else:
-                setattr(wrapper.owner, wrapper.name, wrapper.original)
+        self._swaps.undo()
 
     def _watch(self, modules: list[nn.Module], before: "_PartHook", after: "_PartHook") -> None:
         for module in modules:
@@ -132,9 +112,7 @@ class PartWatch:
             meter.leave(part, is_held=is_held)
             return result
 
-        original = vars(owner).get(name, _MISSING)
-        self._wrappers.append(_Wrapper(owner, name, original, measured))
-        setattr(owner, name, measured)
+        self._swaps.replace(owner, name, measured)
 
 
 class _PartHook:

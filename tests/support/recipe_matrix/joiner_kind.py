@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from panda_icefall.routing.nodes import Linear, Node, Operand, Operation, in_order
+from panda_icefall.routing.graph import in_order
+from panda_icefall.routing.nodes import Linear, Node, Operand, Operation
 
 
 def joiner_kind(node: Node) -> str:

@@ -16,17 +16,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from panda_icefall.dynamo import opaque
+from panda_icefall.dynamo import is_traced, opaque
 from panda_icefall.routing.custom_functions import enclosing_function
 from panda_icefall.routing.finding_projections import classes_of
-from panda_icefall.routing.module_hooks import blind_hooks, say_blind_hooks
-from panda_icefall.routing.projections import (
-    DeferredProjection,
-    ProjectionCall,
-    is_computing_projection,
-)
+from panda_icefall.routing.observing import blind_hooks, say_blind_hooks
+from panda_icefall.routing.projection_call import ProjectionCall, is_computing_projection
+from panda_icefall.routing.projections import DeferredProjection
 from panda_icefall.routing.stand_in import Report, StandIn
-from panda_icefall.routing.tracing import is_traced
 
 __all__ = ["RecordedProjection", "recorded_projection"]
 
