@@ -16,7 +16,7 @@ from panda_icefall.runs.bounded.plan import Stage, child_environment, plan_stage
 from panda_icefall.runs.bounded.recipe_options import check_recipe_options
 from panda_icefall.runs.data.catalog import data_arguments, find_corpus
 from panda_icefall.runs.data.check import check_data, check_icefall_root
-from panda_icefall.runs.doctor.failed_imports import require_imports
+from panda_icefall.runs.doctor.imports import require_imports
 from panda_icefall.runs.errors import UsageError
 from panda_icefall.runs.options import split_panda_arguments
 from panda_icefall.runs.recipe_module import RecipeFile

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from panda_icefall.runs.atomic_file import replace_file
 from panda_icefall.runs.doctor.findings import PROBLEM
-from panda_icefall.runs.doctor.recipe_losses import examine_losses
+from panda_icefall.runs.doctor.recipe import examine_losses
 from panda_icefall.runs.doctor.recipe_sources import RecipeSources
 from panda_icefall.runs.errors import UsageError
 from panda_icefall.runs.patching.manifest import MANIFEST_PATH, Manifest, describe_content
