@@ -182,7 +182,7 @@ def patch_revert(recipe: Path) -> None:
     from panda_icefall.runs.patching.recipe_file import revert_patch
 
     result = revert_patch(recipe)
-    verb = "taken out of" if result.is_changed else "not there, nothing to take out of"
+    verb = "taken out of" if result.is_changed else "not patched:"
     click.echo(f"{verb} {result.path}")
 
 
