@@ -120,7 +120,15 @@ def _value_of(option: str, arguments: Sequence[str], default: str) -> str:
     return str(parser.parse_known_args(list(arguments))[0].value)
 
 
-_CHAR_FILES = ("tokens.txt", "words.txt", "L.pt")
+def _characters(published_classes: int, prepare: str) -> Lang:
+    opened = ("tokens.txt", "words.txt", "L.pt")
+    return Lang("lang_char", "tokens.txt", opened, "--lang-dir", published_classes, prepare)
+
+
+def _pieces(kind: str, prepare: str) -> Lang:
+    model = f"{kind}.model"
+    return Lang(f"lang_{kind}_{{C}}", model, (model,), "--bpe-model", 500, prepare)
+
 
 CORPORA: Mapping[str, Corpus] = {
     "aishell": Corpus(
@@ -131,22 +139,8 @@ CORPORA: Mapping[str, Corpus] = {
         dev=("aishell_cuts_dev.jsonl.gz",),
         test=("aishell_cuts_test.jsonl.gz",),
         langs={
-            "char": Lang(
-                folder="lang_char",
-                counted="tokens.txt",
-                opened=_CHAR_FILES,
-                option="--lang-dir",
-                published_classes=4336,
-                prepare="./prepare.sh --stage 5 --stop-stage 6",
-            ),
-            "bbpe": Lang(
-                folder="lang_bbpe_{C}",
-                counted="bbpe.model",
-                opened=("bbpe.model",),
-                option="--bpe-model",
-                published_classes=500,
-                prepare="./prepare.sh --stage 5 --stop-stage 7",
-            ),
+            "char": _characters(4336, "./prepare.sh --stage 5 --stop-stage 6"),
+            "bbpe": _pieces("bbpe", "./prepare.sh --stage 5 --stop-stage 7"),
         },
         prepare_fbank="./prepare.sh --stage 0 --stop-stage 3",
         prepare_musan="./prepare.sh --stage 0 --stop-stage 4",
@@ -159,14 +153,7 @@ CORPORA: Mapping[str, Corpus] = {
         dev=("cuts_DEV_fixed.jsonl.gz",),
         test=("cuts_TEST_NET.jsonl.gz", "cuts_TEST_MEETING.jsonl.gz"),
         langs={
-            "char": Lang(
-                folder="lang_char",
-                counted="tokens.txt",
-                opened=_CHAR_FILES,
-                option="--lang-dir",
-                published_classes=5537,
-                prepare="./prepare.sh --stage 15 --stop-stage 16",
-            ),
+            "char": _characters(5537, "./prepare.sh --stage 15 --stop-stage 16"),
         },
         # Stage 23 corrects the transcripts of DEV and L: the recipes open the `_fixed` manifests.
         prepare_fbank=(
@@ -188,14 +175,7 @@ CORPORA: Mapping[str, Corpus] = {
         dev=("librispeech_cuts_dev-clean.jsonl.gz", "librispeech_cuts_dev-other.jsonl.gz"),
         test=("librispeech_cuts_test-clean.jsonl.gz", "librispeech_cuts_test-other.jsonl.gz"),
         langs={
-            "bpe": Lang(
-                folder="lang_bpe_{C}",
-                counted="bpe.model",
-                opened=("bpe.model",),
-                option="--bpe-model",
-                published_classes=500,
-                prepare="./prepare.sh --stage 5 --stop-stage 5",
-            ),
+            "bpe": _pieces("bpe", "./prepare.sh --stage 5 --stop-stage 5"),
         },
         prepare_fbank="./prepare.sh --stage 0 --stop-stage 3",
         prepare_musan="./prepare.sh --stage 0 --stop-stage 4",
