@@ -159,7 +159,7 @@ class _PartHook:
         return (_PartHook, (self._part,))
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Part:
     """All stretches of one phase that have the same name.
 

@@ -1,4 +1,4 @@
-"""PANDA's two lines in the source of a recipe: put in by its structure, found again, judged."""
+"""PANDA's two lines in a recipe's source: where they go, which are there, how it is without."""
 
 import ast
 import enum
