@@ -22,7 +22,7 @@ from panda_icefall.runs.corpora import (
 )
 from panda_icefall.runs.doctor.failed_imports import require_imports
 from panda_icefall.runs.errors import UsageError
-from panda_icefall.runs.options import split_panda_arguments
+from panda_icefall.runs.panda_arguments import split_panda_arguments
 from panda_icefall.runs.recipe_module import RecipeFile
 
 __all__ = ["Request", "check_request"]

@@ -46,7 +46,7 @@ from panda_icefall.runs.contract.result import (
     update_violations,
 )
 from panda_icefall.runs.contract.simple_loss_rounding import simple_losses_rounded_otherwise
-from panda_icefall.runs.contract.tolerances import parse_tolerances, tolerances_for
+from panda_icefall.runs.contract.tolerances import tolerances_for
 from panda_icefall.runs.contract.training_copy import (
     copy_model,
     copy_training,
@@ -137,8 +137,7 @@ class Contract:
         self.result.precision = str(dtype).removeprefix("torch.")
         bounds = tolerances_for(dtype)
         if self._options.check_tolerances is not None:
-            given = parse_tolerances(self._options.check_tolerances)
-            bounds = dataclasses.replace(bounds, **given)
+            bounds = dataclasses.replace(bounds, **self._options.check_tolerances)
         self.result.tolerances = bounds
         arms = _Arms(*(_Arm(*copy_training(model, optimizer)) for _ in range(3)))
         change_last_bit(arms.twin.model)
@@ -157,7 +156,7 @@ class Contract:
         if result.steps < result.update_steps:
             with routing.suspended(), ranges.handed_on():
                 self._pass(loss_of, arms.twin.model, scale)
-            with self._routed(), ranges.handed_on():
+            with self._options.routed(), ranges.handed_on():
                 self._pass(loss_of, arms.routed.model, scale)
             for arm in arms:
                 _step(arm, scale)
@@ -175,7 +174,7 @@ class Contract:
         routed_losses: list[ObservedLoss] = []
         with routing.suspended(), ranges.recorded(), observed_losses(dense_losses.append):
             of_dense = self._pass(loss_of, dense, scale)
-        with self._routed(), observed_losses(routed_losses.append):
+        with self._options.routed(), observed_losses(routed_losses.append):
             before = routing.status()
             with LossCallWatch() as watch, ranges.handed_on() as own_ranges:
                 of_routed = self._pass(loss_of, routed, scale)
@@ -226,15 +225,6 @@ class Contract:
         with routing.suspended(), ranges.handed_on(), simple_losses_rounded_otherwise():
             self._pass(loss_of, twin, scale)
         return compare_gradients(dense, twin, scale, bounds)
-
-    def _routed(self) -> contextlib.AbstractContextManager[None]:
-        o = self._options
-        return routing.patched(
-            workspace_mib=o.workspace_mib,
-            adjoint_tolerance=o.adjoint_tolerance,
-            engine=o.engine,
-            projections=o.projections,
-        )
 
     def _pass(self, loss_of: LossOf, model: nn.Module, scale: float) -> _Pass:
         """Forward and backward of one arm; the random generators are put back."""
