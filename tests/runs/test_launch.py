@@ -175,6 +175,15 @@ def test_errors_of_the_recipe_come_through_and_nothing_stays_behind(recipe, caps
 
 
 @pytest.mark.parametrize("options", [PandaOptions(), PANDA])
+def test_an_import_that_fails_while_training_keeps_its_traceback(recipe, options):
+    recipe.edit(("        scheduler.step()\n", "        import no_such_module\n"))
+    with pytest.raises(ModuleNotFoundError, match="no_such_module") as caught:
+        run_recipe(recipe.train_py, [], options)
+    assert caught.traceback[-1].path == recipe.train_py
+    assert caught.value.__cause__ is None
+
+
+@pytest.mark.parametrize("options", [PandaOptions(), PANDA])
 @pytest.mark.parametrize(("code", "status"), [("3", 3), ("None", 0), ("'bad luck'", 1)])
 def test_the_recipes_exit_status_is_the_runs(recipe, capsys, options, code, status):
     with recipe.train_py.open("a") as f:
