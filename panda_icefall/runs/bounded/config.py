@@ -134,8 +134,8 @@ class ContractConfig(_Strict):
 
     Attributes:
       batches: Batches whose loss, log-probs and gradients are compared.
-      update_steps: Optimizer steps after which the parameters are compared; default: same as
-        batches.
+      update_steps: Optimizer steps after which the parameters are compared; as many as batches
+        where none are given.
       tolerances: Bounds by name; those left out have the default of the training's precision.
     """
 

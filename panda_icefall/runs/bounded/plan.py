@@ -13,6 +13,7 @@ from panda_icefall.runs.options import PandaOptions
 
 __all__ = ["Stage", "child_environment", "plan_stages"]
 
+_LAUNCHER = (sys.executable, "-m", "panda_icefall")
 _MMAP_BYTES = 8 * 2**20
 _EPOCH = ["--num-epochs", "1", "--start-epoch", "1"]
 
@@ -36,6 +37,11 @@ class Stage:
     log: Path
     memory_log: Path
     exp_dir: Path
+
+    @property
+    def arguments(self) -> tuple[str, ...]:
+        """What follows launcher, verb and TRAIN_PY: the options of the recipe and of PANDA."""
+        return self.command[len(_LAUNCHER) + 2 :]
 
     @property
     def shown_command(self) -> str:
@@ -68,10 +74,10 @@ def plan_stages(
         folder = out / name
         exp_dir = out / (exp_of or name) / "exp"
         verb = "check" if name == "contract" else "run"
-        command = [sys.executable, "-m", "panda_icefall", verb, str(train_py)]
-        command += ["--exp-dir", str(exp_dir), *common, *words, *options.words]
+        arguments = ("--exp-dir", str(exp_dir), *common, *words, *options.words)
+        command = (*_LAUNCHER, verb, str(train_py), *arguments)
         return Stage(
-            name, purpose, tuple(command), folder / "output.log", folder / "memory.jsonl", exp_dir
+            name, purpose, command, folder / "output.log", folder / "memory.jsonl", exp_dir
         )
 
     def training(

@@ -158,7 +158,7 @@ def check_request(
     )
     stages = plan_stages(config, train_py, words, folder)
     if earlier is None:  # else it has been asked
-        _, all_words = split_panda_arguments(stages[-1].command[5:])  # behind train_py
+        _, all_words = split_panda_arguments(stages[-1].arguments)
         environment = child_environment(root, chosen_device)
         require_imports(train_py, root)
         try:
