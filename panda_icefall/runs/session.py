@@ -14,7 +14,6 @@ import torch
 from panda_icefall import routing
 from panda_icefall.routing import PandaError
 from panda_icefall.runs.batches import BatchFeed, FirstBatchOnly
-from panda_icefall.runs.contract.rounding import perturb_by_one_ulp
 from panda_icefall.runs.counters import CounterLedger
 from panda_icefall.runs.errors import BoundReached, UsageError, exit_status
 from panda_icefall.runs.hooks import call_each, hooks_for
@@ -175,8 +174,6 @@ class TrainingSession:
             except ValueError as error:
                 raise UsageError(f"--panda-{error}") from None
         logging.info("panda: %s", self.options.announcement)
-        if self.options.last_bit_twin:
-            perturb_by_one_ulp(model)
 
     def _before_batch(self) -> bool:
         self._settle_batch()

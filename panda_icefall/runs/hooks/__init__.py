@@ -5,6 +5,7 @@ from rich.console import Console
 from panda_icefall.runs.hooks.contract_check import ContractCheck
 from panda_icefall.runs.hooks.hook import Hook, call_each
 from panda_icefall.runs.hooks.memory_log import MemoryLogging
+from panda_icefall.runs.hooks.perturbed_start import PerturbedStart
 from panda_icefall.runs.hooks.repeatable_batches import RepeatableBatches
 from panda_icefall.runs.hooks.routing_proof import RoutingProof
 from panda_icefall.runs.options import PandaOptions
@@ -26,6 +27,8 @@ def hooks_for(options: PandaOptions, console: Console) -> list[Hook]:
         hooks.append(ContractCheck(options, console))
     if options.use_panda:
         hooks.append(RoutingProof(options.workspace_mib, options.projections))
+    if options.last_bit_twin:
+        hooks.append(PerturbedStart())
     if options.batch_seed is not None:
         hooks.append(RepeatableBatches(options.batch_seed))
     return hooks

@@ -5,6 +5,7 @@ import logging
 from collections.abc import Iterable
 from typing import Any, Callable
 
+from panda_icefall.routing import PandaError
 from panda_icefall.runs.recipe_calls import Epoch, LossCall
 
 __all__ = ["Hook", "call_each"]
@@ -46,7 +47,7 @@ class Hook:
 def call_each(calls: Iterable[Callable[[], None]]) -> None:
     """Make every call, also after one has raised; the first error is raised at the end.
 
-    Further errors are logged with their tracebacks.
+    Further errors are logged, with their tracebacks where they are none of PANDA's own.
     """
     first: BaseException | None = None
     for call in calls:
@@ -56,6 +57,9 @@ def call_each(calls: Iterable[Callable[[], None]]) -> None:
             if first is None:
                 first = error
             else:
-                logging.exception("panda: another error after %s", type(first).__name__)
+                is_own = isinstance(error, PandaError)
+                logging.error(
+                    "panda: also %s: %s", type(error).__name__, error, exc_info=not is_own
+                )
     if first is not None:
         raise first

@@ -57,7 +57,7 @@ def test_a_twin_run_differs_by_rounding_alone(recipe):
 
 def test_the_change_is_made_once_however_many_epochs(recipe, monkeypatch):
     calls = []
-    monkeypatch.setattr("panda_icefall.runs.session.perturb_by_one_ulp", calls.append)
+    monkeypatch.setattr("panda_icefall.runs.hooks.perturbed_start.perturb_by_one_ulp", calls.append)
     options = PandaOptions(last_bit_twin=True)
     assert run_recipe(recipe.train_py, ["--num-epochs", "3"], options) == 0
     assert len(calls) == 1

@@ -1,11 +1,13 @@
 """Every hook is called at every event, in one order, and none loses what another has to say."""
 
+import functools
 import logging
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
+from panda_icefall.routing import PandaError
 from panda_icefall.runs import PandaOptions, run_recipe, session
 from panda_icefall.runs.hooks import Hook, call_each, hooks_for
 
@@ -101,22 +103,23 @@ def test_an_error_of_one_close_leaves_the_others_closed(told, recipe):
 def test_every_call_is_made_and_the_first_error_raised(caplog):
     made = []
 
-    def fail(kind):
-        made.append(kind)
-        raise kind
+    def fail(error):
+        made.append(error)
+        raise error
 
-    calls = [lambda: fail(KeyError), lambda: made.append(1), lambda: fail(ValueError)]
-    with pytest.raises(KeyError), caplog.at_level(logging.ERROR):
-        call_each(calls)
-    assert made == [KeyError, 1, ValueError]
-    assert "panda: another error after KeyError" in caplog.text
-    assert "ValueError" in caplog.text
+    errors = [KeyError("first"), ValueError("second"), PandaError("third")]
+    calls = [functools.partial(fail, error) for error in errors]
+    with pytest.raises(KeyError, match="first"), caplog.at_level(logging.ERROR):
+        call_each([calls[0], lambda: made.append(None), *calls[1:]])
+    assert made == [errors[0], None, *errors[1:]]
+    assert caplog.messages == ["panda: also ValueError: second", "panda: also PandaError: third"]
+    assert [record.exc_info is not False for record in caplog.records] == [True, False]
 
 
 @pytest.mark.parametrize(
     ("options", "names"),
     [
-        (PandaOptions(max_batches=1, last_bit_twin=True), ""),
+        (PandaOptions(max_batches=1, last_bit_twin=True), "PerturbedStart"),
         (PandaOptions(use_panda=True), "RoutingProof"),
         (PandaOptions(use_panda=False, workspace_mib=1e9), ""),
         (PandaOptions(batch_seed=0, check_batches=1), "ContractCheck RepeatableBatches"),
