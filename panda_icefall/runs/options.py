@@ -146,6 +146,11 @@ class PandaOptions:
         "of it.",
         metavar="am=NAME,lm=NAME",
     )  # fmt: skip
+    strict: bool = option(
+        False, _switch, "loss",
+        "1 to end the run, with the reason, at the first loss that would be computed as without "
+        "PANDA.",
+    )  # fmt: skip
     max_batches: Optional[int] = option(
         None, _integer(1), "run",
         "End the run cleanly, with a checkpoint and a summary, after this many training batches.",

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import panda_icefall
+from panda_icefall.routing import PandaError
 from panda_icefall.runs import (
     NothingTrainedError,
     NotRoutedError,
@@ -139,6 +140,14 @@ def test_a_recipe_without_the_pruned_loss_stops_and_says_what_it_called(recipe):
 def test_an_unrecordable_joiner_stops_the_run_with_the_operation_named(recipe):
     with pytest.raises(NotRoutedError, match=r"ordinary logits.*turned into a tensor by .*cumsum"):
         run_recipe(recipe.train_py, ["--kind", "materialised"], PANDA)
+
+
+def test_a_strict_run_ends_at_the_first_dense_loss(recipe):
+    options = PandaOptions(use_panda=True, strict=True)
+    with pytest.raises(PandaError, match=r"strict=True: .* by .*cumsum"):
+        run_recipe(recipe.train_py, ["--kind", "materialised"], options)
+    assert not (recipe.folder / "exp/losses-0.txt").exists()
+    assert run_recipe(recipe.train_py, [], options) == 0
 
 
 def test_a_one_batch_epoch_is_verified_too(recipe):

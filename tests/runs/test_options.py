@@ -28,6 +28,7 @@ WORDS = {
     "--panda-adjoint-tolerance": ("0", 0.0),
     "--panda-engine": ("torch", "torch"),
     "--panda-projections": ("am=am_proj,lm=j.lm_proj", {"am": "am_proj", "lm": "j.lm_proj"}),
+    "--panda-strict": ("1", True),
     "--panda-max-batches": ("3", 3),
     "--panda-check-batches": ("2", 2),
     "--panda-check-update-steps": ("5", 5),
@@ -57,7 +58,8 @@ def test_every_option_reaches_its_field_and_comes_back_in_words():
 def test_a_run_is_active_by_what_it_is_asked_to_do_and_by_no_setting(flag):
     options = PandaOptions(**{PandaOptions.flags()[flag].name: WORDS[flag][1]})
     settings = (
-        "workspace-mib adjoint-tolerance engine projections check-update-steps check-tolerances"
+        "workspace-mib adjoint-tolerance engine projections strict check-update-steps "
+        "check-tolerances"
     )
     assert options.is_active is (flag.removeprefix("--panda-") not in settings.split())
     assert options.words[0] == flag
@@ -69,7 +71,7 @@ class WithOneMore(PandaOptions):
     """What a new option takes: a field."""
 
     shards: int = option(1, int, "run", "Shards of the vocabulary.")
-    strict: bool = option(False, bool, "loss", "Refuse a dense loss.")
+    kernel: str = option("fast", str, "loss", "Which kernel.")
 
 
 def test_a_field_is_all_that_a_new_option_takes(monkeypatch):
@@ -77,7 +79,7 @@ def test_a_field_is_all_that_a_new_option_takes(monkeypatch):
     options, rest = split_panda_arguments(["--lr", "1", "--panda-shards", "2"])
     assert (options, rest) == (WithOneMore(shards=2), ["--lr", "1"])
     assert (options.is_active, options.in_words) == (True, "--panda-shards 2")
-    assert not WithOneMore(strict=True).is_active
+    assert not WithOneMore(kernel="slow").is_active
     parser = argparse.ArgumentParser()
     panda_arguments.add_panda_arguments(parser)
     assert "--panda-shards PANDA_SHARDS" in parser.format_help()
@@ -89,10 +91,14 @@ def test_a_field_is_all_that_a_new_option_takes(monkeypatch):
 def test_what_the_loss_is_asked_for_reaches_apply(monkeypatch):
     given = []
     monkeypatch.setattr(routing, "patched", lambda **options: given.append(options))
-    WithOneMore(workspace_mib=2.0, engine="torch", strict=True, max_batches=3).routed()
-    expected = {"workspace_mib": 2.0, "adjoint_tolerance": None, "engine": "torch"}
-    assert given == [{**expected, "projections": None, "strict": True}]
-    assert {*expected, "projections"} <= set(inspect.signature(panda_icefall.apply).parameters)
+    PandaOptions(workspace_mib=2.0, engine="torch", strict=True, max_batches=3).routed()
+    WithOneMore(kernel="slow").routed()
+    arguments = set(inspect.signature(panda_icefall.apply).parameters) - {"model"}
+    assert set(given[0]) == arguments
+    assert {name: value for name, value in given[0].items() if value is not None} == {
+        "workspace_mib": 2.0, "engine": "torch", "strict": True
+    }  # fmt: skip
+    assert given[1]["kernel"] == "slow"
 
 
 def test_one_of_the_projections_may_be_named_alone():
