@@ -34,7 +34,7 @@ def cli() -> None:
 def run(train_py: str, arguments: tuple[str, ...]) -> Callable[[], int]:
     """Run a recipe's TRAIN_PY with ARGS, as python would; --use-panda 1 routes its loss.
 
-    TRAIN_PY --help lists the PANDA options beside the recipe's own.
+    Pass PANDA's options with the recipe's own flags; TRAIN_PY --help lists both.
     """
     options, recipe_args = split_panda_arguments(arguments)
     return functools.partial(run_recipe, train_py, recipe_args, options)
@@ -47,7 +47,7 @@ def run(train_py: str, arguments: tuple[str, ...]) -> Callable[[], int]:
 def check(updates: Optional[str], train_py: str, arguments: tuple[str, ...]) -> Callable[[], int]:
     """Compare dense and routed training of TRAIN_PY on its own first batches, then stop.
 
-    Exit status 1 where the contract is violated. --updates may also stand among ARGS.
+    Exit status 1 where the contract is violated. --updates may also be one of ARGS.
     """
     given = arguments if updates is None else ("--updates", updates, *arguments)
     options, recipe_args = split_panda_arguments(given, is_check=True)
@@ -202,7 +202,7 @@ def patch_check(recipe: Path) -> int:
 
 
 def main() -> None:
-    """Run the command; what the user can mend is one line on stderr and exit status 2."""
+    """Run the command; what the user can fix is one line on stderr and exit status 2."""
     try:
         result = cli.main(prog_name="panda-icefall", standalone_mode=False)
         # Outside of click, which would answer a recipe's Ctrl-C with a bare "Aborted!".

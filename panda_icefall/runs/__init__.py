@@ -7,7 +7,8 @@ from panda_icefall.runs.errors import (
     UsageError,
 )
 from panda_icefall.runs.launch import run_recipe
-from panda_icefall.runs.options import PandaOptions, split_panda_arguments
+from panda_icefall.runs.options import PandaOptions
+from panda_icefall.runs.panda_arguments import split_panda_arguments
 
 __all__ = [
     "BoundReached",

@@ -23,7 +23,7 @@ class UsageError(PandaError):
 
 
 class NotRoutedError(PandaError):
-    """PANDA was asked for, a training batch went round, and no loss was routed."""
+    """PANDA was asked for, a batch was trained, and no loss was routed."""
 
 
 class NothingTrainedError(PandaError):

@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Union
 
 from panda_icefall.runs.doctor.imports import explained_imports
@@ -30,23 +31,19 @@ def run_recipe(
       The recipe's exit status, or 1 where it ended well but the contract was violated.
 
     Raises:
-      UsageError: The file is no recipe that can be run so, or imports what is not there.
+      UsageError: The file is no recipe that can be run so, or imports at its start what is not
+        there.
       NotRoutedError: PANDA was asked for, and the first batch, or the run, ended without it.
-      NothingTrainedError: The recipe ended well, and no training batch went round.
+      NothingTrainedError: The recipe ended well, and no batch was trained.
       Exception: Whatever the recipe raises.
     """
     recipe = RecipeFile(train_py)
     arguments = list(recipe_args)
-    with explained_imports(recipe.path):
-        if wants_help(arguments) or not options.is_active:
-            return _run_plain(recipe, arguments)
-        return _run_supervised(recipe, arguments, options)
-
-
-def _run_supervised(recipe: RecipeFile, arguments: list[str], options: PandaOptions) -> int:
+    if wants_help(arguments) or not options.is_active:
+        return _run_plain(recipe, arguments)
     recipe.require_guard()
     with supervised(options, recipe.path) as run, recipe.as_main(arguments) as module:
-        future_flags = recipe.define(module)
+        future_flags = _define(recipe, module)
         run.install(module.__dict__)
         recipe.start(module, future_flags)
     return run.exit_status
@@ -56,5 +53,10 @@ def _run_plain(recipe: RecipeFile, arguments: list[str]) -> int:
     status = ExitStatus()
     group = panda_group_in_help() if wants_help(arguments) else contextlib.nullcontext()
     with recipe.as_main(arguments) as module, group, status:
-        recipe.start(module, recipe.define(module))
+        recipe.start(module, _define(recipe, module))
     return status.code
+
+
+def _define(recipe: RecipeFile, module: ModuleType) -> int:
+    with explained_imports(recipe.path):
+        return recipe.define(module)

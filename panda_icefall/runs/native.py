@@ -10,7 +10,8 @@ from typing import Any, Callable
 
 from panda_icefall.routing import PandaError
 from panda_icefall.runs.errors import exit_with
-from panda_icefall.runs.options import PandaOptions, split_panda_arguments
+from panda_icefall.runs.options import PandaOptions
+from panda_icefall.runs.panda_arguments import split_panda_arguments
 from panda_icefall.runs.recipe_module import panda_group_in_help, wants_help
 from panda_icefall.runs.supervised import supervised
 

@@ -1,78 +1,223 @@
-"""What the user asked of PANDA, taken out of a command line before a recipe sees it."""
+"""What a user may ask of PANDA: flag, type, default and help of every option, in one place.
+
+A new option is one more field of :class:`PandaOptions`. The command line, the ``PANDA`` group of a
+recipe's ``--help``, the words for logs and child processes, and whether a run has anything to do
+for PANDA follow from it.
+"""
 
 import argparse
+import contextlib
 import dataclasses
-import difflib
+import math
 from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn, Optional, Union
+from typing import Any, Callable, Literal, Optional
 
 import panda_icefall
-from panda_icefall.runs.errors import UsageError
-from panda_icefall.runs.panda_arguments import (
-    PANDA_ARGUMENTS,
-    add_panda_arguments,
-)
+from panda_icefall import routing
+from panda_icefall.engine_choice import ENGINES, MissingEngineError, check_engine
+from panda_icefall.routing.finding_projections import check_projection_names
+from panda_icefall.runs.contract.tolerances import Tolerances, parse_tolerances
 
-__all__ = ["PandaOptions", "split_panda_arguments"]
+__all__ = ["PandaOptions", "option", "spelt"]
 
-DEFAULT_CHECK_UPDATES = 3
 CHECKPOINT_KEY = "panda"
-_PREFIXES = ("--panda", "--use-panda", "--use_panda")
+
+# What an option is for: a "run" that does something more, an argument of panda_icefall.apply() for
+# the "loss", or a setting of the contract "check".
+Role = Literal["run", "loss", "check"]
+
+
+def option(
+    default: Any,
+    parse: Callable[[str], Any],
+    role: Role,
+    help_text: str,
+    metavar: Optional[str] = None,
+) -> Any:
+    """A field of :class:`PandaOptions` that has a flag.
+
+    Args:
+      default: The value where the flag is not given.
+      parse: Makes the value of the flag's word, or raises ``argparse.ArgumentTypeError``.
+      role: ``run``: given alone, the option makes a run active; ``loss``: it is an argument of
+        :func:`panda_icefall.apply`, of the same name; ``check``: it is refused without a check.
+      help_text: For ``--help``.
+      metavar: Stands for the value there, if not the flag's own name in capitals.
+    """
+    metadata = {"parse": parse, "role": role, "help": help_text, "metavar": metavar}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def _switch(text: str) -> bool:
+    lowered = text.lower()
+    if lowered in ("1", "true", "t", "yes", "y"):
+        return True
+    if lowered in ("0", "false", "f", "no", "n"):
+        return False
+    raise argparse.ArgumentTypeError(f"got {text!r}, expected 0 or 1")
+
+
+def _number(
+    kind: Callable[[str], Any], expected: str, is_valid: Callable[[Any], bool]
+) -> Callable[[str], Any]:
+    def parse(text: str) -> Any:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = None
+        if value is None or not is_valid(value):
+            raise argparse.ArgumentTypeError(f"got {text!r}, expected {expected}")
+        return value
+
+    return parse
+
+
+def _integer(least: int) -> Callable[[str], Any]:
+    return _number(int, f"an integer of at least {least}", lambda v: v >= least)
+
+
+def _log_path(text: str) -> Path:
+    path = Path(text)
+    if not text or path.is_dir():
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected the path of a file to write")
+    return path.absolute()
+
+
+def _tolerances(text: str) -> dict[str, float]:
+    try:
+        return parse_tolerances(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _engine(text: str) -> str:
+    try:
+        check_engine(text)
+    except (ValueError, MissingEngineError) as error:
+        raise argparse.ArgumentTypeError(str(error).partition(": ")[2]) from None
+    return text
+
+
+def _projections(text: str) -> dict[str, str]:
+    parts = [part.strip().partition("=") for part in text.split(",")]
+    names = {kind.strip(): name.strip() for kind, _, name in parts}
+    try:
+        if len(names) < len(parts):
+            raise ValueError("one kind twice")
+        check_projection_names(names)
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"got {text!r}, expected am=NAME,lm=NAME or one of the two, as the model calls them"
+        ) from None
+    return names
 
 
 @dataclass(frozen=True)
 class PandaOptions:
-    """What the user asked of PANDA for one run of a recipe.
+    """What the user asked of PANDA for one run of a recipe; the help texts say what each does."""
 
-    Attributes:
-      use_panda: Route the pruned loss through the selected normaliser.
-      workspace_mib: Upper bound of a tile's scratch memory, in MiB; ``None``: by the device.
-      adjoint_tolerance: Share of the absolute adjoint mass that backward may leave out; ``None``
-        keeps the default of :func:`panda_icefall.apply`.
-      max_batches: Training batches after which the run ends cleanly; ``None`` for no bound.
-      check_batches: Training batches on which the contract check runs; 0 for no check.
-      memory_log: JSONL file of the memory log; ``None`` for no log.
-      stop_after_check: End the run when the contract check is complete.
-      batch_seed: Seeds the random generators before each training batch, with the recipe's count
-        of batches; ``None`` leaves them alone.
-      last_bit_twin: Change every parameter in its last bit before training starts.
-      check_update_steps: Optimizer steps inside the contract check after which parameters are
-        compared; ``None`` for one per compared batch.
-      check_tolerances: ``NAME=VALUE,NAME=VALUE``: bounds of the check, fields of
-        :class:`~panda_icefall.runs.contract.tolerances.Tolerances`, in place of its defaults.
-      engine: Kernels of the pruned loss: ``torch``, ``triton`` or ``auto``.
-      projections: What the simple loss's projections are called, by "am" and "lm"; ``None``: as in
-        icefall.
-    """
+    use_panda: bool = option(
+        False, _switch, "run",
+        "1 to compute the pruned transducer loss through the exact selected normaliser, without "
+        "the [B, T, s_range, C] logits, and the simple loss without am and lm of C classes. 0 "
+        "trains as if started directly.",
+    )  # fmt: skip
+    workspace_mib: Optional[float] = option(
+        None, _number(float, "a number of MiB above 0", lambda v: 0 < v < math.inf), "loss",
+        "Upper bound of a tile's scratch memory, in MiB; the default is chosen from the device's "
+        "caches and free memory. The loss does not depend on it.",
+    )  # fmt: skip
+    adjoint_tolerance: Optional[float] = option(
+        None, _number(float, "a number in [0, 1)", lambda v: 0.0 <= v < 1.0), "loss",
+        "Share of the absolute adjoint mass that backward may leave out. 0 leaves nothing out; "
+        "the default stays below fp32 rounding.",
+    )  # fmt: skip
+    engine: str = option(
+        "auto", _engine, "loss",
+        "Kernels of the pruned loss; auto: Triton's on CUDA where it is installed.",
+        metavar="{" + ",".join(ENGINES) + "}",
+    )  # fmt: skip
+    projections: Optional[Mapping[str, str]] = option(
+        None, _projections, "loss",
+        "Names of the model's projections to classes that the simple loss reads, where they are "
+        "not called simple_am_proj and simple_lm_proj: the last part of a module's name, or more "
+        "of it.",
+        metavar="am=NAME,lm=NAME",
+    )  # fmt: skip
+    strict: bool = option(
+        False, _switch, "loss",
+        "1 to end the run, with the reason, at the first loss that would be computed as without "
+        "PANDA.",
+    )  # fmt: skip
+    max_batches: Optional[int] = option(
+        None, _integer(1), "run",
+        "End the run cleanly, with a checkpoint and a summary, after this many training batches.",
+    )  # fmt: skip
+    check_batches: int = option(
+        0, _integer(0), "run",
+        "Compare dense and routed training on copies of the model over this many first batches: "
+        "losses, gradients and updated parameters. Training itself is not changed by it.",
+    )  # fmt: skip
+    check_update_steps: Optional[int] = option(
+        None, _integer(1), "check",
+        "Optimizer steps inside the contract check after which the updated parameters are "
+        "compared; default: same as --panda-check-batches. Further batches are only trained on.",
+    )  # fmt: skip
+    check_tolerances: Optional[Mapping[str, float]] = option(
+        None, _tolerances, "check",
+        "Bounds of the contract check in place of its defaults: "
+        f"{', '.join(field.name for field in dataclasses.fields(Tolerances))}.",
+        metavar="NAME=VALUE,NAME=VALUE",
+    )  # fmt: skip
+    memory_log: Optional[Path] = option(  # noqa: RUF009 - a plain field
+        None, _log_path, "run",
+        "Write memory, time and loss counters to this file, one row per training step and phase.",
+        metavar="FILE.jsonl",
+    )  # fmt: skip
+    batch_seed: Optional[int] = option(
+        None, _integer(0), "run",
+        "Seed the random generators before each training batch from this number and the recipe's "
+        "count of batches, so that a run resumed within an epoch draws what the uninterrupted one "
+        "drew.",
+    )  # fmt: skip
+    last_bit_twin: bool = option(
+        False, _switch, "run",
+        "1 to perturb every parameter by one ulp before training starts (control run): how far it "
+        "ends from the unperturbed run is what rounding alone does to the recipe.",
+    )  # fmt: skip
+    stop_after_check: bool = False  # no flag: `panda-icefall check` asks for it
 
-    use_panda: bool = False
-    workspace_mib: Optional[float] = None
-    adjoint_tolerance: Optional[float] = None
-    max_batches: Optional[int] = None
-    check_batches: int = 0
-    memory_log: Optional[Path] = None
-    stop_after_check: bool = False
-    batch_seed: Optional[int] = None
-    last_bit_twin: bool = False
-    check_update_steps: Optional[int] = None
-    check_tolerances: Optional[str] = None
-    engine: str = "auto"
-    projections: Optional[Mapping[str, str]] = None
+    @classmethod
+    def flags(cls) -> dict[str, "dataclasses.Field[Any]"]:
+        """The fields that have a flag, by it: ``--use-panda`` and ``--panda-...``."""
+        named = [(o.name.replace("_", "-"), o) for o in dataclasses.fields(cls) if o.metadata]
+        return {f"--{'' if n == 'use-panda' else 'panda-'}{n}": field for n, field in named}
+
+    def given(self, *roles: Role) -> dict[str, Any]:
+        """The values, of these roles, that are not at their defaults, by flag."""
+        return {
+            flag: getattr(self, o.name)
+            for flag, o in self.flags().items()
+            if o.metadata["role"] in roles and getattr(self, o.name) != o.default
+        }
+
+    @property
+    def is_active(self) -> bool:
+        """Whether anything at all has to be put around the recipe."""
+        return bool(self.given("run"))
+
+    @property
+    def words(self) -> list[str]:
+        """A command line of the options that are not at their defaults."""
+        given = self.given("run", "loss", "check")
+        return [word for flag, value in given.items() for word in (flag, spelt(value))]
 
     @property
     def in_words(self) -> str:
         """The options that are not at their defaults, as they are typed; without the log's path."""
-        words = []
-        for option in dataclasses.fields(self):
-            value = getattr(self, option.name)
-            if isinstance(value, Mapping):
-                value = ",".join(f"{kind}={name}" for kind, name in value.items())
-            name = f"--{'' if option.name == 'use_panda' else 'panda-'}{option.name}"
-            if value != option.default and option.name not in ("stop_after_check", "memory_log"):
-                words.append(f"{name.replace('_', '-')} {int(value) if value is True else value}")
-        return " ".join(words)
+        return " ".join(dataclasses.replace(self, memory_log=None).words)
 
     @property
     def announcement(self) -> str:
@@ -94,104 +239,14 @@ class PandaOptions:
         """Training batches that the contract check needs: to compare, or to take its steps."""
         return max(self.check_batches, self.check_update_steps or 0)
 
-    @property
-    def is_active(self) -> bool:
-        """Whether anything at all has to be put around the recipe."""
-        return bool(
-            self.use_panda
-            or self.max_batches is not None
-            or self.check_batches
-            or self.memory_log is not None
-            or self.batch_seed is not None
-            or self.last_bit_twin
-        )
+    def routed(self) -> contextlib.AbstractContextManager[None]:
+        """Losses routed with these options for the length of a block."""
+        names = [o.name for o in self.flags().values() if o.metadata["role"] == "loss"]
+        return routing.patched(**{name: getattr(self, name) for name in names})
 
 
-class _RaisingParser(argparse.ArgumentParser):
-    """An argument parser that reports by exception and leaves the process alone."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(message)
-
-
-def split_panda_arguments(
-    arguments: Union[list[str], tuple[str, ...]], *, is_check: bool = False
-) -> tuple[PandaOptions, list[str]]:
-    """Take PANDA's options out of a command line and leave every other word as it was.
-
-    Args:
-      arguments: The words after ``TRAIN_PY``.
-      is_check: Whether ``panda-icefall check`` asks: the contract is then always run,
-        ``--updates`` is understood as ``--panda-check-batches``, and the run ends after it.
-
-    Returns:
-      The options and the recipe's own words, in their order.
-
-    Raises:
-      UsageError: An option that looks like PANDA's but is none, or a value out of range.
-    """
-    parser = _RaisingParser(add_help=False, allow_abbrev=False)
-    add_panda_arguments(parser)
-    known = [name for name, _ in PANDA_ARGUMENTS]
-    if is_check:
-        kind = dict(PANDA_ARGUMENTS)["--panda-check-batches"]["type"]
-        parser.add_argument("--updates", dest="panda_check_batches", type=kind)
-        parser.set_defaults(panda_check_batches=DEFAULT_CHECK_UPDATES)
-        known.append("--updates")
-
-    ours: list[str] = []
-    theirs: list[str] = []
-    words = iter(arguments)
-    for word in words:
-        name = word.partition("=")[0]
-        if name in known:
-            value = [] if "=" in word else [v for v in [next(words, None)] if v is not None]
-            ours += [word, *value]
-        elif name.startswith(_PREFIXES):
-            raise UsageError(_unknown_option(name, known))
-        else:
-            theirs.append(word)
-
-    parsed = parser.parse_args(ours)
-    options = PandaOptions(
-        use_panda=parsed.use_panda,
-        workspace_mib=parsed.panda_workspace_mib,
-        adjoint_tolerance=parsed.panda_adjoint_tolerance,
-        engine=parsed.panda_engine,
-        projections=parsed.panda_projections,
-        max_batches=parsed.panda_max_batches,
-        check_batches=parsed.panda_check_batches,
-        memory_log=parsed.panda_memory_log,
-        stop_after_check=is_check,
-        batch_seed=parsed.panda_batch_seed,
-        last_bit_twin=parsed.panda_last_bit_twin,
-        check_update_steps=parsed.panda_check_update_steps,
-        check_tolerances=parsed.panda_check_tolerances,
-    )
-    _check_together(options)
-    return options, theirs
-
-
-def _check_together(options: PandaOptions) -> None:
-    """Refuse values that are good alone, but not with each other."""
-    if options.stop_after_check and options.check_batches == 0:
-        raise UsageError("--updates: got 0, expected an integer of at least 1")
-    of_check = {
-        "--panda-check-update-steps": options.check_update_steps,
-        "--panda-check-tolerances": options.check_tolerances,
-    }
-    for name, value in of_check.items():
-        if value is not None and not options.check_batches:
-            raise UsageError(f"{name}: got {value} without a check; give --panda-check-batches")
-    bound, needed = options.max_batches, options.batches_of_check
-    if bound is not None and bound < needed:
-        raise UsageError(
-            f"--panda-max-batches: got {bound}, expected at least the {needed} "
-            "batches that the contract check was asked for"
-        )
-
-
-def _unknown_option(name: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=1)
-    hint = f"; did you mean {close[0]}?" if close else ""
-    return f"unknown PANDA option {name}, expected one of {', '.join(known)}{hint}"
+def spelt(value: Any) -> str:
+    """An option's value as the word that gives it."""
+    if isinstance(value, Mapping):
+        return ",".join(f"{name}={item}" for name, item in value.items())
+    return str(int(value)) if isinstance(value, bool) else str(value)

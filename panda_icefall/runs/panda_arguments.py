@@ -1,203 +1,110 @@
-"""The ``--use-panda`` and ``--panda-...`` arguments: names, types, defaults and help."""
+"""PANDA's options on a command line: taken out of it before a recipe sees it, shown in its help."""
 
 import argparse
-import dataclasses
-import math
-from pathlib import Path
-from typing import Any, Callable
+import difflib
+from typing import NoReturn, Union
 
-from panda_icefall.engine_choice import ENGINES, MissingEngineError, check_engine
-from panda_icefall.routing.finding_projections import check_projection_names
-from panda_icefall.runs.contract.tolerances import Tolerances, parse_tolerances
+from panda_icefall.runs.errors import UsageError
+from panda_icefall.runs.options import PandaOptions, spelt
 
-__all__ = ["PANDA_ARGUMENTS", "add_panda_arguments"]
+__all__ = ["add_panda_arguments", "split_panda_arguments"]
 
-
-def _str2bool(text: str) -> bool:
-    lowered = text.lower()
-    if lowered in ("1", "true", "t", "yes", "y"):
-        return True
-    if lowered in ("0", "false", "f", "no", "n"):
-        return False
-    raise argparse.ArgumentTypeError(f"got {text!r}, expected 0 or 1")
-
-
-def _number(
-    kind: Callable[[str], Any], expected: str, is_valid: Callable[[Any], bool]
-) -> Callable[[str], Any]:
-    def parse(text: str) -> Any:
-        try:
-            value = kind(text)
-        except ValueError:
-            value = None
-        if value is None or not is_valid(value):
-            raise argparse.ArgumentTypeError(f"got {text!r}, expected {expected}")
-        return value
-
-    return parse
-
-
-def _log_path(text: str) -> Path:
-    path = Path(text)
-    if not text or path.is_dir():
-        raise argparse.ArgumentTypeError(f"got {text!r}, expected the path of a file to write")
-    return path.absolute()
-
-
-def _tolerances(text: str) -> str:
-    try:
-        parse_tolerances(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-    return text
-
-
-def _engine(text: str) -> str:
-    try:
-        check_engine(text)
-    except (ValueError, MissingEngineError) as error:
-        raise argparse.ArgumentTypeError(str(error).partition(": ")[2]) from None
-    return text
-
-
-def _projections(text: str) -> dict[str, str]:
-    parts = [part.strip().partition("=") for part in text.split(",")]
-    names = {kind.strip(): name.strip() for kind, _, name in parts}
-    try:
-        if len(names) < len(parts):
-            raise ValueError("one kind twice")
-        check_projection_names(names)
-    except ValueError:
-        raise argparse.ArgumentTypeError(
-            f"got {text!r}, expected am=NAME,lm=NAME or one of the two, as the model calls them"
-        ) from None
-    return names
-
-
-PANDA_ARGUMENTS: tuple[tuple[str, dict[str, Any]], ...] = (
-    (
-        "--use-panda",
-        {
-            "type": _str2bool,
-            "default": False,
-            "help": "1 to compute the pruned transducer loss through the exact selected "
-            "normaliser, without the [B, T, s_range, C] logits, and the simple loss without am and "
-            "lm of C classes. 0 trains as if started directly.",
-        },
-    ),
-    (
-        "--panda-workspace-mib",
-        {
-            "type": _number(float, "a number of MiB above 0", lambda v: math.isfinite(v) and v > 0),
-            "default": None,
-            "help": "Upper bound of a tile's scratch memory, in MiB; the default is chosen from "
-            "the device's caches and free memory. The loss does not depend on it.",
-        },
-    ),
-    (
-        "--panda-adjoint-tolerance",
-        {
-            "type": _number(float, "a number in [0, 1)", lambda v: 0.0 <= v < 1.0),
-            "default": None,
-            "help": "Share of the absolute adjoint mass that backward may leave out. 0 leaves "
-            "nothing out; the default stays below fp32 rounding.",
-        },
-    ),
-    (
-        "--panda-engine",
-        {
-            "type": _engine,
-            "default": "auto",
-            "metavar": "{" + ",".join(ENGINES) + "}",
-            "help": "Kernels of the pruned loss; auto: Triton's on CUDA where it is installed.",
-        },
-    ),
-    (
-        "--panda-projections",
-        {
-            "type": _projections,
-            "default": None,
-            "metavar": "am=NAME,lm=NAME",
-            "help": "Names of the model's projections to classes that the simple loss reads, where "
-            "they are not called simple_am_proj and simple_lm_proj: the last part of a module's "
-            "name, or more of it.",
-        },
-    ),
-    (
-        "--panda-max-batches",
-        {
-            "type": _number(int, "an integer of at least 1", lambda v: v >= 1),
-            "default": None,
-            "help": "End the run cleanly, with a checkpoint and a summary, after this many "
-            "training batches.",
-        },
-    ),
-    (
-        "--panda-check-batches",
-        {
-            "type": _number(int, "an integer of at least 0", lambda v: v >= 0),
-            "default": 0,
-            "help": "Compare dense and routed training on copies of the model over this many "
-            "first batches: losses, gradients and updated parameters. Training itself is not "
-            "changed by it.",
-        },
-    ),
-    (
-        "--panda-check-update-steps",
-        {
-            "type": _number(int, "an integer of at least 1", lambda v: v >= 1),
-            "default": None,
-            "help": "Optimizer steps inside the contract check after which the updated parameters "
-            "are compared, if not one per compared batch. Further batches are only trained on.",
-        },
-    ),
-    (
-        "--panda-check-tolerances",
-        {
-            "type": _tolerances,
-            "default": None,
-            "metavar": "NAME=VALUE,NAME=VALUE",
-            "help": "Bounds of the contract check in place of its defaults: "
-            f"{', '.join(field.name for field in dataclasses.fields(Tolerances))}.",
-        },
-    ),
-    (
-        "--panda-memory-log",
-        {
-            "type": _log_path,
-            "default": None,
-            "metavar": "FILE.jsonl",
-            "help": "Write memory, time and loss counters to this file, one row per training "
-            "step and phase.",
-        },
-    ),
-    (
-        "--panda-batch-seed",
-        {
-            "type": _number(int, "an integer of at least 0", lambda v: v >= 0),
-            "default": None,
-            "help": "Seed the random generators before each training batch from this number and "
-            "the recipe's count of batches, so that a run resumed within an epoch draws what the "
-            "uninterrupted one drew.",
-        },
-    ),
-    (
-        "--panda-last-bit-twin",
-        {
-            "type": _str2bool,
-            "default": False,
-            "help": "1 to change every parameter in its last bit before training starts: what such "
-            "a run ends with shows what rounding alone does to the recipe.",
-        },
-    ),
-)
+DEFAULT_CHECK_UPDATES = 3
+_PREFIXES = ("--panda", "--use-panda", "--use_panda")
+_CHECK_BATCHES = "--panda-check-batches"
 
 
 def add_panda_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the ``PANDA`` group to ``parser``, leaving out what the parser already defines."""
-    missing = [(n, s) for n, s in PANDA_ARGUMENTS if n not in parser._option_string_actions]
+    flags = PandaOptions.flags()
+    missing = [flag for flag in flags if flag not in parser._option_string_actions]
     if not missing:  # an empty group would still print its title
         return
     group = parser.add_argument_group("PANDA", "Taken by panda-icefall; the recipe sees none.")
-    for name, settings in missing:
-        group.add_argument(name, **settings)
+    for flag in missing:
+        option = flags[flag]
+        group.add_argument(
+            flag,
+            type=option.metadata["parse"],
+            default=option.default,
+            help=option.metadata["help"],
+            metavar=option.metadata["metavar"],
+        )
+
+
+class _RaisingParser(argparse.ArgumentParser):
+    """An argument parser that reports by exception and leaves the process alone."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(message)
+
+
+def split_panda_arguments(
+    arguments: Union[list[str], tuple[str, ...]], *, is_check: bool = False
+) -> tuple[PandaOptions, list[str]]:
+    """Take PANDA's options out of a command line and leave every other word as it was.
+
+    Args:
+      arguments: The words after ``TRAIN_PY``.
+      is_check: Whether ``panda-icefall check`` asks: the contract is then always run,
+        ``--updates`` is understood as ``--panda-check-batches``, and the run ends after it.
+
+    Returns:
+      The options and the recipe's own words, in their order.
+
+    Raises:
+      UsageError: An option that looks like PANDA's but is none, or a value out of range.
+    """
+    parser = _RaisingParser(add_help=False, allow_abbrev=False)
+    add_panda_arguments(parser)
+    flags = PandaOptions.flags()
+    known = list(flags)
+    if is_check:
+        parse = flags[_CHECK_BATCHES].metadata["parse"]
+        parser.add_argument("--updates", dest=_dest(_CHECK_BATCHES), type=parse)
+        parser.set_defaults(**{_dest(_CHECK_BATCHES): DEFAULT_CHECK_UPDATES})
+        known.append("--updates")
+
+    ours: list[str] = []
+    theirs: list[str] = []
+    words = iter(arguments)
+    for word in words:
+        name = word.partition("=")[0]
+        if name in known:
+            value = [] if "=" in word else [v for v in [next(words, None)] if v is not None]
+            ours += [word, *value]
+        elif name.startswith(_PREFIXES):
+            raise UsageError(_unknown_option(name, known))
+        else:
+            theirs.append(word)
+
+    parsed = parser.parse_args(ours)
+    values = {option.name: getattr(parsed, _dest(flag)) for flag, option in flags.items()}
+    options = PandaOptions(**values, stop_after_check=is_check)
+    _check_together(options)
+    return options, theirs
+
+
+def _dest(flag: str) -> str:
+    return flag[2:].replace("-", "_")
+
+
+def _check_together(options: PandaOptions) -> None:
+    """Refuse values that are good alone, but not with each other."""
+    if options.stop_after_check and options.check_batches == 0:
+        raise UsageError("--updates: got 0, expected an integer of at least 1")
+    if not options.check_batches:
+        for flag, value in options.given("check").items():
+            raise UsageError(f"{flag}: got {spelt(value)} without a check; give {_CHECK_BATCHES}")
+    bound, needed = options.max_batches, options.batches_of_check
+    if bound is not None and bound < needed:
+        raise UsageError(
+            f"--panda-max-batches: got {bound}, expected at least the {needed} "
+            "batches that the contract check was asked for"
+        )
+
+
+def _unknown_option(name: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1)
+    hint = f"; did you mean {close[0]}?" if close else ""
+    return f"unknown PANDA option {name}, expected one of {', '.join(known)}{hint}"

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 from panda_icefall import routing
 from panda_icefall.runs.contract.training_copy import copy_batch
+from panda_icefall.runs.counters import CounterLedger
 from panda_icefall.runs.errors import UsageError
-from panda_icefall.runs.memory.phases import PhaseRecorder
 from panda_icefall.swaps import Swaps
 
-__all__ = ["Epoch", "call_recorded", "loss_of_model", "wrap_function"]
+__all__ = ["Epoch", "LossCall", "wrap_function"]
 
 
 @dataclass
@@ -28,12 +28,16 @@ class Epoch:
     Attributes:
       arguments: Its arguments by name.
       device: Device of the model's parameters.
-      recorder: Measures the phases of its steps where a memory log was asked for.
+      ledger: Books what routing counts for the recipe.
+      rank: The process's rank.
+      steps: Training steps of this process, over all epochs, the one under way included.
     """
 
     arguments: dict[str, Any]
     device: torch.device
-    recorder: Optional[PhaseRecorder]
+    ledger: CounterLedger
+    rank: int = 0
+    steps: int = 0
 
     @property
     def model(self) -> nn.Module:
@@ -115,21 +119,35 @@ def wrap_function(
     return original
 
 
-def call_recorded(function: Callable[..., Any], bound: inspect.BoundArguments) -> Any:
-    """Call ``compute_loss``; where routing is applied, its model's projections are recorded."""
-    with routing.recording_projections(bound.arguments["model"]):
-        return function(*bound.args, **bound.kwargs)
+@dataclass(frozen=True)
+class LossCall:
+    """One call of a recipe's ``compute_loss``, still to be made.
 
+    Attributes:
+      function: The recipe's own function.
+      bound: Its arguments.
+    """
 
-def loss_of_model(
-    function: Callable[..., Any], bound: inspect.BoundArguments, model: nn.Module
-) -> Tensor:
-    """The loss that ``compute_loss`` gives for ``model``, on copies of what it may change."""
-    arguments = dict(bound.arguments)
-    arguments["model"] = model
-    arguments["batch"] = copy_batch(arguments["batch"])
-    if "params" in arguments:
-        arguments["params"] = copy.copy(arguments["params"])
-    mine = inspect.BoundArguments(bound.signature, OrderedDict(arguments))
-    result = call_recorded(function, mine)
-    return result[0] if isinstance(result, tuple) else result
+    function: Callable[..., Any]
+    bound: inspect.BoundArguments
+
+    @property
+    def is_training(self) -> bool:
+        """Whether it is of a training batch; else of a validation batch."""
+        return bool(self.bound.arguments.get("is_training", torch.is_grad_enabled()))
+
+    def __call__(self) -> Any:
+        """Make the call; where routing is applied, the model's projections are recorded in it."""
+        with routing.recording_projections(self.bound.arguments["model"]):
+            return self.function(*self.bound.args, **self.bound.kwargs)
+
+    def loss_of(self, model: nn.Module) -> Tensor:
+        """The loss that it would give for ``model``, on copies of what it may change."""
+        arguments = dict(self.bound.arguments)
+        arguments["model"] = model
+        arguments["batch"] = copy_batch(arguments["batch"])
+        if "params" in arguments:
+            arguments["params"] = copy.copy(arguments["params"])
+        bound = inspect.BoundArguments(self.bound.signature, OrderedDict(arguments))
+        result = LossCall(self.function, bound)()
+        return result[0] if isinstance(result, tuple) else result

@@ -1,6 +1,7 @@
 """Wrappers around a recipe's ``compute_loss`` and ``train_one_epoch`` in one process."""
 
 import contextlib
+import functools
 import inspect
 import logging
 import time
@@ -13,16 +14,12 @@ import torch
 from panda_icefall import routing
 from panda_icefall.routing import PandaError
 from panda_icefall.runs.batches import BatchFeed, FirstBatchOnly
-from panda_icefall.runs.contract.session_check import SessionCheck
 from panda_icefall.runs.counters import CounterLedger
 from panda_icefall.runs.errors import BoundReached, UsageError, exit_status
-from panda_icefall.runs.last_bit import change_last_bit
+from panda_icefall.runs.hooks import call_each, hooks_for
 from panda_icefall.runs.memory.probe import process_peak_bytes
-from panda_icefall.runs.memory.session_log import SessionLog
 from panda_icefall.runs.options import PandaOptions
-from panda_icefall.runs.recipe_calls import Epoch, call_recorded, wrap_function
-from panda_icefall.runs.repeatable import RepeatableBatches
-from panda_icefall.runs.routing_proof import RoutingProof
+from panda_icefall.runs.recipe_calls import Epoch, LossCall, wrap_function
 from panda_icefall.runs.run_report import RunOutcome, open_console
 from panda_icefall.runs.termination import Terminated
 from panda_icefall.swaps import Swaps
@@ -31,7 +28,7 @@ __all__ = ["TrainingSession"]
 
 
 class TrainingSession:
-    """Everything that is put around the training of one process.
+    """Everything that is put around the training of one process: its hooks, and its end.
 
     Args:
       options: What the user asked for.
@@ -49,9 +46,7 @@ class TrainingSession:
         self.console = open_console()
         self._started = time.perf_counter()
         self._ledger: Optional[CounterLedger] = None
-        self._log = SessionLog(options)
-        self._check = SessionCheck(options, self.console)
-        self._proof = RoutingProof(options.use_panda, options.workspace_mib, options.projections)
+        self._hooks = hooks_for(options, self.console)
         self._device = torch.device("cpu")
         self._wrapped = Swaps()
         self._epoch: Optional[Epoch] = None
@@ -59,9 +54,7 @@ class TrainingSession:
         self._steps = 0
         self._steps_settled = 0
         self._is_bounded = False
-        self._is_twin = False
-        self._has_said_options = False
-        self._repeatable: Optional[RepeatableBatches] = None
+        self._has_begun = False
         self._error: Optional[tuple[str, str]] = None
 
     def install(self, namespace: dict[str, Any], where: str) -> None:
@@ -94,18 +87,7 @@ class TrainingSession:
         Raises:
           NotRoutedError: No loss was routed in the first training batch.
         """
-        o = self.options
-        routed = (
-            routing.patched(
-                workspace_mib=o.workspace_mib,
-                adjoint_tolerance=o.adjoint_tolerance,
-                engine=o.engine,
-                projections=o.projections,
-            )
-            if o.use_panda
-            else None
-        )
-        with routed or contextlib.nullcontext():
+        with self.options.routed() if self.options.use_panda else contextlib.nullcontext():
             self._ledger = CounterLedger()
             try:
                 yield
@@ -128,8 +110,10 @@ class TrainingSession:
                 raise
             finally:
                 self._ledger.advance()
-                self._log.close(reason)
-                self._leave_outcome()
+                try:
+                    call_each(functools.partial(hook.close, reason) for hook in self._hooks)
+                finally:
+                    self._leave_outcome()
 
     def _leave_outcome(self) -> None:
         if self._outcome_folder is not None:
@@ -137,20 +121,17 @@ class TrainingSession:
 
     def outcome(self) -> RunOutcome:
         """What this process did so far."""
+        of_hooks = [hook.outcome() for hook in self._hooks]
         return RunOutcome(
             rank=self.rank,
             batches=self._batches,
             seconds=time.perf_counter() - self._started,
             counters=self._counters.total,
             is_bounded=self._is_bounded,
-            memory_log=None if self._log.path is None else str(self._log.path),
-            contract=None if self._check.path is None else str(self._check.path),
-            violations=self._check.violations,
             error=self._error,
             device=str(self._device),
             peak_bytes=process_peak_bytes(self._device),
-            losses_bytes=self._log.losses_bytes,
-            memory_log_error=self._log.error,
+            **{name: value for found in of_hooks for name, value in found.items()},
         )
 
     @property
@@ -162,96 +143,73 @@ class TrainingSession:
         if self._is_bound_reached():
             raise BoundReached
         given = bound.arguments
-        rank = given.get("rank")
-        self.rank = rank if isinstance(rank, int) else self.rank
         self._epoch = self._open_epoch(dict(given))
-        if self.options.last_bit_twin and not self._is_twin:
-            change_last_bit(given["model"])
-            self._is_twin = True
-        if self.options.batch_seed is not None:
-            if self._repeatable is None:
-                self._repeatable = RepeatableBatches(self.options.batch_seed, self.rank)
-            self._repeatable.begin_epoch(self._epoch)
-        given["train_dl"] = BatchFeed(given["train_dl"], self._before_batch)
-        if self.options.stop_after_check and "valid_dl" in given:
-            given["valid_dl"] = FirstBatchOnly(given["valid_dl"])
-        error: Optional[BaseException] = None
         try:
-            result = function(*bound.args, **bound.kwargs)
-            self._settle_batch()
-            return result
-        except BaseException as raised:
-            error = raised
-            raise
+            with contextlib.ExitStack() as entered:
+                for hook in self._hooks:
+                    entered.enter_context(hook.epoch(self._epoch))
+                given["train_dl"] = BatchFeed(given["train_dl"], self._before_batch)
+                if self.options.stop_after_check and "valid_dl" in given:
+                    given["valid_dl"] = FirstBatchOnly(given["valid_dl"])
+                result = function(*bound.args, **bound.kwargs)
+                self._settle_batch()
+                return result
         finally:
-            if self._epoch.recorder is not None:
-                self._epoch.recorder.end(error)
             self._epoch = None
 
     def _open_epoch(self, arguments: dict[str, Any]) -> Epoch:
+        model, rank = arguments["model"], arguments.get("rank")
+        self.rank = rank if isinstance(rank, int) else self.rank
+        self._device = next((p.device for p in model.parameters()), torch.device("cpu"))
+        if not self._has_begun:  # the recipe's own log is open by now
+            self._has_begun = True
+            self._begin(model)
+        self.options.note_in(arguments.get("params"))
+        return Epoch(arguments, self._device, self._counters, self.rank, self._steps)
+
+    def _begin(self, model: torch.nn.Module) -> None:
         if self.options.projections is not None:
             try:
-                routing.find_projections(arguments["model"], self.options.projections)
+                routing.find_projections(model, self.options.projections)
             except ValueError as error:
                 raise UsageError(f"--panda-{error}") from None
-        device = next((p.device for p in arguments["model"].parameters()), torch.device("cpu"))
-        self._device = device
-        if not self._has_said_options:  # the recipe's own log is open by now
-            self._has_said_options = True
-            logging.info("panda: %s", self.options.announcement)
-            self._proof.begin(device)
-        self.options.note_in(arguments.get("params"))
-        self._check.prepare(device)
-        recorder = self._log.recorder(arguments, device, self._counters, self.rank)
-        return Epoch(arguments, device, recorder)
+        logging.info("panda: %s", self.options.announcement)
 
     def _before_batch(self) -> bool:
         self._settle_batch()
-        if self._check.is_complete and self.options.stop_after_check:
-            raise BoundReached
+        assert self._epoch is not None
+        for hook in self._hooks:
+            hook.before_batch(self._epoch)
         self._is_bounded = self._is_bound_reached()
-        if self._repeatable is not None and self._epoch is not None:
-            self._repeatable.before_batch(self._epoch, self._steps)
         return not self._is_bounded
 
     def _is_bound_reached(self) -> bool:
         return self.options.max_batches is not None and self._batches >= self.options.max_batches
 
     def _settle_batch(self) -> None:
-        """Close the batch that has just gone round, if one has (resumed epochs skip some)."""
-        assert self._epoch is not None
-        if self._epoch.recorder is not None:
-            self._epoch.recorder.end()
+        """Close the batch that has just been trained, if one has (resumed epochs skip some)."""
+        epoch = self._epoch
+        assert epoch is not None
         if self._steps == self._steps_settled:
             return
         self._steps_settled = self._steps
         self._batches += 1
-        self._check.verify_routed()
-        self._proof.verify(self._counters, self._epoch.model)
-        if self._repeatable is not None:
-            self._repeatable.after_batch(self._epoch)
+        call_each(functools.partial(hook.after_batch, epoch) for hook in self._hooks)
         self._leave_outcome()
 
     def _compute_loss(self, function: Callable[..., Any], bound: inspect.BoundArguments) -> Any:
-        epoch = self._epoch
+        call, epoch = LossCall(function, bound), self._epoch
         if epoch is None:
-            return call_recorded(function, bound)
-        if epoch.recorder is not None:
-            epoch.recorder.end()
-        if not bound.arguments.get("is_training", torch.is_grad_enabled()):
-            if self._steps:  # many recipes validate after the first batch: say it before that
-                self._proof.verify(self._counters, epoch.model)
-            return call_recorded(function, bound)
-        self._check.observe(function, bound, epoch, self._counters, self.rank)
-        self._steps += 1
-
-        def train() -> Any:
-            with self._proof.watching():
-                return call_recorded(function, bound)
-
-        if epoch.recorder is None:
-            return train()
-        return epoch.recorder.around_loss(train, self._steps, epoch.batch_idx_train)
+            return call()
+        for hook in self._hooks:
+            hook.before_loss(epoch, call)
+        if not call.is_training:
+            return call()
+        self._steps = epoch.steps = self._steps + 1
+        compute: Callable[[], Any] = call
+        for hook in reversed(self._hooks):
+            compute = functools.partial(hook.around_loss, epoch, compute)
+        return compute()
 
 
 def _leave_process_group() -> None:

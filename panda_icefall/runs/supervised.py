@@ -12,6 +12,7 @@ from rich.console import Console
 from torch.multiprocessing import ProcessRaisedException
 
 from panda_icefall.routing import PandaError
+from panda_icefall.runs.doctor.failed_imports import explained_imports
 from panda_icefall.runs.errors import (
     NothingTrainedError,
     NotRoutedError,
@@ -73,9 +74,9 @@ def supervised(options: PandaOptions, train_py: Path) -> Iterator[SupervisedRun]
       train_py: The recipe's path, for errors.
 
     Raises:
-      UsageError: The memory log cannot be written.
+      UsageError: The memory log cannot be written, or k2 cannot be imported.
       NotRoutedError: PANDA was asked for, and the first batch, or the run, ended without it.
-      NothingTrainedError: The block ended well, and no training batch went round.
+      NothingTrainedError: The block ended well, and no batch was trained.
       Exception: Whatever the block raises.
     """
     if options.memory_log is not None:
@@ -89,8 +90,11 @@ def supervised(options: PandaOptions, train_py: Path) -> Iterator[SupervisedRun]
         children = SpawnedChildren(options, train_py, outcomes)
         run = SupervisedRun(session, children, train_py)
         try:
-            with _named_error_of_child(outcomes), status, session.running(), children:
-                yield run
+            with _named_error_of_child(outcomes), status, contextlib.ExitStack() as running:
+                with explained_imports(train_py):  # applying imports k2
+                    running.enter_context(session.running())
+                with children:
+                    yield run
         finally:
             session.uninstall()
             if run.is_installed:

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import panda_icefall
+from panda_icefall.routing import PandaError
 from panda_icefall.runs import (
     NothingTrainedError,
     NotRoutedError,
@@ -141,6 +142,14 @@ def test_an_unrecordable_joiner_stops_the_run_with_the_operation_named(recipe):
         run_recipe(recipe.train_py, ["--kind", "materialised"], PANDA)
 
 
+def test_a_strict_run_ends_at_the_first_dense_loss(recipe):
+    options = PandaOptions(use_panda=True, strict=True)
+    with pytest.raises(PandaError, match=r"strict=True: .* by .*cumsum"):
+        run_recipe(recipe.train_py, ["--kind", "materialised"], options)
+    assert not (recipe.folder / "exp/losses-0.txt").exists()
+    assert run_recipe(recipe.train_py, [], options) == 0
+
+
 def test_a_one_batch_epoch_is_verified_too(recipe):
     with pytest.raises(NotRoutedError):
         run_recipe(recipe.train_py, ["--kind", "ctc", "--num-batches", "1"], PANDA)
@@ -172,6 +181,15 @@ def test_errors_of_the_recipe_come_through_and_nothing_stays_behind(recipe, caps
     assert torch.multiprocessing.spawn is spawn
     assert panda_icefall.status().replaced == ()
     assert "PANDA summary" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("options", [PandaOptions(), PANDA])
+def test_an_import_that_fails_while_training_keeps_its_traceback(recipe, options):
+    recipe.edit(("        scheduler.step()\n", "        import no_such_module\n"))
+    with pytest.raises(ModuleNotFoundError, match="no_such_module") as caught:
+        run_recipe(recipe.train_py, [], options)
+    assert caught.traceback[-1].path == recipe.train_py
+    assert caught.value.__cause__ is None
 
 
 @pytest.mark.parametrize("options", [PandaOptions(), PANDA])

@@ -1,13 +1,18 @@
 """The options are taken out of the command line and checked before anything runs."""
 
+import argparse
+import dataclasses
 import inspect
+import pickle
 import re
 from pathlib import Path
 
 import pytest
 
 import panda_icefall
-from panda_icefall.runs import PandaOptions, UsageError, split_panda_arguments
+from panda_icefall import routing
+from panda_icefall.runs import PandaOptions, UsageError, panda_arguments, split_panda_arguments
+from panda_icefall.runs.options import option
 
 
 def test_words_of_the_recipe_stay_as_they_are_and_in_order():
@@ -17,28 +22,87 @@ def test_words_of_the_recipe_stay_as_they_are_and_in_order():
     assert options == PandaOptions(use_panda=True, max_batches=7)
 
 
-def test_every_option_reaches_its_field(tmp_path):
-    log = tmp_path / "m.jsonl"
-    options, rest = split_panda_arguments(
-        f"--use-panda yes --panda-workspace-mib 0.5 --panda-adjoint-tolerance 0 "
-        f"--panda-max-batches 3 --panda-check-batches 2 --panda-memory-log {log} "
-        f"--panda-engine torch --panda-projections am=am_proj,lm=joint.lm_proj".split()
-    )
+WORDS = {
+    "--use-panda": ("yes", True),
+    "--panda-workspace-mib": ("0.5", 0.5),
+    "--panda-adjoint-tolerance": ("0", 0.0),
+    "--panda-engine": ("torch", "torch"),
+    "--panda-projections": ("am=am_proj,lm=j.lm_proj", {"am": "am_proj", "lm": "j.lm_proj"}),
+    "--panda-strict": ("1", True),
+    "--panda-max-batches": ("3", 3),
+    "--panda-check-batches": ("2", 2),
+    "--panda-check-update-steps": ("5", 5),
+    "--panda-check-tolerances": (
+        "loss_rel=1e-3, log_z_rel_l2=0.5",
+        {"loss_rel": 1e-3, "log_z_rel_l2": 0.5},
+    ),
+    "--panda-memory-log": ("/logs/m.jsonl", Path("/logs/m.jsonl")),
+    "--panda-batch-seed": ("0", 0),
+    "--panda-last-bit-twin": ("1", True),
+}
+
+
+def test_every_option_reaches_its_field_and_comes_back_in_words():
+    typed = [word for flag, (text, _) in WORDS.items() for word in (flag, text)]
+    typed[typed.index("--panda-max-batches") + 1] = "5"  # the check takes as many
+    options, rest = split_panda_arguments(typed)
     assert rest == []
-    names = {"am": "am_proj", "lm": "joint.lm_proj"}
-    assert options == PandaOptions(
-        True, 0.5, 0.0, 3, 2, log, False, engine="torch", projections=names
+    assert list(PandaOptions.flags()) == list(WORDS)
+    values = {field.name: WORDS[flag][1] for flag, field in PandaOptions.flags().items()}
+    assert options == PandaOptions(**{**values, "max_batches": 5})
+    assert split_panda_arguments(options.words) == (options, [])
+    assert pickle.loads(pickle.dumps(options)) == options  # as a spawned child gets them
+
+
+@pytest.mark.parametrize("flag", WORDS)
+def test_a_run_is_active_by_what_it_is_asked_to_do_and_by_no_setting(flag):
+    options = PandaOptions(**{PandaOptions.flags()[flag].name: WORDS[flag][1]})
+    settings = (
+        "workspace-mib adjoint-tolerance engine projections strict check-update-steps "
+        "check-tolerances"
     )
+    assert options.is_active is (flag.removeprefix("--panda-") not in settings.split())
+    assert options.words[0] == flag
+    assert not PandaOptions().is_active
+
+
+@dataclasses.dataclass(frozen=True)
+class WithOneMore(PandaOptions):
+    """What a new option takes: a field."""
+
+    shards: int = option(1, int, "run", "Shards of the vocabulary.")
+    kernel: str = option("fast", str, "loss", "Which kernel.")
+
+
+def test_a_field_is_all_that_a_new_option_takes(monkeypatch):
+    monkeypatch.setattr(panda_arguments, "PandaOptions", WithOneMore)
+    options, rest = split_panda_arguments(["--lr", "1", "--panda-shards", "2"])
+    assert (options, rest) == (WithOneMore(shards=2), ["--lr", "1"])
+    assert (options.is_active, options.in_words) == (True, "--panda-shards 2")
+    assert not WithOneMore(kernel="slow").is_active
+    parser = argparse.ArgumentParser()
+    panda_arguments.add_panda_arguments(parser)
+    assert "--panda-shards PANDA_SHARDS" in parser.format_help()
+    assert "Shards of the vocabulary." in parser.format_help()
+    with pytest.raises(UsageError, match="did you mean --panda-shards"):
+        split_panda_arguments(["--panda-shard", "2"])
+
+
+def test_what_the_loss_is_asked_for_reaches_apply(monkeypatch):
+    given = []
+    monkeypatch.setattr(routing, "patched", lambda **options: given.append(options))
+    PandaOptions(workspace_mib=2.0, engine="torch", strict=True, max_batches=3).routed()
+    WithOneMore(kernel="slow").routed()
+    arguments = set(inspect.signature(panda_icefall.apply).parameters) - {"model"}
+    assert set(given[0]) == arguments
+    assert {name: value for name, value in given[0].items() if value is not None} == {
+        "workspace_mib": 2.0, "engine": "torch", "strict": True
+    }  # fmt: skip
+    assert given[1]["kernel"] == "slow"
 
 
 def test_one_of_the_projections_may_be_named_alone():
     assert split_panda_arguments(["--panda-projections=lm= x"])[0].projections == {"lm": "x"}
-
-
-def test_no_option_is_inactive_and_any_is_active():
-    assert not split_panda_arguments(["--use-panda", "0"])[0].is_active
-    assert split_panda_arguments(["--panda-max-batches", "1"])[0].is_active
-    assert split_panda_arguments(["--panda-memory-log", "m"])[0].is_active
 
 
 def test_the_memory_log_is_kept_as_an_absolute_path():
@@ -90,11 +154,8 @@ def test_bad_options_are_named_with_what_was_got(words, message):
         split_panda_arguments(words)
 
 
-def test_steps_and_bounds_of_the_check_reach_their_fields():
-    words = "--panda-check-batches 2 --panda-check-update-steps 5 --panda-check-tolerances"
-    options, _ = split_panda_arguments([*words.split(), "loss_rel=1e-3, log_z_rel_l2=0.5"])
-    assert (options.check_update_steps, options.batches_of_check) == (5, 5)
-    assert options.check_tolerances == "loss_rel=1e-3, log_z_rel_l2=0.5"
+def test_the_check_needs_the_batches_that_it_compares_and_those_it_steps_on():
+    assert PandaOptions(check_batches=2, check_update_steps=5).batches_of_check == 5
     assert PandaOptions(check_batches=3, check_update_steps=1).batches_of_check == 3
     assert PandaOptions(check_batches=3).batches_of_check == 3
     assert PandaOptions().batches_of_check == 0
@@ -123,7 +184,7 @@ def test_bad_tolerances_are_named_with_what_was_got(text, message):
 
 
 @pytest.mark.parametrize(
-    "words", [["--panda-check-update-steps", "2"], ["--panda-check-tolerances", "loss_rel=1"]]
+    "words", [["--panda-check-update-steps", "2"], ["--panda-check-tolerances", "loss_rel=0.1"]]
 )
 def test_settings_of_a_check_that_is_not_asked_for_are_refused(words):
     with pytest.raises(UsageError, match=f"{words[0]}: got {words[1]} without a check; give --pan"):

@@ -2,16 +2,17 @@
 
 import argparse
 
-from panda_icefall.runs.panda_arguments import PANDA_ARGUMENTS, add_panda_arguments
+from panda_icefall.runs import PandaOptions
+from panda_icefall.runs.panda_arguments import add_panda_arguments
 
 
 def test_every_argument_explains_itself():
     parser = argparse.ArgumentParser()
     add_panda_arguments(parser)
     text = parser.format_help()
-    for name, settings in PANDA_ARGUMENTS:
-        assert name in text
-        assert settings["help"].endswith(".")
+    for flag, option in PandaOptions.flags().items():
+        assert flag in text
+        assert option.metadata["help"].endswith(".")
 
 
 def test_the_group_is_not_added_twice():

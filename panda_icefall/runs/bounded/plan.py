@@ -3,15 +3,17 @@
 import os
 import shlex
 import sys
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import panda_icefall
 from panda_icefall.runs.bounded.config import BoundedConfig
+from panda_icefall.runs.options import PandaOptions
 
 __all__ = ["Stage", "child_environment", "plan_stages"]
 
+_LAUNCHER = (sys.executable, "-m", "panda_icefall")
 _MMAP_BYTES = 8 * 2**20
 _EPOCH = ["--num-epochs", "1", "--start-epoch", "1"]
 
@@ -37,6 +39,11 @@ class Stage:
     exp_dir: Path
 
     @property
+    def arguments(self) -> tuple[str, ...]:
+        """What follows launcher, verb and TRAIN_PY: the options of the recipe and of PANDA."""
+        return self.command[len(_LAUNCHER) + 2 :]
+
+    @property
     def shown_command(self) -> str:
         """The command as one would type it."""
         return shlex.join(self.command)
@@ -58,55 +65,49 @@ def plan_stages(
     """
     bounds, contract = config.bounds, config.contract
     common = [*data_arguments, *config.recipe_arguments(), *_EPOCH]
-    mib = config.memory.workspace_mib
-    workspace = [] if mib is None else ["--panda-workspace-mib", f"{mib:g}"]
     # A recipe saves a checkpoint every N batches, and wants N to be no less than the period.
     every = ["--save-every-n", str(bounds.stop_after), "--average-period", str(bounds.stop_after)]
 
-    def stage(name: str, purpose: str, words: list[str], exp_of: str = "") -> Stage:
+    def stage(
+        name: str, purpose: str, options: PandaOptions, words: Sequence[str] = (), exp_of: str = ""
+    ) -> Stage:
         folder = out / name
         exp_dir = out / (exp_of or name) / "exp"
         verb = "check" if name == "contract" else "run"
-        command = [sys.executable, "-m", "panda_icefall", verb, str(train_py)]
-        command += ["--exp-dir", str(exp_dir), *common, *workspace, *words]
+        arguments = ("--exp-dir", str(exp_dir), *common, *words, *options.words)
+        command = (*_LAUNCHER, verb, str(train_py), *arguments)
         return Stage(
-            name, purpose, tuple(command), folder / "output.log", folder / "memory.jsonl", exp_dir
+            name, purpose, command, folder / "output.log", folder / "memory.jsonl", exp_dir
         )
 
     def training(
-        name: str, purpose: str, batches: int, words: list[str], exp_of: str = ""
+        name: str, purpose: str, options: PandaOptions, *words: str, exp_of: str = ""
     ) -> Stage:
-        log = ["--panda-memory-log", str(out / name / "memory.jsonl")]
-        seed = ["--panda-batch-seed", str(config.data.synthetic.seed)]
-        bound = ["--panda-max-batches", str(batches)]
-        return stage(name, purpose, [*every, *bound, *seed, *log, *words], exp_of)
+        options = replace(options, memory_log=out / name / "memory.jsonl")
+        return stage(name, purpose, options, [*every, *words], exp_of)
 
-    check = ["--panda-check-batches", str(contract.batches)]
-    if contract.update_steps is not None:
-        check += ["--panda-check-update-steps", str(contract.update_steps)]
-    if contract.tolerances:
-        pairs = ",".join(f"{name}={value!r}" for name, value in contract.tolerances.items())
-        check += ["--panda-check-tolerances", pairs]
+    asked = PandaOptions(workspace_mib=config.memory.workspace_mib)
+    check = replace(
+        asked,
+        check_batches=contract.batches,
+        check_update_steps=contract.update_steps,
+        check_tolerances=contract.tolerances or None,
+    )
     steps, stop_after = bounds.max_batches, bounds.stop_after
+    dense = replace(asked, max_batches=steps, batch_seed=config.data.synthetic.seed)
+    twin = replace(dense, last_bit_twin=True)
+    routed = replace(dense, use_panda=True)
+    stopped = replace(routed, max_batches=stop_after)
+    resumed = replace(routed, max_batches=steps - stop_after)
+    start = ["--start-batch", str(stop_after)]
     return [
         stage("contract", "dense against routed on the first batches", check),
-        training("dense", "the recipe as it is", steps, ["--use-panda", "0"]),
-        training("routed", "the same steps with PANDA", steps, ["--use-panda", "1"]),
+        training("dense", "the recipe as it is", dense),
+        training("routed", "the same steps with PANDA", routed),
+        training("twin", "dense, its start perturbed by one ulp (control run)", twin),
+        training("stopped", f"with PANDA, stopped after {stop_after}", stopped),
         training(
-            "twin",
-            "dense, its start moved by a last bit",
-            steps,
-            ["--use-panda", "0", "--panda-last-bit-twin", "1"],
-        ),
-        training(
-            "stopped", f"with PANDA, stopped after {stop_after}", stop_after, ["--use-panda", "1"]
-        ),
-        training(
-            "resumed",
-            "resumed from the recipe's checkpoint",
-            steps - stop_after,
-            ["--use-panda", "1", "--start-batch", str(stop_after)],
-            exp_of="stopped",
+            "resumed", "resumed from the recipe's checkpoint", resumed, *start, exp_of="stopped"
         ),
     ]
 

@@ -18,7 +18,7 @@ from panda_icefall.runs.data.catalog import data_arguments, find_corpus
 from panda_icefall.runs.data.check import check_data, check_icefall_root
 from panda_icefall.runs.doctor.imports import require_imports
 from panda_icefall.runs.errors import UsageError
-from panda_icefall.runs.options import split_panda_arguments
+from panda_icefall.runs.panda_arguments import split_panda_arguments
 from panda_icefall.runs.recipe_module import RecipeFile
 
 __all__ = ["Request", "check_request"]
@@ -154,7 +154,7 @@ def check_request(
     )
     stages = plan_stages(config, train_py, words, folder)
     if earlier is None:  # else it has been asked
-        _, all_words = split_panda_arguments(stages[-1].command[5:])  # behind train_py
+        _, all_words = split_panda_arguments(stages[-1].arguments)
         environment = child_environment(root, chosen_device)
         require_imports(train_py, root)
         try:

@@ -6,13 +6,13 @@ arguments, autocast state and random numbers, for each training batch:
 - on the first K batches, a dense and a routed pass at the *same* parameters, those of the dense
   trajectory, give the losses, the selected log-probs, the normalisers and the gradients to compare;
 - for the first N batches (K unless told otherwise) the dense trajectory, the routed one and the
-  dense twin, which started from parameters that differ in their last bit, each take an optimizer
-  step from their own parameters.
+  dense twin, whose start was perturbed by one ulp, each take an optimizer step from their own
+  parameters.
 
 All passes of a batch are handed the prune ranges of its dense one. Where a gradient is further from
-the dense one than configured, one more dense pass, whose simple loss is rounded otherwise, shows
-how much of that is rounding. After the N steps the parameters of the routed trajectory and of the
-twin are compared with those of the dense one, and stay as they are for the batches that are left to
+the dense one than configured, one more dense pass, whose simple loss rounds differently, shows how
+much of that is rounding. After the N steps the parameters of the routed trajectory and of the twin
+are compared with those of the dense one, and stay as they are for the batches that are left to
 compare. The twin shows what rounding alone does to this recipe: optimizers of Adam's family move an
 element whose gradient is rounding noise (a key bias in attention, say) by a whole learning rate in
 a direction that rounding decides.
@@ -36,8 +36,7 @@ from panda_icefall.runs.contract.comparison import (
     compare_parameters,
     compare_pruned_losses,
 )
-from panda_icefall.runs.contract.log_probs import ObservedLoss, observed_losses
-from panda_icefall.runs.contract.prune_ranges import PruneRanges
+from panda_icefall.runs.contract.passes import ObservedLoss, PruneRanges, observed_losses
 from panda_icefall.runs.contract.result import (
     ContractResult,
     UpdateResult,
@@ -45,15 +44,14 @@ from panda_icefall.runs.contract.result import (
     final_violations,
     update_violations,
 )
-from panda_icefall.runs.contract.simple_loss_rounding import simple_losses_rounded_otherwise
-from panda_icefall.runs.contract.tolerances import parse_tolerances, tolerances_for
+from panda_icefall.runs.contract.rounding import perturb_by_one_ulp, rerounded_simple_losses
+from panda_icefall.runs.contract.tolerances import tolerances_for
 from panda_icefall.runs.contract.training_copy import (
     copy_model,
     copy_training,
     generator_states,
     keep_rng,
 )
-from panda_icefall.runs.last_bit import change_last_bit
 from panda_icefall.runs.memory.probe import MemoryProbe, return_free_memory
 from panda_icefall.runs.options import PandaOptions
 
@@ -137,11 +135,10 @@ class Contract:
         self.result.precision = str(dtype).removeprefix("torch.")
         bounds = tolerances_for(dtype)
         if self._options.check_tolerances is not None:
-            given = parse_tolerances(self._options.check_tolerances)
-            bounds = dataclasses.replace(bounds, **given)
+            bounds = dataclasses.replace(bounds, **self._options.check_tolerances)
         self.result.tolerances = bounds
         arms = _Arms(*(_Arm(*copy_training(model, optimizer)) for _ in range(3)))
-        change_last_bit(arms.twin.model)
+        perturb_by_one_ulp(arms.twin.model)
         return arms
 
     def _update(self, arms: _Arms, loss_of: LossOf, scale: float) -> None:
@@ -157,7 +154,7 @@ class Contract:
         if result.steps < result.update_steps:
             with routing.suspended(), ranges.handed_on():
                 self._pass(loss_of, arms.twin.model, scale)
-            with self._routed(), ranges.handed_on():
+            with self._options.routed(), ranges.handed_on():
                 self._pass(loss_of, arms.routed.model, scale)
             for arm in arms:
                 _step(arm, scale)
@@ -175,7 +172,7 @@ class Contract:
         routed_losses: list[ObservedLoss] = []
         with routing.suspended(), ranges.recorded(), observed_losses(dense_losses.append):
             of_dense = self._pass(loss_of, dense, scale)
-        with self._routed(), observed_losses(routed_losses.append):
+        with self._options.routed(), observed_losses(routed_losses.append):
             before = routing.status()
             with LossCallWatch() as watch, ranges.handed_on() as own_ranges:
                 of_routed = self._pass(loss_of, routed, scale)
@@ -223,18 +220,9 @@ class Contract:
         if all(g.is_negligible or g.rel_l2 <= bounds.gradient_rel_l2 for g in gradients):
             return []
         twin = copy_model(dense)
-        with routing.suspended(), ranges.handed_on(), simple_losses_rounded_otherwise():
+        with routing.suspended(), ranges.handed_on(), rerounded_simple_losses():
             self._pass(loss_of, twin, scale)
         return compare_gradients(dense, twin, scale, bounds)
-
-    def _routed(self) -> contextlib.AbstractContextManager[None]:
-        o = self._options
-        return routing.patched(
-            workspace_mib=o.workspace_mib,
-            adjoint_tolerance=o.adjoint_tolerance,
-            engine=o.engine,
-            projections=o.projections,
-        )
 
     def _pass(self, loss_of: LossOf, model: nn.Module, scale: float) -> _Pass:
         """Forward and backward of one arm; the random generators are put back."""

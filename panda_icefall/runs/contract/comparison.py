@@ -8,7 +8,7 @@ from typing import Optional
 import torch
 from torch import Tensor, nn
 
-from panda_icefall.runs.contract.log_probs import ObservedLoss
+from panda_icefall.runs.contract.passes import ObservedLoss
 from panda_icefall.runs.contract.tolerances import Tolerances
 
 __all__ = [

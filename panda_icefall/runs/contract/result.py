@@ -7,7 +7,7 @@ from typing import Optional
 import torch
 
 from panda_icefall.runs.contract.comparison import Distance
-from panda_icefall.runs.contract.prune_ranges import RangesComparison
+from panda_icefall.runs.contract.passes import RangesComparison
 from panda_icefall.runs.contract.tolerances import Tolerances, tolerances_for
 
 # Routed gradients and parameters may be this many times as far from dense ones as those of a dense

@@ -44,7 +44,7 @@ def test_every_command_is_one_that_the_launcher_understands(stages):
 def test_the_contract_gets_its_bounds(stages):
     options, _ = options_of(stages["contract"])
     assert (options.check_batches, options.check_update_steps) == (3, 2)
-    assert options.check_tolerances == "loss_rel=1e-06"
+    assert options.check_tolerances == {"loss_rel": 1e-6}
     assert options.stop_after_check
 
 

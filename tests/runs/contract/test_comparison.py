@@ -14,7 +14,7 @@ from panda_icefall.runs.contract.comparison import (
     compare_pruned_losses,
     group_of,
 )
-from panda_icefall.runs.contract.log_probs import ObservedLoss
+from panda_icefall.runs.contract.passes import ObservedLoss
 from panda_icefall.runs.contract.tolerances import tolerances_for
 
 BOUNDS = tolerances_for(torch.float32)

@@ -95,7 +95,7 @@ def test_a_wrong_gradient_behind_a_right_loss_is_a_violation(recipe):
 
 
 def test_rounding_in_the_simple_loss_widens_the_bounds_of_what_it_moves(recipe, capsys):
-    options = PandaOptions(check_batches=1, check_tolerances="gradient_rel_l2=1e-12")
+    options = PandaOptions(check_batches=1, check_tolerances={"gradient_rel_l2": 1e-12})
     assert run_recipe(recipe.train_py, [], options) == 1
     found = report(recipe)
     (batch,) = found["batches"]
@@ -133,7 +133,9 @@ def test_a_routed_joiner_that_says_something_else_is_a_violation_of_its_log_prob
         "        return self.output_linear(torch.tanh(am + lm + shift))"
     )
     recipe.edit(("return self.output_linear(torch.tanh(am + lm))", shifted), name="toy_model.py")
-    loose = "loss_rel=1,gradient_rel_l2=1,gradient_cosine=1e-9,parameter_rel_l2=1"
+    loose = {
+        "loss_rel": 1, "gradient_rel_l2": 1, "gradient_cosine": 1e-9, "parameter_rel_l2": 1
+    }  # fmt: skip
     options = PandaOptions(check_batches=1, check_tolerances=loose)
     assert run_recipe(recipe.train_py, [], options) == 1
     found = report(recipe)
@@ -143,10 +145,8 @@ def test_a_routed_joiner_that_says_something_else_is_a_violation_of_its_log_prob
     assert first.startswith("update 1: selected log-probs of pruned loss 1: rel-L2")
     assert second.startswith("update 1: log_z of pruned loss 1: rel-L2")
     assert third.startswith("update 1: one selected log-prob of pruned loss 1: difference over")
-    looser = PandaOptions(
-        check_batches=1,
-        check_tolerances=f"{loose},log_prob_rel_l2=1,log_z_rel_l2=1,log_prob_elementwise=1",
-    )
+    more = {"log_prob_rel_l2": 1, "log_z_rel_l2": 1, "log_prob_elementwise": 1}
+    looser = PandaOptions(check_batches=1, check_tolerances={**loose, **more})
     assert run_recipe(recipe.train_py, [], looser) == 0
 
 

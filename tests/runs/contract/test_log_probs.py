@@ -10,8 +10,8 @@ from torch.utils._pytree import tree_flatten
 
 import panda_icefall
 from panda_icefall import routing
-from panda_icefall.runs.contract import log_probs
-from panda_icefall.runs.contract.log_probs import log_probs_of_logits, observed_losses
+from panda_icefall.runs.contract import passes
+from panda_icefall.runs.contract.passes import log_probs_of_logits, observed_losses
 
 
 @pytest.fixture
@@ -140,7 +140,7 @@ def test_chunks_of_any_size_give_the_same(k2, monkeypatch, use_hat_loss):
     arguments = arguments_of(k2, use_hat_loss=use_hat_loss)
     whole = log_probs_of_logits(arguments)
     for rows in (0, 1, 7):
-        monkeypatch.setattr(log_probs, "_CHUNK_BYTES", rows * toy.C * 8)
+        monkeypatch.setattr(passes, "_CHUNK_BYTES", rows * toy.C * 8)
         part = log_probs_of_logits(arguments)
         assert torch.equal(part.target, whole.target)
         assert torch.equal(part.blank, whole.blank)
@@ -166,7 +166,7 @@ class LargestTensor(TorchDispatchMode):
 def test_no_copy_of_the_logits_is_made(k2, monkeypatch):
     arguments = arguments_of(k2, torch.float32)
     sites = arguments["ranges"].numel()
-    monkeypatch.setattr(log_probs, "_CHUNK_BYTES", 10 * toy.C * 4)
+    monkeypatch.setattr(passes, "_CHUNK_BYTES", 10 * toy.C * 4)
     with LargestTensor(arguments["logits"]) as largest:
         log_probs_of_logits(arguments)
     assert 3 * sites <= largest.elements <= max(3 * sites, 10 * toy.C)

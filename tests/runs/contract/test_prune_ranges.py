@@ -7,7 +7,7 @@ import torch
 
 from panda_icefall import routing
 from panda_icefall.runs import PandaOptions, run_recipe
-from panda_icefall.runs.contract.prune_ranges import PruneRanges
+from panda_icefall.runs.contract.passes import PruneRanges
 
 B, T, S_RANGE = 2, 4, 3
 BOUNDARY = torch.tensor([[0, 0, 5, 4], [0, 0, 5, 2]])

@@ -16,7 +16,7 @@ from torch import Tensor
 
 import panda_icefall
 from panda_icefall.routing import routed_loss
-from panda_icefall.runs.contract.prune_ranges import PruneRanges
+from panda_icefall.runs.contract.passes import PruneRanges
 from recipe_matrix.batch import forward_arguments
 from recipe_matrix.building import make_model, make_params, seed_everything
 from recipe_matrix.isolation import egs, recipe_folder_first, train_module

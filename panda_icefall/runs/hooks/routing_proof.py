@@ -5,18 +5,18 @@ import logging
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from typing import Optional
+from typing import Any, Callable, Optional
 
 import torch
-from torch import nn
 
 from panda_icefall import routing
 from panda_icefall.normalizer import auto_workspace_bytes
 from panda_icefall.normalizer.workspace import MIB
 from panda_icefall.routing import LossTotals
 from panda_icefall.runs.call_watch import LossCallWatch, explain_not_routed
-from panda_icefall.runs.counters import CounterLedger
 from panda_icefall.runs.errors import NotRoutedError
+from panda_icefall.runs.hooks.hook import Hook
+from panda_icefall.runs.recipe_calls import Epoch, LossCall
 
 __all__ = ["RoutingProof"]
 
@@ -24,14 +24,13 @@ __all__ = ["RoutingProof"]
 MUCH = 4
 
 
-class RoutingProof:
+class RoutingProof(Hook):
     """Stops a run whose first training batch ended without a routed loss.
 
     Until the proof is given, the loss functions that the recipe calls are counted, for a message
     that names what was called instead; afterwards nothing is watched.
 
     Args:
-      is_asked: Whether the run asked for PANDA; without that there is nothing to prove.
       workspace_mib: The scratch of a tile that was asked for; one with which nothing is tiled any
         more is warned of.
       names: What the simple loss's projections are called; ``None``: as in icefall.
@@ -39,24 +38,22 @@ class RoutingProof:
 
     def __init__(
         self,
-        is_asked: bool,
         workspace_mib: Optional[float] = None,
         names: Optional[Mapping[str, str]] = None,
     ) -> None:
-        self._is_due = is_asked
-        self._workspace_mib = workspace_mib if is_asked else None
+        self._is_due = True
+        self._workspace_mib = workspace_mib
         self._names = names
-        self._device = torch.device("cpu")
         self._calls: Counter[str] = Counter()
 
-    def begin(self, device: torch.device) -> None:
-        """Called before the first batch: warns of a workspace that is no bound on ``device``."""
-        self._device = device
-        if self._workspace_mib is None:
-            return
-        memory_mib = _memory_bytes(device) / MIB
-        if self._workspace_mib > memory_mib:
-            self._warn_of_one_tile(f"is more than the {memory_mib:.0f} MiB of {device}")
+    @contextlib.contextmanager
+    def epoch(self, epoch: Epoch) -> Iterator[None]:
+        """Before the first batch: warns of a workspace that is no bound on the device."""
+        if self._is_due and self._workspace_mib is not None:
+            memory_mib = _memory_bytes(epoch.device) / MIB
+            if self._workspace_mib > memory_mib:
+                self._warn_of_one_tile(f"is more than the {memory_mib:.0f} MiB of {epoch.device}")
+        yield
 
     def _warn_of_one_tile(self, why: str) -> None:
         logging.warning(
@@ -67,31 +64,32 @@ class RoutingProof:
         )
         self._workspace_mib = None
 
-    @contextlib.contextmanager
-    def watching(self) -> Iterator[None]:
-        """Count the loss functions that the block, one training ``compute_loss``, calls."""
+    def around_loss(self, epoch: Epoch, compute: Callable[[], Any]) -> Any:
+        """Count the loss functions that a training ``compute_loss`` calls."""
         if not self._is_due:
-            yield
-            return
+            return compute()
         with LossCallWatch() as watch:
-            yield
+            result = compute()
         self._calls += watch.calls
+        return result
 
-    def verify(self, ledger: CounterLedger, model: nn.Module) -> None:
-        """Called when a training batch is through; the first call decides.
+    def before_loss(self, epoch: Epoch, call: LossCall) -> None:
+        """Many recipes validate after the first batch: it decides before that."""
+        if epoch.steps and not call.is_training:
+            self.after_batch(epoch)
+
+    def after_batch(self, epoch: Epoch) -> None:
+        """The first training batch decides.
 
         A simple loss that was not routed, though the model has the projections for it, is only
         warned of: it is the pruned loss that has the ``[B, T, s_range, C]`` tensors.
-
-        Args:
-          ledger: What routing counted for the recipe so far; brought up to date here.
-          model: The model that trains.
 
         Raises:
           NotRoutedError: No loss was routed.
         """
         if not self._is_due:
             return
+        ledger = epoch.ledger
         ledger.advance()
         if ledger.total.losses_routed == 0:
             raise NotRoutedError(explain_not_routed(ledger.total, self._calls))
@@ -99,9 +97,9 @@ class RoutingProof:
         # A small loss is one tile with any workspace.
         asked = (self._workspace_mib or 0) * MIB
         is_one_tile = ledger.total.tiles_forward <= ledger.total.losses_routed
-        if is_one_tile and asked > MUCH * auto_workspace_bytes(self._device):
+        if is_one_tile and asked > MUCH * auto_workspace_bytes(epoch.device):
             self._warn_of_one_tile("held the whole of the first batch's loss")
-        projections = routing.find_projections(model, self._names)
+        projections = routing.find_projections(epoch.model, self._names)
         if projections and ledger.total.simple_losses_deferred == 0:
             logging.warning(
                 "panda: the model has %s, but %s: the simple loss needs their [B, T, C] tensors",

@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from panda_icefall.runs import PandaOptions, UsageError, run_recipe, split_panda_arguments
-from panda_icefall.runs.batch_seed import seed_batch, warn_of_workers
+from panda_icefall.runs.counters import CounterLedger
+from panda_icefall.runs.hooks.repeatable_batches import RepeatableBatches, seed_batch
+from panda_icefall.runs.recipe_calls import Epoch
 
 RESUMABLE = [
     (
@@ -93,10 +95,17 @@ def test_a_recipe_that_counts_no_batches_is_seeded_by_ours_and_told_so(recipe, c
 
 
 def test_batches_made_by_other_processes_are_named(caplog):
-    warn_of_workers(SimpleNamespace(num_workers=0))
-    warn_of_workers([1, 2])
+    def begin(loader):
+        params = SimpleNamespace(batch_idx_train=0)
+        arguments = {"model": torch.nn.Linear(1, 1), "train_dl": loader, "params": params}
+        epoch = Epoch(arguments, torch.device("cpu"), CounterLedger())
+        with RepeatableBatches(1).epoch(epoch):
+            pass
+
+    begin(SimpleNamespace(num_workers=0))
+    begin([1, 2])
     assert caplog.text == ""
-    warn_of_workers(SimpleNamespace(num_workers=2))
+    begin(SimpleNamespace(num_workers=2))
     assert "got a training data loader with num_workers=2" in caplog.text
     assert "a resumed run leaves them out" in caplog.text
 

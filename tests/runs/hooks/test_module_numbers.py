@@ -7,8 +7,7 @@ import torch
 from torch import nn
 
 from panda_icefall.runs import PandaOptions, UsageError, run_recipe
-from panda_icefall.runs.module_numbers import ModuleNumbers
-from panda_icefall.runs.parameter_digest import parameter_digest
+from panda_icefall.runs.hooks.checkpoint_state import ModuleNumbers, parameter_digest
 
 
 class Whiten(nn.Module):

@@ -1,4 +1,4 @@
-"""A sampler that a resumed run's scan has iterated to its end stands where it stood again."""
+"""A sampler that a resumed run's scan went through to its end is put back where it was."""
 
 import copy
 import logging
@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from panda_icefall.runs import UsageError
+from panda_icefall.runs.counters import CounterLedger
+from panda_icefall.runs.hooks.checkpoint_state import reload_after_scan
+from panda_icefall.runs.hooks.repeatable_batches import RepeatableBatches
 from panda_icefall.runs.recipe_calls import Epoch
-from panda_icefall.runs.repeatable import RepeatableBatches
-from panda_icefall.runs.used_up_state import reload_used_up_state
 
 
 class Sampler:
@@ -54,7 +55,12 @@ def epoch_of(folder, sampler, **params):
         "model": model,
         "optimizer": torch.optim.Adam(model.parameters(), lr=0.5),
     }
-    return Epoch(arguments, torch.device("cpu"), None)
+    return Epoch(arguments, torch.device("cpu"), CounterLedger())
+
+
+def begin(epoch):
+    with RepeatableBatches(1).epoch(epoch):
+        pass
 
 
 def step(epoch):
@@ -93,7 +99,7 @@ def resumed(tmp_path):
 def test_the_batches_that_are_left_and_the_models_values_are_back(resumed, caplog):
     caplog.set_level(logging.INFO)
     whole, again = resumed()
-    RepeatableBatches(1, 0).begin_epoch(again)
+    begin(again)
     assert list(again.arguments["train_dl"].sampler) == list(range(105, 111))
     assert "loaded once more from checkpoint-14.pt" in caplog.text
     for _ in range(2):
@@ -103,31 +109,31 @@ def test_the_batches_that_are_left_and_the_models_values_are_back(resumed, caplo
         step(again)
 
 
-def test_a_sampler_that_was_not_used_up_is_left_alone(resumed):
+def test_a_sampler_that_no_scan_went_through_is_left_alone(resumed):
     _, again = resumed()
     (again.folder / "checkpoint-14.pt").unlink()
     again.arguments["train_dl"].sampler._just_restored_state = True
-    reload_used_up_state(again, 14)
+    reload_after_scan(again, 14)
     again.arguments["train_dl"] = [1, 2]
-    reload_used_up_state(again, 14)
+    reload_after_scan(again, 14)
 
 
 def test_a_checkpoint_without_a_sampler_is_refused(resumed):
     _, again = resumed(leave_out=["sampler"])
     expected = r"--start-batch 14: the sampler .* start of its epoch, and .*14\.pt holds no sampler"
     with pytest.raises(UsageError, match=expected):
-        RepeatableBatches(1, 0).begin_epoch(again)
+        begin(again)
 
 
 def test_a_recipe_that_skips_trained_batches_itself_needs_no_sampler(resumed):
     _, again = resumed(leave_out=["sampler"], cur_batch_idx=3)
-    RepeatableBatches(1, 0).begin_epoch(again)
+    begin(again)
     assert again.arguments["params"].cur_batch_idx == 4
 
 
 def test_a_recipe_that_skips_trained_batches_has_none_to_skip_after_a_restored_sampler(resumed):
     _, again = resumed(cur_batch_idx=3)
-    RepeatableBatches(1, 0).begin_epoch(again)
+    begin(again)
     assert again.arguments["params"].cur_batch_idx == 0
     assert next(iter(again.arguments["train_dl"].sampler)) == 105
 
@@ -136,14 +142,14 @@ def test_a_checkpoint_that_is_gone_is_named(resumed):
     _, again = resumed()
     (again.folder / "checkpoint-14.pt").unlink()
     with pytest.raises(UsageError, match=r"checkpoint-14\.pt does not exist; restore that file"):
-        reload_used_up_state(again, 14)
+        reload_after_scan(again, 14)
 
 
 def test_another_epoch_than_the_checkpoints_is_refused(resumed):
     _, again = resumed()
     again.arguments["train_dl"].sampler.set_epoch(2)
     with pytest.raises(UsageError, match=r"got a sampler saved in epoch 1 .*expected the epoch 2"):
-        reload_used_up_state(again, 14)
+        reload_after_scan(again, 14)
 
 
 def test_a_sampler_that_does_not_take_its_state_is_named(resumed):
@@ -153,7 +159,7 @@ def test_a_sampler_that_does_not_take_its_state_is_named(resumed):
     state["sampler"]["world_size"] = 2
     torch.save(state, path)
     with pytest.raises(UsageError, match=r"does not take its state: .*another world size"):
-        reload_used_up_state(again, 14)
+        reload_after_scan(again, 14)
 
 
 @pytest.mark.parametrize("kind", ["DynamicBucketingSampler", "SimpleCutSampler"])
@@ -188,7 +194,7 @@ def test_lhotses_own_samplers_go_on_with_the_batch_after_the_checkpoint(tmp_path
     resumed_sampler.load_state_dict(saved)
     dataset.find_pessimistic_batches(resumed_sampler)
     resumed_sampler.set_epoch(1)
-    reload_used_up_state(again, 5)
+    reload_after_scan(again, 5)
     assert ids(resumed_sampler) == whole[5:]
     for each in (sampler, resumed_sampler):
         each.set_epoch(2)

@@ -1,18 +1,18 @@
-"""A twin starts from parameters that differ in their last bit, and from nothing else."""
+"""A control run starts from parameters that are one ulp off, and from nothing else."""
 
 import pytest
 import torch
 from torch import nn
 
 from panda_icefall.runs import PandaOptions, UsageError, run_recipe, split_panda_arguments
-from panda_icefall.runs.last_bit import change_last_bit
+from panda_icefall.runs.contract.rounding import perturb_by_one_ulp
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-def test_every_element_moves_by_its_last_bit(dtype):
+def test_every_element_moves_by_one_ulp(dtype):
     model = nn.Linear(50, 40).to(dtype)
     before = [p.detach().clone() for p in model.parameters()]
-    change_last_bit(model)
+    perturb_by_one_ulp(model)
     eps = torch.finfo(dtype).eps
     for old, new in zip(before, model.parameters()):
         moved = ((new - old).double() / old.double()).abs()
@@ -27,8 +27,8 @@ def test_every_call_changes_alike_and_leaves_the_generators_alone():
     a, b = nn.Linear(5, 4), nn.Linear(5, 4)
     b.load_state_dict(a.state_dict())
     state = torch.get_rng_state()
-    change_last_bit(a)
-    change_last_bit(b)
+    perturb_by_one_ulp(a)
+    perturb_by_one_ulp(b)
     assert torch.equal(torch.get_rng_state(), state)
     assert torch.equal(a.weight, b.weight)
 
@@ -37,7 +37,7 @@ def test_zeros_stay_and_integers_are_left():
     model = nn.Module()
     model.zero = nn.Parameter(torch.zeros(3))
     model.whole = nn.Parameter(torch.ones(3, dtype=torch.int64), requires_grad=False)
-    change_last_bit(model)
+    perturb_by_one_ulp(model)
     assert model.zero.eq(0).all()
     assert model.whole.eq(1).all()
 
@@ -57,7 +57,7 @@ def test_a_twin_run_differs_by_rounding_alone(recipe):
 
 def test_the_change_is_made_once_however_many_epochs(recipe, monkeypatch):
     calls = []
-    monkeypatch.setattr("panda_icefall.runs.session.change_last_bit", calls.append)
+    monkeypatch.setattr("panda_icefall.runs.hooks.perturbed_start.perturb_by_one_ulp", calls.append)
     options = PandaOptions(last_bit_twin=True)
     assert run_recipe(recipe.train_py, ["--num-epochs", "3"], options) == 0
     assert len(calls) == 1

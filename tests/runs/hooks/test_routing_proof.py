@@ -8,7 +8,8 @@ from torch import nn
 
 from panda_icefall.routing import LossTotals
 from panda_icefall.runs import NotRoutedError
-from panda_icefall.runs.routing_proof import RoutingProof
+from panda_icefall.runs.hooks.routing_proof import RoutingProof
+from panda_icefall.runs.recipe_calls import Epoch
 
 MODEL = nn.Linear(2, 3)
 
@@ -31,6 +32,15 @@ class Ledger:
         self.total = self.total + self._deltas.pop(0)
 
 
+def epoch_of(*deltas, model=MODEL, device="cpu"):
+    return Epoch({"model": model}, torch.device(device), Ledger(*deltas))
+
+
+def begin(proof, epoch):
+    with proof.epoch(epoch):
+        pass
+
+
 @pytest.fixture(autouse=True)
 def original(monkeypatch):
     """Stands for one of the loss functions that are watched."""
@@ -43,24 +53,23 @@ def original(monkeypatch):
 
 
 def test_a_routed_loss_is_the_proof_and_nothing_is_asked_or_watched_afterwards(original):
-    proof = RoutingProof(True)
-    ledger = Ledger(LossTotals(losses_routed=1))
-    with proof.watching():
-        assert torch.nn.functional.ctc_loss is not original
-    proof.verify(ledger, MODEL)
-    proof.verify(ledger, MODEL)  # would fail in a ledger that has nothing more to book
-    with proof.watching():
-        assert torch.nn.functional.ctc_loss is original
+    proof = RoutingProof()
+    epoch = epoch_of(LossTotals(losses_routed=1))
+    watched = [proof.around_loss(epoch, lambda: torch.nn.functional.ctc_loss)]
+    proof.after_batch(epoch)
+    proof.after_batch(epoch)  # would fail in a ledger that has nothing more to book
+    watched.append(proof.around_loss(epoch, lambda: torch.nn.functional.ctc_loss))
+    assert [function is original for function in watched] == [False, True]
 
 
-def test_without_one_the_error_names_what_every_watched_block_called():
-    proof = RoutingProof(True)
+def test_without_one_the_error_names_what_every_watched_call_called():
+    proof = RoutingProof()
+    epoch = epoch_of(LossTotals(losses_dense=3))
     for _ in range(2):
-        with proof.watching():
-            torch.nn.functional.ctc_loss()
+        assert proof.around_loss(epoch, lambda: torch.nn.functional.ctc_loss()) == 1.0
     torch.nn.functional.ctc_loss()
     with pytest.raises(NotRoutedError, match=r"called 3 time.*functional\.ctc_loss \(2 times\)"):
-        proof.verify(Ledger(LossTotals(losses_dense=3)), MODEL)
+        proof.after_batch(epoch)
 
 
 @pytest.mark.parametrize(
@@ -80,9 +89,9 @@ def test_without_one_the_error_names_what_every_watched_block_called():
     ],
 )
 def test_projections_whose_simple_loss_was_not_routed_are_warned_of(caplog, counted, said):
-    proof = RoutingProof(True)
+    epoch = epoch_of(LossTotals(losses_routed=1, **counted), model=WithProjections())
     with caplog.at_level(logging.WARNING):
-        proof.verify(Ledger(LossTotals(losses_routed=1, **counted)), WithProjections())
+        RoutingProof().after_batch(epoch)
     if said is None:
         assert caplog.text == ""
     else:
@@ -91,21 +100,13 @@ def test_projections_whose_simple_loss_was_not_routed_are_warned_of(caplog, coun
 
 
 def test_a_model_without_projections_is_not_warned_of(caplog):
-    RoutingProof(True).verify(Ledger(LossTotals(losses_routed=1, simple_losses_dense=1)), MODEL)
+    RoutingProof().after_batch(epoch_of(LossTotals(losses_routed=1, simple_losses_dense=1)))
     assert caplog.text == ""
 
 
-def test_a_run_that_did_not_ask_is_neither_watched_nor_stopped(original):
-    proof = RoutingProof(False)
-    with proof.watching():
-        assert torch.nn.functional.ctc_loss is original
-    proof.verify(Ledger(), MODEL)
-
-
-def test_an_error_of_the_block_comes_through_and_the_watch_ends(original):
-    proof = RoutingProof(True)
-    with pytest.raises(ZeroDivisionError), proof.watching():
-        _ = 1 / 0
+def test_an_error_of_the_loss_comes_through_and_the_watch_ends(original):
+    with pytest.raises(ZeroDivisionError):
+        RoutingProof().around_loss(epoch_of(), lambda: 1 / 0)
     assert torch.nn.functional.ctc_loss is original
 
 
@@ -126,9 +127,10 @@ WITHOUT_TILES = LossTotals(losses_routed=1, tiles_forward=1)
 def test_a_workspace_with_which_nothing_is_tiled_is_warned_of_once(
     caplog, workspace_mib, counted, said
 ):
-    proof = RoutingProof(True, workspace_mib)
-    proof.begin(torch.device("cpu"))
-    proof.verify(Ledger(counted), MODEL)
+    proof, epoch = RoutingProof(workspace_mib), epoch_of(counted)
+    begin(proof, epoch)
+    begin(proof, epoch)
+    proof.after_batch(epoch)
     warnings = [record.getMessage() for record in caplog.records]
     assert len(warnings) == (said is not None)
     if said is not None:
@@ -137,15 +139,10 @@ def test_a_workspace_with_which_nothing_is_tiled_is_warned_of_once(
         assert "the loss is not tiled" in text
 
 
-def test_a_run_without_panda_is_not_warned_of_its_workspace(caplog):
-    RoutingProof(False, 1e9).begin(torch.device("cpu"))
-    assert caplog.text == ""
-
-
 def test_the_memory_of_a_gpu_bounds_its_workspace(monkeypatch, caplog):
     class Properties:
         total_memory = 2**30
 
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: Properties)
-    RoutingProof(True, 2000).begin(torch.device("cuda", 0))
+    begin(RoutingProof(2000), epoch_of(device="cuda:0"))
     assert "which is more than the 1024 MiB of cuda:0" in caplog.text

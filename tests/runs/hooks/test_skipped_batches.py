@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from panda_icefall.runs import PandaOptions, run_recipe
-from panda_icefall.runs.resumption import align_resumed_epoch
+from panda_icefall.runs.hooks.repeatable_batches import correct_skipped_batches
 
 
 def loader(is_restored):
@@ -21,7 +21,7 @@ def loader(is_restored):
 def test_what_is_skipped_is_what_was_trained(is_restored, is_first, expected, caplog):
     caplog.set_level(logging.INFO)
     params = Namespace(cur_batch_idx=9)
-    align_resumed_epoch(params, loader(is_restored), is_first=is_first)
+    correct_skipped_batches(params, loader(is_restored), is_first=is_first)
     assert params.cur_batch_idx == expected
     assert f"skips {expected} batches of this epoch instead of 9" in caplog.text
 
@@ -30,7 +30,7 @@ def test_what_is_skipped_is_what_was_trained(is_restored, is_first, expected, ca
 def test_recipes_that_skip_nothing_are_left_alone(params, caplog):
     caplog.set_level(logging.INFO)
     before = None if params is None else dict(vars(params))
-    align_resumed_epoch(params, [1, 2], is_first=True)
+    correct_skipped_batches(params, [1, 2], is_first=True)
     assert before == (None if params is None else vars(params))
     assert caplog.text == ""
 

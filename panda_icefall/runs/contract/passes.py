@@ -1,0 +1,222 @@
+"""What the passes of one batch read and choose: pruned losses observed, prune ranges handed on."""
+
+import contextlib
+import functools
+import inspect
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Callable, NamedTuple
+
+import torch
+from torch import Tensor
+
+from panda_icefall import routing
+from panda_icefall.losses.dense import dense_log_probs
+from panda_icefall.losses.sites import SiteLogProbs, inside_boundary, next_symbols
+from panda_icefall.routing.hosts import Kind, names_of
+from panda_icefall.swaps import Swaps
+
+__all__ = [
+    "ObservedLoss",
+    "PruneRanges",
+    "RangesComparison",
+    "log_probs_of_logits",
+    "observed_losses",
+    "wrapped_function",
+]
+
+Around = Callable[[Callable[..., Any], inspect.BoundArguments], Any]
+
+# Small beside the logits of any recipe: the dense loss makes copies of all of them at once.
+_CHUNK_BYTES = 4 * 2**20
+
+
+@contextlib.contextmanager
+def wrapped_function(name: str, around: Around) -> Iterator[None]:
+    """Let ``around(original, arguments)`` answer the calls of a function.
+
+    It is replaced where routing replaces functions, on top of whatever stands there. A module
+    without such a function stays as it is.
+
+    Args:
+      name: The function's.
+      around: Given the function that was there and the call's arguments, bound to its parameters,
+        without defaults.
+    """
+    module: Any = routing.patched_module()
+    original = getattr(module, name, None)
+    if original is None:
+        yield
+        return
+    signature = inspect.signature(original)
+
+    @functools.wraps(original)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        return around(original, signature.bind(*args, **kwargs))
+
+    with Swaps() as swaps:
+        swaps.replace(module, name, wrapper)
+        yield
+
+
+class ObservedLoss(NamedTuple):
+    """One pruned loss of a pass.
+
+    Attributes:
+      value: What it returned, detached: a scalar, or ``[B]`` without a reduction.
+      log_probs: What it read at its sites.
+    """
+
+    value: Tensor
+    log_probs: SiteLogProbs
+
+
+@contextlib.contextmanager
+def observed_losses(callback: Callable[[ObservedLoss], None]) -> Iterator[None]:
+    """Call ``callback`` with every ``rnnt_loss_pruned`` of the enclosed block.
+
+    A routed loss reports its own log-probs; of any other they are computed from the logits it was
+    given, once it has returned.
+
+    Memory: the reported tensors, 13 bytes per site in either arm beside ``4 C`` of the logits. What
+    the dense arm needs for them besides, a few chunks of 4 MiB, is needed while its loss holds less
+    than at its own peak, so that the dense peak of the contract's table is not raised.
+
+    Args:
+      callback: Called once per loss, in order, with detached tensors.
+    """
+
+    def observe(original: Callable[..., Any], given: inspect.BoundArguments) -> Any:
+        reported: list[SiteLogProbs] = []
+        with routing.observed(reported.append):
+            loss = original(*given.args, **given.kwargs)
+        if not reported:
+            given.apply_defaults()
+            reported.append(log_probs_of_logits(given.arguments))
+        callback(ObservedLoss(loss.detach(), reported[-1]))
+        return loss
+
+    (name,) = names_of(Kind.PRUNED_LOSS)
+    with wrapped_function(name, observe):
+        yield
+
+
+def log_probs_of_logits(arguments: Mapping[str, Any]) -> SiteLogProbs:
+    """The log-probs that a dense pruned loss makes of its logits, some rows at a time.
+
+    Args:
+      arguments: Those of ``k2.rnnt_loss_pruned`` by name; its logits ``[B, T, s_range, C]`` are a
+        tensor, or a recorded joiner that has been turned into one.
+
+    Returns:
+      Detached float32 log-probs, float64 of float64 logits.
+    """
+    logits, ranges = arguments["logits"], arguments["ranges"]
+    if not isinstance(logits, Tensor):
+        logits = logits.materialise("observed log-probs")
+    blank = int(arguments["termination_symbol"])
+    targets = next_symbols(arguments["symbols"], ranges, blank).long().reshape(-1)
+    rows = logits.detach().reshape(-1, logits.shape[-1])
+    dtype = torch.float64 if rows.dtype == torch.float64 else torch.float32
+    chunk = max(1, _CHUNK_BYTES // (rows.shape[1] * (torch.finfo(dtype).bits // 8)))
+    # [3, N]: target, blank, log_z
+    found = torch.empty((3, rows.shape[0]), dtype=dtype, device=rows.device)
+    with torch.no_grad(), torch.autocast(rows.device.type, enabled=False):
+        for low in range(0, rows.shape[0], chunk):
+            part = slice(low, low + chunk)
+            found[:, part] = torch.stack(
+                dense_log_probs(
+                    rows[part].to(dtype),
+                    targets[part],
+                    blank,
+                    bool(arguments.get("use_hat_loss", False)),
+                )
+            )
+    target, blank_logp, log_z = found.reshape(3, *ranges.shape)
+    return SiteLogProbs(target, blank_logp, log_z, inside_boundary(ranges, arguments["boundary"]))
+
+
+@dataclass
+class RangesComparison:
+    """How often a pass would have chosen other ranges than those it was handed.
+
+    Attributes:
+      frames: Frames inside the boundary.
+      frames_differing: Those of them whose own ranges differ in any place.
+      problems: Why ranges of the dense pass could not be handed on, in words.
+    """
+
+    frames: int = 0
+    frames_differing: int = 0
+    problems: list[str] = field(default_factory=list)
+
+
+class PruneRanges:
+    """The prune ranges of a batch's dense pass, which its other passes are handed.
+
+    They are chosen by comparing occupations of the simple loss. Two that tie but for rounding may
+    be ordered otherwise in another arm; its pruned loss would then be one over other sites, and the
+    distance to the dense one would not be rounding's.
+    """
+
+    def __init__(self) -> None:
+        self._ranges: list[Tensor] = []
+
+    @contextlib.contextmanager
+    def recorded(self) -> Iterator[None]:
+        """Keep the results of the enclosed block, in place of earlier ones."""
+        self._ranges = []
+
+        def keep(own: Tensor, boundary: Any) -> Tensor:
+            self._ranges.append(own.clone())
+            return own
+
+        with _results_through(keep):
+            yield
+
+    @contextlib.contextmanager
+    def handed_on(self) -> Iterator[RangesComparison]:
+        """Give the recorded results to the calls of the enclosed block, in their order.
+
+        A call without a recorded result of its shape keeps its own, and that is a problem.
+
+        Yields:
+          The comparison over all calls so far.
+        """
+        found = RangesComparison()
+        left = list(reversed(self._ranges))
+
+        def hand_on(own: Tensor, boundary: Any) -> Tensor:
+            given = left.pop() if left else None
+            if given is None or given.shape != own.shape:
+                dense = "none" if given is None else f"shape {tuple(given.shape)}"
+                found.problems.append(
+                    f"prune ranges: the dense arm chose {dense}, the routed arm shape "
+                    f"{tuple(own.shape)}"
+                )
+                return own
+            differs, live = (own != given).any(dim=2), _live_frames(own, boundary)
+            found.frames += int(live.sum())
+            found.frames_differing += int((differs & live).sum())
+            return given.clone()
+
+        with _results_through(hand_on):
+            yield found
+
+
+def _live_frames(ranges: Tensor, boundary: Any) -> Tensor:
+    """Bool ``[B, T]``, those before each utterance's last."""
+    frame = torch.arange(ranges.shape[1], device=ranges.device).expand(ranges.shape[:2])
+    if not isinstance(boundary, Tensor):
+        return torch.ones_like(frame, dtype=torch.bool)
+    return frame < boundary[:, 3:].to(ranges.device)
+
+
+def _results_through(
+    change: Callable[[Tensor, Any], Tensor],
+) -> contextlib.AbstractContextManager[None]:
+    def changed(original: Callable[..., Any], given: inspect.BoundArguments) -> Tensor:
+        return change(original(*given.args, **given.kwargs), given.arguments.get("boundary"))
+
+    (name,) = names_of(Kind.PRUNE_RANGES)
+    return wrapped_function(name, changed)

@@ -1,0 +1,34 @@
+"""What hangs on a training session: contract check, memory log, routing proof, resumption."""
+
+from rich.console import Console
+
+from panda_icefall.runs.hooks.contract_check import ContractCheck
+from panda_icefall.runs.hooks.hook import Hook, call_each
+from panda_icefall.runs.hooks.memory_log import MemoryLogging
+from panda_icefall.runs.hooks.perturbed_start import PerturbedStart
+from panda_icefall.runs.hooks.repeatable_batches import RepeatableBatches
+from panda_icefall.runs.hooks.routing_proof import RoutingProof
+from panda_icefall.runs.options import PandaOptions
+
+__all__ = ["Hook", "call_each", "hooks_for"]
+
+
+def hooks_for(options: PandaOptions, console: Console) -> list[Hook]:
+    """The hooks that the options ask for, in the order in which they are called.
+
+    Args:
+      options: What the user asked for.
+      console: Where rank 0 prints the result of a contract check.
+    """
+    hooks: list[Hook] = []
+    if options.memory_log is not None:  # first: its phases begin and end outside of the others
+        hooks.append(MemoryLogging(options.memory_log, options))
+    if options.check_batches:
+        hooks.append(ContractCheck(options, console))
+    if options.use_panda:
+        hooks.append(RoutingProof(options.workspace_mib, options.projections))
+    if options.last_bit_twin:
+        hooks.append(PerturbedStart())
+    if options.batch_seed is not None:
+        hooks.append(RepeatableBatches(options.batch_seed))
+    return hooks

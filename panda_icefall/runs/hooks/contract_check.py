@@ -1,0 +1,96 @@
+"""The contract check as a hook: on which batches it runs, and what the run learns from it."""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Optional
+
+from rich.console import Console
+
+from panda_icefall.runs.contract.check import Contract
+from panda_icefall.runs.contract.report import print_contract, write_contract
+from panda_icefall.runs.errors import BoundReached, NotRoutedError
+from panda_icefall.runs.hooks.hook import Hook
+from panda_icefall.runs.options import PandaOptions
+from panda_icefall.runs.recipe_calls import Epoch, LossCall
+
+__all__ = ["ContractCheck"]
+
+
+class ContractCheck(Hook):
+    """Runs the contract on the first training batches and reports it when it is complete.
+
+    Args:
+      options: What the user asked for.
+      console: Where rank 0 prints the result.
+
+    Attributes:
+      path: The report, once it is written.
+    """
+
+    def __init__(self, options: PandaOptions, console: Console) -> None:
+        self.path: Optional[Path] = None
+        self._options = options
+        self._console = console
+        self._contract: Optional[Contract] = None
+
+    @property
+    def violations(self) -> tuple[str, ...]:
+        """What the check has against the run so far, a check that was cut short included."""
+        if self._contract is None or not self._contract.is_complete:
+            done = 0 if self._contract is None else self._contract.batches_seen
+            needed = self._options.batches_of_check
+            return (
+                f"the contract check saw {done} of {needed} training batches before the run ended",
+            )
+        return tuple(self._contract.result.violations)
+
+    @contextlib.contextmanager
+    def epoch(self, epoch: Epoch) -> Iterator[None]:
+        """The first epoch, which tells the device, starts the check."""
+        if self._contract is None:
+            self._contract = Contract(self._options, epoch.device)
+        yield
+
+    def before_batch(self, epoch: Epoch) -> None:
+        """End the run where it was started for the check alone, which is complete.
+
+        Raises:
+          BoundReached: It is.
+        """
+        is_complete = self._contract is not None and self._contract.is_complete
+        if is_complete and self._options.stop_after_check:
+            raise BoundReached
+
+    def before_loss(self, epoch: Epoch, call: LossCall) -> None:
+        """Check one batch, while there are batches left to check, before the recipe trains on it.
+
+        What the check counts is not booked.
+        """
+        contract = self._contract
+        if contract is None or contract.is_complete or not call.is_training:
+            return
+        epoch.ledger.advance()
+        model = call.bound.arguments["model"]
+        contract.observe(call.loss_of, model, epoch.arguments["optimizer"], epoch.loss_scale)
+        epoch.ledger.exclude()
+        if contract.is_complete:
+            self.path = write_contract(contract.result, epoch.folder, epoch.rank, epoch.device)
+            if epoch.rank == 0:
+                print_contract(contract.result, self.path, self._console)
+
+    def after_batch(self, epoch: Epoch) -> None:
+        """End the run where the routed arm could not be what it is called.
+
+        Raises:
+          NotRoutedError: It ran without a routed loss.
+        """
+        if self._contract is not None and self._contract.result.not_routed is not None:
+            raise NotRoutedError(self._contract.result.not_routed)
+
+    def outcome(self) -> dict[str, Any]:
+        """Where the report is, and what was violated."""
+        return {
+            "contract": None if self.path is None else str(self.path),
+            "violations": self.violations,
+        }

@@ -1,0 +1,89 @@
+"""What a run learns from its contract check before it, during it and after it."""
+
+import inspect
+
+import pytest
+import torch
+from rich.console import Console
+from torch import nn
+
+from panda_icefall.runs import BoundReached, NotRoutedError, PandaOptions
+from panda_icefall.runs.counters import CounterLedger
+from panda_icefall.runs.hooks.contract_check import ContractCheck
+from panda_icefall.runs.recipe_calls import Epoch, LossCall
+
+
+def compute_loss(model, batch, is_training=True):
+    return model(batch).sum(), {}
+
+
+@pytest.fixture
+def observed(tmp_path, monkeypatch):
+    """Shows a check one batch of a model without any loss that could be routed."""
+    monkeypatch.chdir(tmp_path)
+    model = nn.Linear(2, 3)
+
+    def observe(check, rank=0, is_training=True):
+        arguments = {"model": model, "optimizer": torch.optim.SGD(model.parameters(), lr=0.1)}
+        epoch = Epoch(arguments, torch.device("cpu"), CounterLedger(), rank)
+        bound = inspect.signature(compute_loss).bind(model, torch.ones(4, 2), is_training)
+        with check.epoch(epoch):
+            check.before_batch(epoch)
+            check.before_loss(epoch, LossCall(compute_loss, bound))
+            return epoch
+
+    return observe
+
+
+def test_a_validation_batch_is_not_checked(observed, tmp_path, capsys):
+    check = ContractCheck(PandaOptions(check_batches=1), Console())
+    check.after_batch(observed(check, is_training=False))
+    assert check.path is None
+    assert list(tmp_path.iterdir()) == []
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("has_begun", [False, True])
+def test_a_check_that_saw_too_few_batches_is_a_violation(observed, has_begun):
+    check = ContractCheck(PandaOptions(check_batches=2, check_update_steps=5), Console())
+    if has_begun:
+        observed(check, is_training=False)
+    (violation,) = check.outcome()["violations"]
+    assert violation == "the contract check saw 0 of 5 training batches before the run ended"
+
+
+def test_a_loss_that_is_not_routed_ends_the_check_and_then_the_run(observed, tmp_path, capsys):
+    check = ContractCheck(PandaOptions(check_batches=2), Console())
+    epoch = observed(check)
+    assert check.outcome() == {
+        "contract": str(tmp_path / "panda-check.json"),
+        "violations": ("no loss was routed in the routed arm",),
+    }
+    assert "is VIOLATED" in capsys.readouterr().out
+    with pytest.raises(NotRoutedError, match="rnnt_loss_pruned was not seen to be called"):
+        check.after_batch(epoch)
+
+
+def test_a_later_epoch_and_later_batches_leave_a_complete_check_alone(observed, capsys):
+    check = ContractCheck(PandaOptions(check_batches=1), Console())
+    observed(check)
+    capsys.readouterr()
+    check.path.unlink()
+    observed(check)
+    assert not check.path.exists()
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_run_for_the_check_alone_ends_before_the_next_batch(observed):
+    check = ContractCheck(PandaOptions(check_batches=1, stop_after_check=True), Console())
+    epoch = observed(check)
+    with pytest.raises(BoundReached):
+        check.before_batch(epoch)
+
+
+def test_other_ranks_write_beside_rank_0_and_print_nothing(observed, tmp_path, capsys):
+    check = ContractCheck(PandaOptions(check_batches=1), Console())
+    observed(check, rank=2)
+    assert check.path == tmp_path / "panda-check.rank2.json"
+    assert check.path.is_file()
+    assert capsys.readouterr() == ("", "")
