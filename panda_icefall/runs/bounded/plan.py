@@ -12,6 +12,7 @@ from panda_icefall.runs.bounded.config import BoundedConfig
 
 __all__ = ["Stage", "child_environment", "plan_stages"]
 
+_LAUNCHER = (sys.executable, "-m", "panda_icefall")
 _MMAP_BYTES = 8 * 2**20
 _EPOCH = ["--num-epochs", "1", "--start-epoch", "1"]
 
@@ -37,6 +38,11 @@ class Stage:
     exp_dir: Path
 
     @property
+    def arguments(self) -> tuple[str, ...]:
+        """What follows launcher, verb and TRAIN_PY: the options of the recipe and of PANDA."""
+        return self.command[len(_LAUNCHER) + 2 :]
+
+    @property
     def shown_command(self) -> str:
         """The command as one would type it."""
         return shlex.join(self.command)
@@ -59,7 +65,10 @@ def plan_stages(
     bounds, contract = config.bounds, config.contract
     common = [*data_arguments, *config.recipe_arguments(), *_EPOCH]
     mib = config.memory.workspace_mib
-    workspace = [] if mib is None else ["--panda-workspace-mib", f"{mib:g}"]
+    options = [] if mib is None else ["--panda-workspace-mib", f"{mib:g}"]
+    if config.projections is not None:
+        names = ",".join(f"{kind}={name}" for kind, name in config.projections.items())
+        options += ["--panda-projections", names]
     # A recipe saves a checkpoint every N batches, and wants N to be no less than the period.
     every = ["--save-every-n", str(bounds.stop_after), "--average-period", str(bounds.stop_after)]
 
@@ -67,10 +76,10 @@ def plan_stages(
         folder = out / name
         exp_dir = out / (exp_of or name) / "exp"
         verb = "check" if name == "contract" else "run"
-        command = [sys.executable, "-m", "panda_icefall", verb, str(train_py)]
-        command += ["--exp-dir", str(exp_dir), *common, *workspace, *words]
+        arguments = ("--exp-dir", str(exp_dir), *common, *options, *words)
+        command = (*_LAUNCHER, verb, str(train_py), *arguments)
         return Stage(
-            name, purpose, tuple(command), folder / "output.log", folder / "memory.jsonl", exp_dir
+            name, purpose, command, folder / "output.log", folder / "memory.jsonl", exp_dir
         )
 
     def training(
@@ -94,7 +103,7 @@ def plan_stages(
         training("routed", "the same steps with PANDA", steps, ["--use-panda", "1"]),
         training(
             "twin",
-            "dense, its start moved by a last bit",
+            "dense, its start perturbed by one ulp (control run)",
             steps,
             ["--use-panda", "0", "--panda-last-bit-twin", "1"],
         ),
