@@ -26,9 +26,10 @@ from panda_icefall.runs.recipe_calls import (
     call_recorded,
     wrap_function,
 )
+from panda_icefall.runs.records import RunOutcome
 from panda_icefall.runs.repeatable import RepeatableBatches
+from panda_icefall.runs.report.summary import open_console
 from panda_icefall.runs.routing_proof import RoutingProof
-from panda_icefall.runs.run_report import RunOutcome, open_console
 from panda_icefall.runs.termination import Terminated
 
 __all__ = ["TrainingSession"]

@@ -6,7 +6,7 @@ import shutil
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 import torch
 
@@ -24,6 +24,7 @@ from panda_icefall.runs.doctor.failed_imports import require_imports
 from panda_icefall.runs.errors import UsageError
 from panda_icefall.runs.options import split_panda_arguments
 from panda_icefall.runs.recipe_module import RecipeFile
+from panda_icefall.runs.run_record import RunRecord
 
 __all__ = ["Request", "check_request"]
 
@@ -42,7 +43,7 @@ class Request:
       out: Folder to write; it exists, and is empty but for what ``earlier`` left.
       stages: Its child processes, in their order.
       inputs: All that the run depends on, by name.
-      earlier: The report's content of the unfinished run that is to be continued; None: a new run.
+      earlier: The record of the unfinished run that is to be continued; None: a new run.
       max_minutes: The bound in minutes, where it was given in place of the configuration's.
     """
 
@@ -51,12 +52,12 @@ class Request:
     root: Path
     train_py: Path
     device: str
-    data: Optional[Path]
+    data: Path | None
     out: Path
     stages: list[Stage]
     inputs: dict[str, Any] = field(repr=False)
-    earlier: Optional[dict[str, Any]] = field(repr=False)
-    max_minutes: Optional[float]
+    earlier: RunRecord | None = field(repr=False)
+    max_minutes: float | None
 
     @property
     def corpus_folder(self) -> Path:
@@ -73,11 +74,11 @@ class Request:
         """A command that makes the same run again, from any folder, in a new folder there."""
         return shlex.join(self._words(self.max_minutes))
 
-    def continuation(self, max_minutes: Optional[float] = None) -> str:
+    def continuation(self, max_minutes: float | None = None) -> str:
         """A command that continues this run in its folder, with another bound if one is given."""
         return shlex.join([*self._words(max_minutes or self.max_minutes), "--out", str(self.out)])
 
-    def _words(self, max_minutes: Optional[float]) -> list[str]:
+    def _words(self, max_minutes: float | None) -> list[str]:
         is_installed = shutil.which("panda-icefall") is not None
         start = ["panda-icefall"] if is_installed else [sys.executable, "-m", "panda_icefall"]
         where = ["--synthetic"] if self.data is None else ["--data", str(self.data)]
@@ -97,11 +98,11 @@ def check_request(
     config_path: Path,
     icefall_root: Path,
     *,
-    data: Optional[Path] = None,
+    data: Path | None = None,
     synthetic: bool = False,
-    device: Optional[str] = None,
-    out: Optional[Path] = None,
-    max_minutes: Optional[float] = None,
+    device: str | None = None,
+    out: Path | None = None,
+    max_minutes: float | None = None,
 ) -> Request:
     """Check everything that can be wrong with a request, before anything starts.
 
@@ -158,7 +159,7 @@ def check_request(
     )
     stages = plan_stages(config, train_py, words, folder)
     if earlier is None:  # else it has been asked
-        _, all_words = split_panda_arguments(stages[-1].command[5:])  # behind train_py
+        _, all_words = split_panda_arguments(stages[-1].arguments)
         environment = child_environment(root, chosen_device)
         require_imports(train_py, root)
         try:
@@ -184,7 +185,7 @@ def check_request(
     )
 
 
-def _with_minutes(config: BoundedConfig, max_minutes: Optional[float]) -> BoundedConfig:
+def _with_minutes(config: BoundedConfig, max_minutes: float | None) -> BoundedConfig:
     if max_minutes is None:
         return config
     if not (max_minutes > 0 and math.isfinite(max_minutes)):
@@ -204,7 +205,7 @@ def _find_recipe(config: BoundedConfig, root: Path) -> Path:
     return train_py
 
 
-def _choose_device(device: Optional[str], config: BoundedConfig) -> str:
+def _choose_device(device: str | None, config: BoundedConfig) -> str:
     has_cuda = torch.cuda.is_available()
     if device == "cuda" and not has_cuda:
         raise UsageError("--device: got cuda, but torch sees no GPU; expected cpu, or a GPU")

@@ -9,11 +9,11 @@ import torch
 from rich.console import Console
 
 from panda_icefall.runs.contract.check import Contract
-from panda_icefall.runs.contract.report import print_contract, write_contract
 from panda_icefall.runs.counters import CounterLedger
 from panda_icefall.runs.errors import NotRoutedError
 from panda_icefall.runs.options import PandaOptions
 from panda_icefall.runs.recipe_calls import Epoch, loss_of_model
+from panda_icefall.runs.report.contract_table import print_contract, write_contract
 
 __all__ = ["SessionCheck"]
 

@@ -13,8 +13,9 @@ from panda_icefall.routing import find_projections
 from panda_icefall.routing.hosts import HOSTS
 from panda_icefall.runs.memory.parts import PartMeter
 
-__all__ = ["LOSS_PARTS", "PartWatch"]
+__all__ = ["ENCODER", "LOSS_PARTS", "PartWatch"]
 
+ENCODER = "encoder"
 LOSS_PARTS = _SIMPLE, _PRUNED = "simple_loss", "pruned_loss"
 _LOSS_FUNCTIONS = (
     # (function, part, whether the part stays open after it returns)
@@ -84,7 +85,7 @@ class PartWatch:
         """
         enter, leave = self._meter.enter, self._meter.leave
         if has_forward:
-            self._watch(self._encoders, _PartHook("encoder", enter), _PartHook("encoder", leave))
+            self._watch(self._encoders, _PartHook(ENCODER, enter), _PartHook(ENCODER, leave))
             hold = functools.partial(leave, is_held=True)
             self._watch(self._projections, _PartHook(_SIMPLE, enter), _PartHook(_SIMPLE, hold))
         for module_name in HOSTS:

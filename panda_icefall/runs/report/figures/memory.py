@@ -1,9 +1,6 @@
 """The figure of the peak memory of every training step."""
 
-from collections.abc import Mapping
-from typing import Any, Optional
-
-from panda_icefall.runs.bounded.report.figures.style import (
+from panda_icefall.runs.report.figures.style import (
     COLOURS,
     MUTED,
     RAISED,
@@ -12,21 +9,21 @@ from panda_icefall.runs.bounded.report.figures.style import (
     step_axis,
     styled,
 )
-from panda_icefall.runs.bounded.report.reading import read_arm
+from panda_icefall.runs.run_record import RunRecord
 
 __all__ = ["draw_memory"]
 
 _MIB = 2**20
 
 
-def draw_memory(content: Mapping[str, Any]) -> Optional[bytes]:
+def draw_memory(record: RunRecord) -> bytes | None:
     """``memory.png``: peak of each step, dense and routed, in MiB from zero.
 
     Returns:
       ``None`` while neither arm has a measured step.
     """
-    read = {name: read_arm(content, name) for name in ("dense", "routed")}
-    arms = {n: arm for n, arm in read.items() if arm is not None and arm.peak_bytes is not None}
+    trained = {n: arm for n, arm in record.trained.items() if arm.peak_bytes is not None}
+    arms = {name: trained[name] for name in ("dense", "routed") if name in trained}
     if not arms:
         return None
     from matplotlib.figure import Figure

@@ -1,11 +1,11 @@
 """The figure of memory and time by phase of a training step."""
 
 import math
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Callable, Optional
+from typing import TYPE_CHECKING, Callable
 
-from panda_icefall.runs.bounded.report.figures.style import COLOURS, INK, as_png, dress, styled
-from panda_icefall.runs.bounded.report.reading import Arm, comparable_arms, phases_of
+from panda_icefall.runs.records import Arm, phases_of
+from panda_icefall.runs.report.figures.style import COLOURS, INK, as_png, dress, styled
+from panda_icefall.runs.run_record import RunRecord
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -14,16 +14,16 @@ __all__ = ["draw_phases"]
 
 _MIB = 2**20
 _BAR = 0.38
-_Figure = Callable[[Arm, str], Optional[float]]
+_Figure = Callable[[Arm, str], float | None]
 
 
-def draw_phases(content: Mapping[str, Any]) -> Optional[bytes]:
+def draw_phases(record: RunRecord) -> bytes | None:
     """``phases.png``: medians of peak memory and of seconds by phase, dense and routed.
 
     Returns:
       ``None`` while no phase was measured in either arm.
     """
-    arms = comparable_arms(content)
+    arms = record.comparable
     phases = phases_of(arms.values())
     if not phases:
         return None
@@ -68,5 +68,5 @@ def _draw_bars(axes: "Axes", arms: dict[str, Arm], phases: list[str], value_of: 
     axes.set_xlim(left=0)
 
 
-def _in_mib(size_bytes: Optional[float]) -> Optional[float]:
+def _in_mib(size_bytes: float | None) -> float | None:
     return None if size_bytes is None else size_bytes / _MIB
