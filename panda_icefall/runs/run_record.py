@@ -1,6 +1,6 @@
 """``report.json`` of a bounded run as a typed record: its stages, arms, distances and verdicts."""
 
-from typing import Any
+from typing import Any, Callable, TypeVar
 
 from pydantic import Field
 
@@ -17,6 +17,8 @@ __all__ = [
     "Trajectory",
     "Verdict",
 ]
+
+_Figure = TypeVar("_Figure")
 
 
 class Verdict(Record):
@@ -109,9 +111,9 @@ class FinalParameters(Record):
     twin_rel_l2: float | None = None
     bulk_rel_l2: float
     twin_bulk_rel_l2: float | None = None
-    non_finite: list[str] = Field([])
-    groups: list[GroupDistance] = Field([])
-    largest_parameters: list[ParameterDistance] = Field([])
+    non_finite: list[str] = Field(default_factory=list)
+    groups: list[GroupDistance] = Field(default_factory=list)
+    largest_parameters: list[ParameterDistance] = Field(default_factory=list)
     bound: float | None = None
     allowed: str | None = None
 
@@ -141,17 +143,17 @@ class RunRecord(Record):
     state: str | None = None
     reason: str | None = None
     passed: bool | None = None
-    verdicts: list[Verdict] = Field([])
+    verdicts: list[Verdict] = Field(default_factory=list)
     command: str | None = None
     continuation: str | None = None
-    config: dict[str, Any] = Field({})
+    config: dict[str, Any] = Field(default_factory=dict)
     config_path: str | None = None
-    inputs: dict[str, Any] = Field({})
-    versions: dict[str, Any] = Field({})
+    inputs: dict[str, Any] = Field(default_factory=dict)
+    versions: dict[str, Any] = Field(default_factory=dict)
     data: DataRecord = DataRecord()
     started: str | None = None
-    stages: list[StageRecord] = Field([])
-    arms: dict[str, Arm] = Field({})
+    stages: list[StageRecord] = Field(default_factory=list)
+    arms: dict[str, Arm] = Field(default_factory=dict)
     seconds: float | None = None
     contract: ContractRecord | None = None
     trajectory: Trajectory | None = None
@@ -169,6 +171,12 @@ class RunRecord(Record):
         arms = {name: self.trained[name] for name in ("dense", "routed") if name in self.trained}
         last = min((arm.steps[-1].step for arm in arms.values()), default=0)
         return {name: arm.up_to(last) for name, arm in arms.items()}
+
+    def compare(self, figure: Callable[[Arm], _Figure]) -> tuple[_Figure | None, _Figure | None]:
+        """``figure`` of the dense and of the routed arm over the steps that both have."""
+        arms = self.comparable
+        dense, routed = (figure(arms[n]) if n in arms else None for n in ("dense", "routed"))
+        return dense, routed
 
     @property
     def absence(self) -> str:

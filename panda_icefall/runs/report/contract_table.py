@@ -15,11 +15,11 @@ from panda_icefall.runs.atomic_file import replace_file
 from panda_icefall.runs.contract.comparison import Distance
 from panda_icefall.runs.contract.result import ContractResult
 from panda_icefall.runs.memory.log import finite_json, rank_path, run_versions
+from panda_icefall.runs.report.units import MIB
 
 __all__ = ["FILE_NAME", "print_contract", "write_contract"]
 
 FILE_NAME = "panda-check.json"
-_MIB = 2**20
 
 
 def _as_json(result: ContractResult, device: torch.device) -> dict[str, Any]:
@@ -72,8 +72,8 @@ def print_contract(result: ContractResult, path: Path, console: Console) -> None
             f"{b.loss_routed:.7g}",
             f"{b.loss_rel:.2e}",
             f"{b.prune_ranges.frames_differing} / {b.prune_ranges.frames}",
-            f"{b.peak_bytes_dense / _MIB:.1f}",
-            f"{b.peak_bytes_routed / _MIB:.1f}",
+            f"{b.peak_bytes_dense / MIB:.1f}",
+            f"{b.peak_bytes_routed / MIB:.1f}",
         )
     console.print(losses)
     console.print(

@@ -1,6 +1,5 @@
 """The first screen of a report: did it hold, what did it cost, what was run on what."""
 
-from panda_icefall.runs.records import Arm
 from panda_icefall.runs.report import units
 from panda_icefall.runs.report.markdown import code, plain, table
 from panda_icefall.runs.run_record import RunRecord, Verdict
@@ -96,21 +95,28 @@ def headline(record: RunRecord) -> tuple[list[tuple[str, ...]], str] | None:
     arms = record.comparable
     if not arms:
         return None
-    dense, routed = arms.get("dense"), arms.get("routed")
     last = next(iter(arms.values())).steps[-1].step
     kind = next(iter(arms.values())).memory_kind
+    peaks = record.compare(lambda arm: arm.peak_bytes)
     compared = [
-        (f"peak memory ({kind})", units.mib, _both(dense, routed, "peak_bytes")),
-        ("above the memory before step 1", units.mib, _both(dense, routed, "added_bytes")),
-        ("median time per step", units.seconds, _both(dense, routed, "median_seconds")),
+        (f"peak memory ({kind})", units.mib, peaks),
+        ("above the memory before step 1", units.mib, record.compare(lambda arm: arm.added_bytes)),
+        ("median time per step", units.seconds, record.compare(lambda arm: arm.median_seconds)),
     ]
     rows: list[tuple[str, ...]] = [
-        (name, show(values[0]), show(values[1]), units.ratio(values[1], values[0]))
+        (name, *map(show, values), units.ratio(values[1], values[0]))
         for name, show, values in compared
         if values != (None, None)
     ]
-    rows[1:1] = _losses_row(dense, routed)
-    rows.append(_loss_row(dense, routed, last))
+    added = record.compare(lambda arm: arm.losses_bytes)
+    if added != (None, None):
+        name = "added by the losses in forward (share of the peak)"
+        rows.insert(1, (name, *map(_share, added, peaks), units.ratio(added[1], added[0])))
+    dense, routed = record.compare(lambda arm: arm.steps[-1].loss)
+    apart = units.NOTHING
+    if dense is not None and routed is not None and dense:
+        apart = f"difference {units.distance(abs(routed - dense) / abs(dense))}"
+    rows.append((f"loss per frame, step {last}", units.loss(dense), units.loss(routed), apart))
     steps = {name: len(record.arms[name].steps) for name in arms}
     if len(set(steps.values())) > 1:
         counts = ", ".join(f"{name} {count}" for name, count in steps.items())
@@ -156,32 +162,8 @@ def _counted(answers: list[Verdict], violated: list[str]) -> str:
     return text + (f", not judged: {open_}." if open_ else ".")
 
 
-def _both(dense: Arm | None, routed: Arm | None, figure: str) -> tuple[float | None, float | None]:
-    of_dense, of_routed = (None if arm is None else getattr(arm, figure) for arm in (dense, routed))
-    return of_dense, of_routed
-
-
-def _losses_row(dense: Arm | None, routed: Arm | None) -> list[tuple[str, ...]]:
-    """What the losses add to the memory, and its share of the peak; no row where not measured."""
-    of_dense, of_routed = _both(dense, routed, "losses_bytes")
-    if of_dense is None and of_routed is None:
-        return []
-
-    def cell(arm: Arm | None) -> str:
-        added, peak = (None, None) if arm is None else (arm.losses_bytes, arm.peak_bytes)
-        has_share = added is not None and peak
-        return units.mib(added) + (f" ({added / peak:.0%})" if has_share else "")  # type: ignore
-
-    name = "added by the losses in forward (share of the peak)"
-    return [(name, cell(dense), cell(routed), units.ratio(of_routed, of_dense))]
-
-
-def _loss_row(dense: Arm | None, routed: Arm | None, last: int) -> tuple[str, ...]:
-    first, second = (None if arm is None else arm.steps[-1].loss for arm in (dense, routed))
-    apart = units.NOTHING
-    if first is not None and second is not None and first:
-        apart = f"difference {units.distance(abs(second - first) / abs(first))}"
-    return (f"loss per frame, step {last}", units.loss(first), units.loss(second), apart)
+def _share(added: float | None, peak: float | None) -> str:
+    return units.mib(added) + (f" ({added / peak:.0%})" if added is not None and peak else "")
 
 
 def _panda(record: RunRecord) -> str:

@@ -1,8 +1,10 @@
 """The sections of a report below its first screen, as blocks of Markdown."""
 
+from functools import partial
+
 import yaml
 
-from panda_icefall.runs.records import phases_of
+from panda_icefall.runs.records import Arm, phases_of
 from panda_icefall.runs.report import units
 from panda_icefall.runs.report.markdown import code, table
 from panda_icefall.runs.run_record import RunRecord
@@ -33,12 +35,10 @@ def training(record: RunRecord) -> list[str]:
 
 def memory(record: RunRecord) -> list[str]:
     """Peak and time of every phase, dense and routed."""
-    arms = record.comparable
-    dense, routed = arms.get("dense"), arms.get("routed")
     rows = []
-    for phase in phases_of(arms.values()):
-        peaks = [None if arm is None else arm.phase_peak_bytes(phase) for arm in (dense, routed)]
-        times = [None if arm is None else arm.phase_seconds(phase) for arm in (dense, routed)]
+    for phase in phases_of(record.comparable.values()):
+        peaks = record.compare(partial(Arm.phase_peak_bytes, phase=phase))
+        times = record.compare(partial(Arm.phase_seconds, phase=phase))
         rows.append(
             (
                 phase.replace("_", " "),

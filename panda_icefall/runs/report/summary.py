@@ -7,12 +7,12 @@ from rich.text import Text
 from panda_icefall.routing import LossTotals
 from panda_icefall.runs.options import PandaOptions
 from panda_icefall.runs.records import RunOutcome
+from panda_icefall.runs.report.units import MIB
 
 __all__ = ["open_console", "print_summary"]
 
 LOG_WIDTH = 120
 _OFF = "OFF, the recipe trained dense; --use-panda 1 routes its losses"
-_MIB = 2**20
 
 
 def open_console() -> Console:
@@ -69,13 +69,13 @@ def print_summary(outcomes: list[RunOutcome], console: Console, options: PandaOp
 def _memory_rows(outcomes: list[RunOutcome]) -> list[tuple[str, str]]:
     highest = max(outcomes, key=lambda outcome: outcome.peak_bytes)
     kind = "resident" if highest.device == "cpu" else "allocated"
-    peak = f"{highest.peak_bytes / _MIB:.0f} MiB {kind} on {highest.device}"
+    peak = f"{highest.peak_bytes / MIB:.0f} MiB {kind} on {highest.device}"
     if len(outcomes) > 1:
         peak += f" (rank {highest.rank}, the highest)"
     rows = [("peak memory of the process", peak)]
     if highest.losses_bytes:
         share = _share(highest.losses_bytes, highest.peak_bytes)
-        added = f"{highest.losses_bytes / _MIB:.0f} MiB, {share} of the peak"
+        added = f"{highest.losses_bytes / MIB:.0f} MiB, {share} of the peak"
         rows.append(("added by the losses of a step, forward", added))
     return rows
 

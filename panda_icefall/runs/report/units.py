@@ -2,15 +2,15 @@
 
 import math
 
-__all__ = ["NOTHING", "count", "distance", "duration", "loss", "mib", "ratio", "seconds"]
+__all__ = ["MIB", "NOTHING", "count", "distance", "duration", "loss", "mib", "ratio", "seconds"]
 
 NOTHING = "\N{EN DASH}"
-_MIB = 2**20
+MIB = 2**20
 
 
 def mib(size_bytes: float | None) -> str:
     """A size in MiB."""
-    return NOTHING if size_bytes is None else f"{size_bytes / _MIB:,.0f} MiB"
+    return NOTHING if size_bytes is None else f"{size_bytes / MIB:,.0f} MiB"
 
 
 def seconds(value: float | None) -> str:

@@ -11,7 +11,6 @@ from panda_icefall.runs.report.figures import contract as contract_figure
 from panda_icefall.runs.report.figures import draw_figures
 from panda_icefall.runs.report.figures import loss as loss_figure
 from panda_icefall.runs.report.figures import memory as memory_figure
-from panda_icefall.runs.report.figures import phases as phases_figure
 from panda_icefall.runs.report.figures.style import COLOURS
 
 LONG = tuple(
@@ -24,9 +23,10 @@ LONG = tuple(
 def drawn(monkeypatch):
     """Draw with one of the figure modules and get the figure, laid out, instead of its PNG."""
 
-    def draw(module, content):
+    def draw(module, content, name=None):
+        name = name or module.__name__.rsplit(".", 1)[1]
         monkeypatch.setattr(module, "as_png", lambda figure: figure)
-        figure = getattr(module, f"draw_{module.__name__.rsplit('.', 1)[1]}")(made.record(content))
+        figure = getattr(module, f"draw_{name}")(made.record(content))
         if figure is not None:
             figure.draw_without_rendering()
         return figure
@@ -162,7 +162,7 @@ def test_phases_are_medians_without_the_first_step_in_the_order_of_a_step(drawn)
     for row, peak in zip(content["arms"]["dense"]["steps"], (9000, 700, 800)):
         row["phases"]["encoder"]["peak_bytes"] = peak * made.MIB
         row["phases"]["a_hook"] = {"seconds": 0.5}
-    peaks, times = drawn(phases_figure, content).axes
+    peaks, times = drawn(memory_figure, content, "phases").axes
     phases = [label.get_text() for label in peaks.get_yticklabels()]
     assert phases == [*(p.replace("_", " ") for p in made.PHASES), "a hook"]
     dense = peaks.containers[0]

@@ -2,8 +2,7 @@
 
 from panda_icefall.runs.report.figures.contract import draw_contract
 from panda_icefall.runs.report.figures.loss import draw_loss
-from panda_icefall.runs.report.figures.memory import draw_memory
-from panda_icefall.runs.report.figures.phases import draw_phases
+from panda_icefall.runs.report.figures.memory import draw_memory, draw_phases
 from panda_icefall.runs.run_record import RunRecord
 
 __all__ = ["FIGURE_FILES", "draw_figures"]

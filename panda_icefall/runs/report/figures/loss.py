@@ -38,8 +38,7 @@ def draw_loss(record: RunRecord) -> bytes | None:
       ``None`` while no arm has a step.
     """
     trained = record.trained
-    names = [name for name in ("dense", "twin", "routed") if name in trained]
-    arms = {name: trained[name] for name in names}
+    arms: dict[str, Arm] = {n: trained[n] for n in ("dense", "twin", "routed") if n in trained}
     if not arms:
         return None
     bound = None if record.trajectory is None else record.trajectory.bound
