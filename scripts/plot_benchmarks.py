@@ -18,7 +18,7 @@ from benchmarks.arms import ARMS
 from benchmarks.tables import KEYS, part_of
 from results_tables import read
 
-from panda_icefall.runs.bounded.report.figures.style import (
+from panda_icefall.runs.report.figures.style import (
     COLOURS,
     MUTED,
     VIOLATED,

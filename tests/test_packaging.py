@@ -22,7 +22,9 @@ def test_wheel_and_sdist_build_from_the_checkout(tmp_path):
     (wheel,) = tmp_path.glob("*.whl")
     (sdist,) = tmp_path.glob("*.tar.gz")
     names = zipfile.ZipFile(wheel).namelist()
-    assert {"panda_icefall/cli.py", "panda_icefall/py.typed"} <= set(names)
+    assert {
+        f"panda_icefall/{name}" for name in ("cli.py", "py.typed", "runs/report/style.css")
+    } <= set(names)
     assert not [n for n in names if n.startswith(("tests", "egs"))]
     with tarfile.open(sdist) as archive:
         assert any(name.endswith("panda_icefall/__init__.py") for name in archive.getnames())

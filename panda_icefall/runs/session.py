@@ -20,7 +20,8 @@ from panda_icefall.runs.hooks import call_each, hooks_for
 from panda_icefall.runs.memory.probe import process_peak_bytes
 from panda_icefall.runs.options import PandaOptions
 from panda_icefall.runs.recipe_calls import Epoch, LossCall, wrap_function
-from panda_icefall.runs.run_report import RunOutcome, open_console
+from panda_icefall.runs.records import RunOutcome
+from panda_icefall.runs.report.summary import open_console
 from panda_icefall.runs.termination import Terminated
 from panda_icefall.swaps import Swaps
 

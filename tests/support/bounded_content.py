@@ -1,6 +1,11 @@
 """Made-up contents of bounded-run reports, shaped like those of real runs."""
 
+import dataclasses
 import random
+
+from panda_icefall.routing import LossTotals
+from panda_icefall.runs.records import validated
+from panda_icefall.runs.run_record import RunRecord
 
 MIB = 2**20
 PHASES = ("encoder", "simple_loss", "pruned_loss", "backward", "optimizer", "other")
@@ -28,6 +33,11 @@ BOUNDS = {
     "parameter_rel_l2": 1e-6,
     "negligible_gradient": 1e-6,
 }
+
+
+def record(content):
+    """The record of a ``report.json`` with this content."""
+    return validated(RunRecord, content, "report.json")
 
 
 def distance(group, rel_l2, is_negligible=False):
@@ -123,9 +133,9 @@ def arm(name, steps=30, grad_scales=None):
             "engine": "auto",
         },
         "counters": {
+            **dataclasses.asdict(LossTotals()),
             "losses_routed": 0 if is_dense else steps + 7,
             "losses_dense": steps + 7 if is_dense else 0,
-            "materialised": {},
             "sites": 0 if is_dense else 145800,
             "sites_evaluated": 0 if is_dense else 121014,
             "sites_backward": 0 if is_dense else 106434,

@@ -2,120 +2,133 @@
 
 import math
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 import torch
+from pydantic import BaseModel, model_validator
 from torch import Tensor
 
+from panda_icefall.routing import LossTotals
 from panda_icefall.runs.errors import UsageError
 from panda_icefall.runs.memory.log import read_last_run
+from panda_icefall.runs.memory.phases import added_by_losses
+from panda_icefall.runs.memory.probe import MemoryReading
+from panda_icefall.runs.records import Arm, PartFigures, Step, validated
 
-__all__ = ["final_parameters", "losses_of", "non_finite_steps", "read_arm"]
+__all__ = ["final_parameters", "read_arm"]
 
 _PHASES = ("compute_loss", "backward_update")
-_LOSSES = ("simple_loss", "pruned_loss")
-_COUNTED = (
-    "losses_routed losses_dense simple_losses_routed simple_losses_of_tensors simple_losses_dense "
-    "sites sites_evaluated sites_backward tiles_forward tiles_backward "
-    "adjoint_mass adjoint_mass_skipped forward_seconds backward_seconds "
-    "simple_forward_seconds simple_backward_seconds"
-).split()
 
 
-def read_arm(memory_log: Path) -> dict[str, Any]:
+class _Memory(BaseModel):
+    """Memory in a row of the log, under the names of ``MemoryReading.as_row``."""
+
+    allocated_bytes: int | None = None
+    rss_bytes: int | None = None
+    peak_bytes: int | None = None
+    peak_rss_bytes: int | None = None
+    peak_is_since_start: bool = False
+
+    @property
+    def current(self) -> int | None:
+        return self.rss_bytes if self.allocated_bytes is None else self.allocated_bytes
+
+    @property
+    def peak(self) -> int:
+        return (self.peak_rss_bytes if self.peak_bytes is None else self.peak_bytes) or 0
+
+    @property
+    def reading(self) -> MemoryReading:
+        is_since_start = self.peak_is_since_start or self.current is None
+        return MemoryReading("", self.current or 0, self.peak, None, is_since_start)
+
+
+class _Header(BaseModel):
+    options: dict[str, Any] | None = None
+    memory: _Memory = _Memory()
+
+
+class _Part(_Memory):
+    step: int
+    phase: str
+    seconds: float
+
+
+class _Phase(_Part):
+    batch_idx_train: int | None = None
+    loss: float = math.nan
+    frames: float = 0.0
+    grad_scale: float | None = None
+    error: str | None = None
+    counters: LossTotals
+
+    @model_validator(mode="before")
+    @classmethod
+    def _gather_counters(cls, row: dict[str, Any]) -> dict[str, Any]:
+        return {**row, "counters": row}
+
+
+def read_arm(memory_log: Path) -> Arm:
     """Steps, memory and counters of one process, from its memory log.
 
     A log that ends early is read as far as it goes; a step counts once both its outer phases were
-    written.
+    written. Of several runs in one log, the last one is read.
 
     Args:
       memory_log: What ``--panda-memory-log`` named; it may not be there yet.
 
-    Returns:
-      ``steps`` (a list of dicts: loss per frame, seconds, peak bytes, of them those that the losses
-      added, grad scale and the phases of each step), ``memory_kind``, ``base_bytes`` (before the
-      first step), ``options`` (PANDA's, of that process) and ``counters``. Of several runs in one
-      log, those of the last one.
+    Raises:
+      UsageError: A row is none of a memory log.
     """
     rows = read_last_run(memory_log) if memory_log.exists() else []
-    header = rows[0] if rows and rows[0].get("row") == "header" else {}
-    outer = [row for row in rows if row.get("row") == "phase"]
-    by_step: dict[int, dict[str, dict[str, Any]]] = {}
-    for row in outer:
-        if "error" not in row:
-            by_step.setdefault(row["step"], {})[row["phase"]] = row
-    parts: dict[int, list[dict[str, Any]]] = {}
+    header = _Header()
+    parts: dict[int, list[_Part]] = {}
+    phases: list[_Phase] = []
     for row in rows:
-        if row.get("row") == "part":
-            parts.setdefault(row["step"], []).append(row)
-    steps = [
-        _step(number, phases, parts.get(number, []))
-        for number, phases in sorted(by_step.items())
-        if phases.keys() >= set(_PHASES)
-    ]
-    on_gpu = any("allocated_bytes" in row for row in outer)
-    materialised: dict[str, int] = {}
-    for row in outer:
-        for name, count in row.get("materialised", {}).items():
-            materialised[name] = materialised.get(name, 0) + count
-    return {
-        "steps": steps,
-        "memory_kind": "CUDA allocated" if on_gpu else "process RSS",
-        "base_bytes": _size(header["memory"]) if "memory" in header else None,
-        "options": header.get("options"),
-        "counters": {
-            **{name: sum(row.get(name, 0) for row in outer) for name in _COUNTED},
-            "materialised": materialised,
-        },
-    }
+        if row["row"] == "header":
+            header = validated(_Header, row, memory_log)
+        elif row["row"] == "part":
+            part = validated(_Part, row, memory_log)
+            parts.setdefault(part.step, []).append(part)
+        elif row["row"] == "phase":
+            phases.append(validated(_Phase, row, memory_log))
+    by_step: dict[int, dict[str, _Phase]] = {}
+    for phase in phases:
+        if phase.error is None:
+            by_step.setdefault(phase.step, {})[phase.phase] = phase
+    is_on_gpu = any(phase.allocated_bytes is not None for phase in phases)
+    return Arm(
+        steps=[
+            _step(number, by_step[number], parts.get(number, []))
+            for number in sorted(by_step)
+            if by_step[number].keys() >= set(_PHASES)
+        ],
+        memory_kind="CUDA allocated" if is_on_gpu else "process RSS",
+        base_bytes=header.memory.current,
+        options=header.options,
+        counters=sum((phase.counters for phase in phases), LossTotals()),
+    )
 
 
-def _step(
-    number: int, outer: dict[str, dict[str, Any]], parts: list[dict[str, Any]]
-) -> dict[str, Any]:
+def _step(number: int, outer: dict[str, _Phase], parts: list[_Part]) -> Step:
     loss = outer["compute_loss"]
-    phases: dict[str, dict[str, float]] = {}
-    for row in parts:
-        phase = phases.setdefault(row["phase"], {"seconds": 0.0, "peak_bytes": 0.0})
-        phase["seconds"] += row["seconds"]
-        phase["peak_bytes"] = max(phase["peak_bytes"], _peak(row))
-    return {
-        "step": number,
-        "batch_idx_train": loss.get("batch_idx_train"),
-        "loss": float(loss.get("loss", math.nan)) / (loss.get("frames") or 1),
-        "seconds": sum(row["seconds"] for row in outer.values()),
-        "peak_bytes": max(map(_peak, outer.values())),
-        "losses_bytes": _added_by_losses(parts),
-        "grad_scale": outer["backward_update"].get("grad_scale"),
-        "phases": phases,
-    }
-
-
-def _added_by_losses(parts: list[dict[str, Any]]) -> Optional[float]:
-    """The peak within the losses, above the memory that the encoder had left."""
-    peaks = [_peak(row) for row in parts if row["phase"] in _LOSSES]
-    before = [_size(row) for row in parts if row["phase"] == "encoder"]
-    if not peaks or not before or before[-1] is None:
-        return None
-    return max(0.0, max(peaks) - before[-1])
-
-
-def _size(row: dict[str, Any]) -> Optional[float]:
-    return row.get("allocated_bytes", row.get("rss_bytes"))
-
-
-def _peak(row: dict[str, Any]) -> float:
-    return row.get("peak_bytes", row.get("peak_rss_bytes", 0))
-
-
-def losses_of(arm: dict[str, Any]) -> list[float]:
-    """Loss per frame of every step."""
-    return [step["loss"] for step in arm["steps"]]
-
-
-def non_finite_steps(arm: dict[str, Any]) -> list[int]:
-    """Numbers of the steps whose loss is NaN or infinite."""
-    return [step["step"] for step in arm["steps"] if not math.isfinite(step["loss"])]
+    figures: dict[str, PartFigures] = {}
+    for part in parts:
+        earlier = figures.get(part.phase, PartFigures(seconds=0.0, peak_bytes=0))
+        figures[part.phase] = PartFigures(
+            seconds=(earlier.seconds or 0.0) + part.seconds,
+            peak_bytes=max(earlier.peak_bytes or 0, part.peak),
+        )
+    return Step(
+        step=number,
+        batch_idx_train=loss.batch_idx_train,
+        loss=loss.loss / (loss.frames or 1),
+        seconds=sum(phase.seconds for phase in outer.values()),
+        peak_bytes=max(phase.peak for phase in outer.values()),
+        losses_bytes=added_by_losses({part.phase: part.reading for part in parts}),
+        grad_scale=outer["backward_update"].grad_scale,
+        phases=figures,
+    )
 
 
 def final_parameters(exp_dir: Path) -> dict[str, Tensor]:

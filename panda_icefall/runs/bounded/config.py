@@ -5,11 +5,12 @@ import difflib
 import re
 from collections.abc import Hashable
 from pathlib import Path
-from typing import Annotated, Any, Literal, Optional
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from panda_icefall.routing.finding_projections import check_projection_names
 from panda_icefall.runs.contract.tolerances import Tolerances
 from panda_icefall.runs.errors import UsageError
 
@@ -60,6 +61,14 @@ def _known_tolerance(name: str) -> str:
     return name
 
 
+def _known_projections(names: dict[str, str]) -> dict[str, str]:
+    try:
+        check_projection_names(names)
+    except ValueError:
+        raise ValueError("expected am: NAME, lm: NAME or one of the two") from None
+    return names
+
+
 def _scalar(value: Any) -> Any:
     if not isinstance(value, (str, int, float, bool)):
         raise ValueError("expected a text, a number or true/false")
@@ -71,6 +80,7 @@ AtLeastOne = Annotated[int, Field(ge=1)]
 NotNegative = Annotated[int, Field(ge=0)]
 AtLeastTwo = Annotated[int, Field(ge=2)]
 ToleranceName = Annotated[str, AfterValidator(_known_tolerance)]
+ProjectionNames = Annotated[dict[str, str], AfterValidator(_known_projections)]
 OptionName = Annotated[str, AfterValidator(_known_option)]
 OptionValue = Annotated[Any, AfterValidator(_scalar)]
 
@@ -121,7 +131,7 @@ class Bounds(_Strict):
 
     max_batches: AtLeastTwo
     max_minutes: Positive
-    resume_after: Optional[AtLeastOne] = None
+    resume_after: AtLeastOne | None = None
 
     @property
     def stop_after(self) -> int:
@@ -134,13 +144,13 @@ class ContractConfig(_Strict):
 
     Attributes:
       batches: Batches whose loss, log-probs and gradients are compared.
-      update_steps: Optimizer steps after which the parameters are compared; as many as batches
-        where none are given.
+      update_steps: Optimizer steps after which the parameters are compared; default: the same as
+        ``batches``.
       tolerances: Bounds by name; those left out have the default of the training's precision.
     """
 
     batches: AtLeastOne
-    update_steps: Optional[AtLeastOne] = None
+    update_steps: AtLeastOne | None = None
     tolerances: dict[ToleranceName, Positive] = {}
 
 
@@ -151,7 +161,7 @@ class MemoryConfig(_Strict):
       workspace_mib: Upper bound of a tile's scratch, in MiB; None: by the device.
     """
 
-    workspace_mib: Optional[Positive] = None
+    workspace_mib: Positive | None = None
 
 
 class BoundedConfig(_Strict):
@@ -161,6 +171,8 @@ class BoundedConfig(_Strict):
       recipe: The training script, relative to the icefall checkout.
       train_args: The recipe's own options without their dashes, and their values.
       data, bounds, contract, memory: See their classes.
+      projections: What the model's projections for the simple loss are called, by "am" and "lm";
+        as in icefall where none are given.
     """
 
     recipe: str
@@ -169,6 +181,7 @@ class BoundedConfig(_Strict):
     bounds: Bounds
     contract: ContractConfig
     memory: MemoryConfig = MemoryConfig()
+    projections: ProjectionNames | None = None
 
     def recipe_arguments(self) -> list[str]:
         """``train_args`` as words of a command line."""

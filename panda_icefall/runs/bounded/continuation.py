@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 import torch
 
@@ -16,6 +16,8 @@ from panda_icefall.runs.bounded.plan import Stage
 from panda_icefall.runs.doctor.imports import examine_checkout
 from panda_icefall.runs.errors import UsageError
 from panda_icefall.runs.memory.log import finite_json, run_versions
+from panda_icefall.runs.records import validated
+from panda_icefall.runs.run_record import RunRecord, StageRecord
 
 __all__ = ["finished_row", "move_aside", "only_run_in", "read_earlier", "run_inputs"]
 
@@ -23,7 +25,7 @@ _DONE = ("done", "taken over")
 
 
 def run_inputs(
-    config: BoundedConfig, root: Path, train_py: Path, device: str, data: Optional[Path]
+    config: BoundedConfig, root: Path, train_py: Path, device: str, data: Path | None
 ) -> dict[str, Any]:
     """All that a stage's result depends on, by name: what of it changed can be told by comparing.
 
@@ -56,7 +58,7 @@ def _digest(files: Iterable[tuple[Path, bytes]]) -> str:
     return digest.hexdigest()
 
 
-def read_earlier(folder: Path, inputs: dict[str, Any]) -> Optional[dict[str, Any]]:
+def read_earlier(folder: Path, inputs: dict[str, Any]) -> RunRecord | None:
     """What the unfinished run in ``folder`` has reported; None where the folder is new or empty.
 
     Raises:
@@ -64,33 +66,36 @@ def read_earlier(folder: Path, inputs: dict[str, Any]) -> Optional[dict[str, Any
     """
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return None
+    path = folder / "report.json"
     try:
-        earlier = json.loads((folder / "report.json").read_text(encoding="utf-8"))
-        state, known = earlier["state"], earlier["inputs"]
-    except (OSError, ValueError, KeyError, TypeError):
+        earlier = validated(RunRecord, json.loads(path.read_text(encoding="utf-8")), path)
+    except (OSError, ValueError, UsageError):
+        earlier = RunRecord()
+    if earlier.state is None or not earlier.inputs:
         raise UsageError(
             f"--out: got {folder}, which exists and is not empty, expected a new folder or an "
             "unfinished bounded run; remove it or choose another"
-        ) from None
-    if state == "complete":
+        )
+    if earlier.state == "complete":
         raise UsageError(
             f"--out: got {folder}, which holds a finished run, expected a new folder or an "
             "unfinished run to continue; remove it or choose another"
         )
+    known = earlier.inputs
     changed = [name for name in {**known, **inputs} if known.get(name) != inputs.get(name)]
     if changed:
         raise UsageError(
             f"--out: got {folder}, an unfinished run with other {', '.join(changed)}; expected the "
             "same inputs to continue it; choose a new folder"
         )
-    return dict(earlier)
+    return earlier
 
 
-def finished_row(earlier: Optional[dict[str, Any]], stage: Stage) -> Optional[dict[str, Any]]:
-    """The report's row of a stage that the earlier run finished by the same command, if it did."""
-    for row in earlier["stages"] if earlier is not None else []:
-        if row["name"] == stage.name and row["command"] == stage.shown_command:
-            return dict(row) if row["state"] in _DONE else None
+def finished_row(earlier: RunRecord | None, stage: Stage) -> StageRecord | None:
+    """The record of a stage that the earlier run finished by the same command, if it did."""
+    for row in earlier.stages if earlier is not None else []:
+        if row.name == stage.name and row.command == stage.shown_command:
+            return row if row.state in _DONE else None
     return None
 
 

@@ -2,79 +2,75 @@
 
 import math
 from collections.abc import Mapping
-from typing import Any, Optional
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from panda_icefall.runs.bounded.arms import losses_of, non_finite_steps
 from panda_icefall.runs.contract.comparison import group_of
+from panda_icefall.runs.records import Arm, nan_last
+from panda_icefall.runs.run_record import (
+    FinalParameters,
+    GroupDistance,
+    ParameterDistance,
+    Resumption,
+    Trajectory,
+)
 
-__all__ = ["compare_final_parameters", "compare_resumed", "compare_trajectories", "nan_last"]
+__all__ = ["OUTLIERS", "compare_final_parameters", "compare_resumed", "compare_trajectories"]
 
-# Optimizers of Adam's family move an element whose gradient is rounding noise by whole steps; a few
-# such elements can outweigh all others, and it is chance which run has them.
+# Optimizers of Adam's family amplify rounding noise in a gradient to full steps; a few elements of
+# that kind can outweigh all others, and it is chance which run has them.
 OUTLIERS = 1e-5
 _LARGEST = 8
 
 Parameters = Mapping[str, Tensor]
 
 
-def compare_trajectories(
-    dense: dict[str, Any], routed: dict[str, Any], twin: Optional[dict[str, Any]]
-) -> dict[str, Any]:
+def compare_trajectories(dense: Arm, routed: Arm, twin: Arm | None) -> Trajectory:
     """Loss curves of the three arms: the largest relative difference from the dense one.
 
     Where a twin ended early, only the steps that it has are compared: the distance that rounding
     makes grows with the steps.
-
-    Args:
-      dense, routed, twin: From ``read_arm``; the twin may be None.
     """
     arms = [arm for arm in (dense, routed, twin) if arm is not None]
-    last = min(len(arm["steps"]) for arm in arms)
+    last = min(len(arm.steps) for arm in arms)
     differences = _differences(dense, routed)[:last]
     of_twin = [] if twin is None else _differences(dense, twin)[:last]
     largest = max(differences, default=math.nan, key=nan_last)
-    non_finite = {step for arm in arms for step in non_finite_steps(arm)}
-    return {
-        "steps": len(differences),
-        "largest_relative_difference": largest,
-        "step_of_largest": differences.index(largest) + 1 if differences else None,
-        "first_relative_difference": differences[0] if differences else math.nan,
-        "twin_largest_relative_difference": max(of_twin, default=None, key=nan_last),
-        "non_finite": len(non_finite),
-    }
+    non_finite = {step.step for arm in arms for step in arm.steps if not step.is_finite}
+    return Trajectory(
+        steps=len(differences),
+        largest_relative_difference=largest,
+        step_of_largest=differences.index(largest) + 1 if differences else None,
+        first_relative_difference=differences[0] if differences else math.nan,
+        twin_largest_relative_difference=max(of_twin, default=None, key=nan_last),
+        non_finite=len(non_finite),
+    )
 
 
-def nan_last(value: float) -> float:
-    """A key for ``max`` that lets no NaN pass unseen."""
-    return math.inf if math.isnan(value) else value
-
-
-def _differences(dense: dict[str, Any], other: dict[str, Any]) -> list[float]:
-    pairs = zip(losses_of(dense), losses_of(other))
-    return [abs(b - a) / max(abs(a), torch.finfo(torch.float32).tiny) for a, b in pairs]
+def _differences(dense: Arm, other: Arm) -> list[float]:
+    tiny = torch.finfo(torch.float32).tiny
+    pairs = [
+        (math.nan if a.loss is None else a.loss, math.nan if b.loss is None else b.loss)
+        for a, b in zip(dense.steps, other.steps)
+    ]
+    return [abs(b - a) / max(abs(a), tiny) for a, b in pairs]
 
 
 def compare_final_parameters(
-    dense: Parameters, routed: Parameters, twin: Optional[Parameters]
-) -> dict[str, Any]:
+    dense: Parameters, routed: Parameters, twin: Parameters | None
+) -> FinalParameters:
     """Relative L2 distance of all parameters together, by group, and where it sits.
 
     Args:
       dense, routed, twin: State dicts of the same model; the twin may be None, and so are then all
         figures of it.
-
-    Returns:
-      ``rel_l2`` and ``twin_rel_l2`` of everything; ``bulk_rel_l2`` and ``twin_bulk_rel_l2``
-      without the elements furthest apart; the names with NaN or infinity in ``non_finite``;
-      ``groups``; and the ``largest_parameters`` with their share of the squared distance.
     """
     to_routed = _squares(dense, routed)
     to_twin = None if twin is None else _squares(dense, twin)
 
-    def of_twin(members: list[str]) -> Optional[float]:
+    def of_twin(members: list[str]) -> float | None:
         return None if to_twin is None else _relative(to_twin[name] for name in members)
 
     names: dict[str, list[str]] = {}
@@ -82,36 +78,36 @@ def compare_final_parameters(
         names.setdefault(group_of(name), []).append(name)
     total = sum(difference for difference, _, _ in to_routed.values())
     ranked = sorted(to_routed, key=lambda name: to_routed[name][0], reverse=True)
-    return {
-        "rel_l2": _relative(to_routed.values()),
-        "twin_rel_l2": of_twin(list(to_routed)),
-        "bulk_rel_l2": _bulk(dense, routed),
-        "twin_bulk_rel_l2": None if twin is None else _bulk(dense, twin),
-        "non_finite": [
+    return FinalParameters(
+        rel_l2=_relative(to_routed.values()),
+        twin_rel_l2=of_twin(list(to_routed)),
+        bulk_rel_l2=_bulk(dense, routed),
+        twin_bulk_rel_l2=None if twin is None else _bulk(dense, twin),
+        non_finite=[
             name
             for name in dense
             if not all(bool(torch.isfinite(arm[name]).all()) for arm in (dense, routed))
         ],
-        "groups": [
-            {
-                "group": group,
-                "rel_l2": _relative(to_routed[name] for name in members),
-                "max_abs": max(to_routed[name][2] for name in members),
-                "twin_rel_l2": of_twin(members),
-            }
+        groups=[
+            GroupDistance(
+                group=group,
+                rel_l2=_relative(to_routed[name] for name in members),
+                max_abs=max(to_routed[name][2] for name in members),
+                twin_rel_l2=of_twin(members),
+            )
             for group, members in names.items()
         ],
-        "largest_parameters": [
-            {
-                "name": name,
-                "share": to_routed[name][0] / total,
-                "rel_l2": _relative([to_routed[name]]),
-                "twin_rel_l2": of_twin([name]),
-            }
+        largest_parameters=[
+            ParameterDistance(
+                name=name,
+                share=to_routed[name][0] / total,
+                rel_l2=_relative([to_routed[name]]),
+                twin_rel_l2=of_twin([name]),
+            )
             for name in ranked[:_LARGEST]
             if to_routed[name][0] > 0
         ],
-    }
+    )
 
 
 def _squares(first: Parameters, second: Parameters) -> dict[str, tuple[float, float, float]]:
@@ -148,12 +144,12 @@ def _relative(squares: Any) -> float:
 
 def compare_resumed(
     uninterrupted: Parameters, resumed: Parameters, stopped_after: int, steps: int
-) -> dict[str, Any]:
+) -> Resumption:
     """Final parameters of the resumed run against those of the uninterrupted one."""
     squares = _squares(uninterrupted, resumed)
-    return {
-        "stopped_after": stopped_after,
-        "steps": steps,
-        "is_bitwise": all(torch.equal(v, resumed[k]) for k, v in uninterrupted.items()),
-        "rel_l2": _relative(squares.values()),
-    }
+    return Resumption(
+        stopped_after=stopped_after,
+        steps=steps,
+        is_bitwise=all(torch.equal(v, resumed[k]) for k, v in uninterrupted.items()),
+        rel_l2=_relative(squares.values()),
+    )

@@ -1,7 +1,6 @@
 """What can be said after each stage of a bounded run, taken from what its process left."""
 
 import json
-from typing import Any
 
 from torch import Tensor
 
@@ -15,10 +14,12 @@ from panda_icefall.runs.bounded.distances import (
 )
 from panda_icefall.runs.bounded.plan import Stage
 from panda_icefall.runs.bounded.stage import StageFailed, StageOutcome
-from panda_icefall.runs.bounded.verdicts import Leeway
-from panda_icefall.runs.contract.report import FILE_NAME
+from panda_icefall.runs.contract.leeway import Leeway
 from panda_icefall.runs.errors import UsageError
 from panda_icefall.runs.memory.log import rank_path
+from panda_icefall.runs.records import ContractRecord, validated
+from panda_icefall.runs.report.contract_table import FILE_NAME
+from panda_icefall.runs.run_record import RunRecord
 
 __all__ = ["Judge"]
 
@@ -26,32 +27,37 @@ _EXIT_VIOLATED = 1
 
 
 class Judge:
-    """Fills a report's content, stage by stage.
+    """Fills a run's record, stage by stage.
 
     Args:
       config: The configuration.
       device: ``cpu``, where runs repeat bit for bit, or ``cuda``, where some sums do not.
-      content: The report's content, filled in place.
+      record: Filled in place.
     """
 
-    def __init__(self, config: BoundedConfig, device: str, content: dict[str, Any]) -> None:
+    def __init__(self, config: BoundedConfig, device: str, record: RunRecord) -> None:
         self._config = config
         self._device = device
-        self._content = content
-        self._contracts: dict[int, dict[str, Any]] = {}
+        self._record = record
+        self._contracts: dict[int, ContractRecord] = {}
         self._models: dict[str, dict[str, Tensor]] = {}
 
     def read(self, stage: Stage) -> None:
-        """Take over what the stage left, complete or not."""
-        if stage.name == "contract":
-            rank = 0
-            while (path := rank_path(stage.exp_dir / FILE_NAME, rank)).exists():
-                self._contracts[rank] = json.loads(path.read_text(encoding="utf-8"))
-                rank += 1
-            if self._contracts:
-                self._content["contract"] = self._contracts[0]
-        else:
-            self._content["arms"][stage.name] = read_arm(stage.memory_log)
+        """Take over what the stage left, complete or not.
+
+        Raises:
+          UsageError: A file of it is none that panda-icefall has written.
+        """
+        if stage.name != "contract":
+            self._record.arms[stage.name] = read_arm(stage.memory_log)
+            return
+        contracts: dict[int, ContractRecord] = {}
+        while (path := rank_path(stage.exp_dir / FILE_NAME, len(contracts))).exists():
+            content = json.loads(path.read_text(encoding="utf-8"))
+            contracts[len(contracts)] = validated(ContractRecord, content, path)
+        self._contracts = contracts
+        if contracts:
+            self._record.contract = contracts[0]
 
     def judge(self, stage: Stage, outcome: StageOutcome) -> None:
         """Compare what can be compared now that ``stage`` is done.
@@ -72,24 +78,22 @@ class Judge:
         if stage.name == "dense":
             self._require_steps()
         elif stage.name == "routed":
-            arm = self._content["arms"]["routed"]
-            self._content["verdicts"].append(verdicts.pruned_loss_verdict(arm))
+            arm = self._record.arms["routed"]
+            self._record.verdicts.append(verdicts.pruned_loss_verdict(arm))
         elif stage.name == "twin":
             self._judge_arms()
         elif stage.name == "resumed":
             self._judge_resumed()
 
     def _judge_contract(self, stage: Stage, outcome: StageOutcome) -> None:
-        has_passed = bool(self._contracts) and all(
-            contract["has_passed"] for contract in self._contracts.values()
-        )
+        has_passed = bool(self._contracts) and all(c.has_passed for c in self._contracts.values())
         is_answer = outcome.exit_status == (0 if has_passed else _EXIT_VIOLATED)
         if not self._contracts or not is_answer:
             raise _failed(stage, outcome)
-        self._content["verdicts"].append(verdicts.contract_verdict(self._contracts))
+        self._record.verdicts.append(verdicts.contract_verdict(self._contracts))
 
     def _require_steps(self) -> None:
-        steps = len(self._content["arms"]["dense"]["steps"])
+        steps = len(self._record.arms["dense"].steps)
         wanted = self._config.bounds.max_batches
         if steps < wanted:
             raise StageFailed(
@@ -97,37 +101,33 @@ class Judge:
                 f"for {wanted}; give it more data (data.synthetic.utterances) or ask for fewer"
             )
 
-    def _tolerance(self, name: str) -> float:
-        return float(self._content["contract"]["tolerances"][name])
-
     def judge_partial(self) -> None:
         """Judge what an unfinished run has to show: the steps and models that are there.
 
         What the configured bound does not already settle stays open while there is no whole twin.
         """
-        arms = self._content["arms"]
-        given = {verdict["name"] for verdict in self._content["verdicts"]}
+        trained = self._record.trained
+        given = {verdict.name for verdict in self._record.verdicts}
         if "trajectory" in given or not self._contracts:
             return
         if "contract" not in given:
+            is_violated = any(contract.violations for contract in self._contracts.values())
             verdict = verdicts.contract_verdict(self._contracts)
-            is_violated = any(contract["violations"] for contract in self._contracts.values())
-            self._content["verdicts"].append({**verdict, "holds": False if is_violated else None})
-        if "pruned loss" not in given and arms.get("routed", {}).get("steps"):
-            verdict = verdicts.pruned_loss_verdict(arms["routed"], is_whole=False)
-            self._content["verdicts"].append(verdict)
-        if arms.get("dense", {}).get("steps") and arms.get("routed", {}).get("steps"):
+            verdict.holds = False if is_violated else None
+            self._record.verdicts.append(verdict)
+        if "pruned loss" not in given and "routed" in trained:
+            verdict = verdicts.pruned_loss_verdict(trained["routed"], is_whole=False)
+            self._record.verdicts.append(verdict)
+        if "dense" in trained and "routed" in trained:
             self._judge_arms(is_whole=False)
 
     def _judge_arms(self, *, is_whole: bool = True) -> None:
-        arms, models = self._content["arms"], self._models
-        twin = arms.get("twin")
-        if not is_whole and twin is not None and not twin["steps"]:
-            twin = None
-        curves = compare_trajectories(arms["dense"], arms["routed"], twin)
-        apart = curves["twin_largest_relative_difference"]
-        of_losses = Leeway(self._tolerance("loss_rel"), apart)
-        curves.update(bound=of_losses.bound, allowed=str(of_losses))
+        record, models = self._record, self._models
+        twin = (record.arms if is_whole else record.trained).get("twin")
+        curves = compare_trajectories(record.arms["dense"], record.arms["routed"], twin)
+        apart = curves.twin_largest_relative_difference
+        of_losses = self._leeway("loss_rel", apart)
+        curves.bound, curves.allowed = of_losses.bound, str(of_losses)
         steps = self._config.bounds.max_batches
         found = [verdicts.trajectory_verdict(curves, steps, of_losses, is_whole=is_whole)]
         parameters = None
@@ -135,25 +135,26 @@ class Judge:
             parameters = compare_final_parameters(
                 models["dense"], models["routed"], models.get("twin")
             )
-            bulk = parameters["twin_bulk_rel_l2"]
-            of_parameters = Leeway(self._tolerance("parameter_rel_l2"), bulk)
-            parameters.update(bound=of_parameters.bound, allowed=str(of_parameters))
+            of_parameters = self._leeway("parameter_rel_l2", parameters.twin_bulk_rel_l2)
+            parameters.bound, parameters.allowed = of_parameters.bound, str(of_parameters)
             found.append(verdicts.final_parameters_verdict(parameters, of_parameters))
         found.append(verdicts.finite_verdict(curves, parameters))
-        self._content.update(trajectory=curves, final_parameters=parameters)
-        self._content["verdicts"] += found
+        record.trajectory, record.final_parameters = curves, parameters
+        record.verdicts += found
+
+    def _leeway(self, tolerance: str, twin: float | None) -> Leeway:
+        return Leeway(self._contracts[0].tolerances[tolerance], twin)
 
     def _judge_resumed(self) -> None:
-        bounds = self._config.bounds
+        bounds, final = self._config.bounds, self._record.final_parameters
         found = compare_resumed(
             self._models["routed"], self._models["resumed"], bounds.stop_after, bounds.max_batches
         )
         leeway = None
-        if self._device != "cpu":
-            twin = self._content["final_parameters"]["twin_rel_l2"]
-            leeway = Leeway(self._tolerance("parameter_rel_l2"), twin)
-        self._content["resume"] = found
-        self._content["verdicts"].append(verdicts.resume_verdict(found, leeway))
+        if self._device != "cpu" and final is not None:
+            leeway = self._leeway("parameter_rel_l2", final.twin_rel_l2)
+        self._record.resume = found
+        self._record.verdicts.append(verdicts.resume_verdict(found, leeway))
 
 
 def _failed(stage: Stage, outcome: StageOutcome) -> StageFailed:

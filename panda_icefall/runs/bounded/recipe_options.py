@@ -11,7 +11,7 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, Optional
+from typing import Any, NoReturn
 
 from panda_icefall.runs.bounded.stage import Deadline, Interrupted, run_stage
 from panda_icefall.runs.errors import UsageError
@@ -109,7 +109,7 @@ def _ask(train_py: str, answer: Path, words: list[str]) -> None:
             if args is not None and list(args) != sys.argv[1:]:
                 return original(self, args, namespace, **others)
             self.error = _refuse
-            error: Optional[str] = None
+            error: str | None = None
             rest: list[str] = []
             try:
                 _, rest = parse_known_args(self, args, namespace)

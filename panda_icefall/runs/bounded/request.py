@@ -6,7 +6,7 @@ import shutil
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 import torch
 
@@ -20,6 +20,7 @@ from panda_icefall.runs.doctor.imports import require_imports
 from panda_icefall.runs.errors import UsageError
 from panda_icefall.runs.panda_arguments import split_panda_arguments
 from panda_icefall.runs.recipe_module import RecipeFile
+from panda_icefall.runs.run_record import RunRecord
 
 __all__ = ["Request", "check_request"]
 
@@ -38,7 +39,7 @@ class Request:
       out: Folder to write; it exists, and is empty but for what ``earlier`` left.
       stages: Its child processes, in their order.
       inputs: All that the run depends on, by name.
-      earlier: The report's content of the unfinished run that is to be continued; None: a new run.
+      earlier: The record of the unfinished run that is to be continued; None: a new run.
       max_minutes: The bound in minutes, where it was given in place of the configuration's.
     """
 
@@ -47,12 +48,12 @@ class Request:
     root: Path
     train_py: Path
     device: str
-    data: Optional[Path]
+    data: Path | None
     out: Path
     stages: list[Stage]
     inputs: dict[str, Any] = field(repr=False)
-    earlier: Optional[dict[str, Any]] = field(repr=False)
-    max_minutes: Optional[float]
+    earlier: RunRecord | None = field(repr=False)
+    max_minutes: float | None
 
     @property
     def corpus_folder(self) -> Path:
@@ -69,11 +70,11 @@ class Request:
         """A command that makes the same run again, from any folder, in a new folder there."""
         return shlex.join(self._words(self.max_minutes))
 
-    def continuation(self, max_minutes: Optional[float] = None) -> str:
+    def continuation(self, max_minutes: float | None = None) -> str:
         """A command that continues this run in its folder, with another bound if one is given."""
         return shlex.join([*self._words(max_minutes or self.max_minutes), "--out", str(self.out)])
 
-    def _words(self, max_minutes: Optional[float]) -> list[str]:
+    def _words(self, max_minutes: float | None) -> list[str]:
         is_installed = shutil.which("panda-icefall") is not None
         start = ["panda-icefall"] if is_installed else [sys.executable, "-m", "panda_icefall"]
         where = ["--synthetic"] if self.data is None else ["--data", str(self.data)]
@@ -93,11 +94,11 @@ def check_request(
     config_path: Path,
     icefall_root: Path,
     *,
-    data: Optional[Path] = None,
+    data: Path | None = None,
     synthetic: bool = False,
-    device: Optional[str] = None,
-    out: Optional[Path] = None,
-    max_minutes: Optional[float] = None,
+    device: str | None = None,
+    out: Path | None = None,
+    max_minutes: float | None = None,
 ) -> Request:
     """Check everything that can be wrong with a request, before anything starts.
 
@@ -180,7 +181,7 @@ def check_request(
     )
 
 
-def _with_minutes(config: BoundedConfig, max_minutes: Optional[float]) -> BoundedConfig:
+def _with_minutes(config: BoundedConfig, max_minutes: float | None) -> BoundedConfig:
     if max_minutes is None:
         return config
     if not (max_minutes > 0 and math.isfinite(max_minutes)):
@@ -200,7 +201,7 @@ def _find_recipe(config: BoundedConfig, root: Path) -> Path:
     return train_py
 
 
-def _choose_device(device: Optional[str], config: BoundedConfig) -> str:
+def _choose_device(device: str | None, config: BoundedConfig) -> str:
     has_cuda = torch.cuda.is_available()
     if device == "cuda" and not has_cuda:
         raise UsageError("--device: got cuda, but torch sees no GPU; expected cpu, or a GPU")

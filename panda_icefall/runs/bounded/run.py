@@ -3,15 +3,12 @@
 import contextlib
 import datetime
 import time
-from typing import Any, Optional
 
 from rich.console import Console
 
 from panda_icefall.runs.bounded.continuation import finished_row, move_aside, only_run_in
 from panda_icefall.runs.bounded.judge import Judge
 from panda_icefall.runs.bounded.plan import Stage, child_environment
-from panda_icefall.runs.bounded.report import write_report
-from panda_icefall.runs.bounded.report.first_screen import verdicts
 from panda_icefall.runs.bounded.request import Request
 from panda_icefall.runs.bounded.stage import (
     Deadline,
@@ -24,7 +21,10 @@ from panda_icefall.runs.bounded.stage import (
 )
 from panda_icefall.runs.data.synthetic import synth_data
 from panda_icefall.runs.errors import UsageError
-from panda_icefall.runs.run_report import open_console
+from panda_icefall.runs.report.bounded import write_report
+from panda_icefall.runs.report.first_screen import all_verdicts
+from panda_icefall.runs.report.summary import open_console
+from panda_icefall.runs.run_record import DataRecord, RunRecord, StageRecord
 
 __all__ = ["run_bounded"]
 
@@ -53,7 +53,7 @@ def run_bounded(request: Request) -> int:
 
 
 class BoundedRun:
-    """One run in progress: its stages, and the report's content as far as it is known."""
+    """One run in progress: its stages, and its record as far as it is known."""
 
     def __init__(self, request: Request) -> None:
         self._request = request
@@ -63,32 +63,32 @@ class BoundedRun:
         self._began = time.monotonic()
         self._deadline = Deadline.after(request.config.bounds.max_minutes)
         self._doing = "the start"
-        self._earlier: Optional[dict[str, Any]] = request.earlier
+        self._earlier = request.earlier
         data = request.config.data
-        self.content: dict[str, Any] = {
-            "title": request.title,
-            "state": "running",
-            "reason": None,
-            "passed": None,
-            "verdicts": [],
-            "command": request.command,
-            "continuation": request.continuation(),
-            "config": request.config.model_dump(),
-            "config_path": str(request.config_path),
-            "inputs": request.inputs,
-            "versions": request.inputs["versions"],
-            "data": {
-                "kind": "synthetic" if request.data is None else "given",
-                "folder": str(request.data_folder),
-                "corpus": data.corpus,
-                "lang": data.lang,
-                "classes": data.vocab_size,
-            },
-            "started": datetime.datetime.now().isoformat(timespec="seconds"),
-            "stages": [],
-            "arms": {},
-        }
-        self._judge = Judge(request.config, request.device, self.content)
+        self.record = RunRecord(
+            title=request.title,
+            state="running",
+            reason=None,
+            passed=None,
+            verdicts=[],
+            command=request.command,
+            continuation=request.continuation(),
+            config=request.config.model_dump(),
+            config_path=str(request.config_path),
+            inputs=request.inputs,
+            versions=request.inputs["versions"],
+            data=DataRecord(
+                kind="synthetic" if request.data is None else "given",
+                folder=str(request.data_folder),
+                corpus=data.corpus,
+                lang=data.lang,
+                classes=data.vocab_size,
+            ),
+            started=datetime.datetime.now().isoformat(timespec="seconds"),
+            stages=[],
+            arms={},
+        )
+        self._judge = Judge(request.config, request.device, self.record)
 
     def run(self) -> int:
         """Run all stages, judge them and write the report; see :func:`run_bounded`."""
@@ -101,9 +101,9 @@ class BoundedRun:
                 stages = self._request.stages
                 for number, stage in enumerate(stages, 1):
                     self._finish_stage(stage, f"{number}/{len(stages)}")
-                self.content["state"] = "complete"
-                self.content["passed"] = all(v["holds"] for v in self.content["verdicts"])
-                status = 0 if self.content["passed"] else EXIT_NOT_HELD
+                self.record.state = "complete"
+                self.record.passed = all(verdict.holds for verdict in self.record.verdicts)
+                status = 0 if self.record.passed else EXIT_NOT_HELD
             except Interrupted as stop:
                 status = stop.exit_status
                 self._end_early(f"{stop} during {self._doing}")
@@ -114,7 +114,7 @@ class BoundedRun:
                 raise
             finally:
                 with held_signals():
-                    if self.content["state"] == "running":  # a second signal came at once
+                    if self.record.state == "running":  # a second signal came at once
                         self._end_early(f"interrupted during {self._doing}")
                     self._write()
                 self._write(with_figures=True)  # interrupted, it stays without figures
@@ -122,14 +122,14 @@ class BoundedRun:
         return status
 
     def _end_early(self, reason: str) -> None:
-        self.content.update(state="partial", reason=reason, passed=False)
+        record = self.record
+        record.state, record.reason, record.passed = "partial", reason, False
         if self._deadline.is_over:
             more = 2 * self._config.bounds.max_minutes
-            self.content["continuation"] = self._request.continuation(more)
+            record.continuation = self._request.continuation(more)
         if self._earlier is not None:  # not all of it was taken over yet
-            names = [row["name"] for row in self.content["stages"]]
-            rows = [row for row in self._earlier["stages"] if row["name"] not in names]
-            self.content["stages"] += rows
+            names = [row.name for row in record.stages]
+            record.stages += [row for row in self._earlier.stages if row.name not in names]
         self._judge.judge_partial()
 
     def _prepare_data(self) -> None:
@@ -161,7 +161,8 @@ class BoundedRun:
         if row is not None:
             try:
                 self._judge.read(stage)
-                self._judge.judge(stage, StageOutcome(row["exit_status"], row["seconds"], ""))
+                outcome = StageOutcome(row.exit_status or 0, row.seconds or 0.0, "")
+                self._judge.judge(stage, outcome)
             except StageFailed:  # its files have gone
                 row = None
         if row is None:
@@ -169,17 +170,14 @@ class BoundedRun:
             move_aside(self._out / stage.name)
             self._run_stage(stage, place)
             return
-        self.content["stages"].append({**row, "state": "taken over"})
+        row.state = "taken over"
+        self.record.stages.append(row)
         self._console.print(f"{place} {stage.name}: taken over from the earlier run")
 
     def _run_stage(self, stage: Stage, place: str) -> None:
-        row: dict[str, Any] = {
-            "name": stage.name,
-            "state": "running",
-            "command": stage.shown_command,
-            "log": str(stage.log.relative_to(self._out)),
-        }
-        self.content["stages"].append(row)
+        log = str(stage.log.relative_to(self._out))
+        row = StageRecord(name=stage.name, state="running", command=stage.shown_command, log=log)
+        self.record.stages.append(row)
         self._write()
         self._console.print(f"{place} {stage.name}: {stage.purpose}")
         began = time.monotonic()
@@ -192,35 +190,35 @@ class BoundedRun:
                 self._deadline,
             )
         except BaseException:
-            row.update(state="interrupted", seconds=time.monotonic() - began)
+            row.state, row.seconds = "interrupted", time.monotonic() - began
             self._judge.read(stage)
             raise
-        row.update(state="done", seconds=outcome.seconds, exit_status=outcome.exit_status)
+        row.state, row.seconds, row.exit_status = "done", outcome.seconds, outcome.exit_status
         self._judge.read(stage)
         try:
             self._judge.judge(stage, outcome)
         except StageFailed:
-            row["state"] = "failed"
+            row.state = "failed"
             raise
 
     def _write(self, *, with_figures: bool = False) -> None:
-        self.content["seconds"] = time.monotonic() - self._began
+        self.record.seconds = time.monotonic() - self._began
         try:
-            write_report(self.content, self._out, with_figures=with_figures)
+            write_report(self.record, self._out, with_figures=with_figures)
         except OSError as error:
             line = f"the report could not be written: {error}"
             self._console.print(line, style="red", markup=False, soft_wrap=True)
 
     def _print_verdicts(self) -> None:
         marks = {True: "holds", False: "DOES NOT HOLD", None: "not judged"}
-        for verdict in verdicts(self.content):
+        for verdict in all_verdicts(self.record):
             line = f"{verdict.name} {marks[verdict.holds]}: {verdict.text}"
             style = None if verdict.holds else "red"
             self._console.print(line, style=style, markup=False, soft_wrap=True)
-        if self.content["state"] != "complete":
-            line = f"PARTIAL: {self.content['reason']}"
+        if self.record.state != "complete":
+            line = f"PARTIAL: {self.record.reason}"
             self._console.print(line, style="red", markup=False, soft_wrap=True)
-            line = f"continue it: {self.content['continuation']}"
+            line = f"continue it: {self.record.continuation}"
             self._console.print(line, markup=False, soft_wrap=True, highlight=False)
         report = self._out / "report.html"
         self._console.print(f"report: {report}", markup=False, soft_wrap=True)

@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Callable, Optional
+from typing import Any, Callable
 
 __all__ = [
     "Deadline",
@@ -28,7 +28,7 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _PR_SET_PDEATHSIG = 1  # prctl(2)
 
 
-class Interrupted(Exception):  # noqa: N818 - somebody's wish, not an error
+class Interrupted(Exception):  # noqa: N818 - a request, not an error
     """The bounded run was told to stop: by a signal, or by its own bound in minutes.
 
     Attributes:
@@ -140,7 +140,7 @@ def run_stage(
 
     Raises:
       Interrupted: A signal or the deadline came first. The child and its own children have been
-        asked to end, and killed where they had not ended within 10 s. Also where somebody else
+        asked to end, and killed where they had not ended within 10 s. Also where another process
         sent the child SIGINT, SIGTERM or SIGHUP, as a scheduler does to all processes of a job.
     """
     began = time.monotonic()
@@ -160,7 +160,7 @@ def run_stage(
         try:
             while True:
                 try:
-                    status: Optional[int] = child.wait(timeout=_POLL_SECONDS)
+                    status: int | None = child.wait(timeout=_POLL_SECONDS)
                     break
                 except subprocess.TimeoutExpired:
                     deadline.check()
@@ -192,7 +192,7 @@ def _stop_group(child: "subprocess.Popen[bytes]") -> None:
         child.wait()
 
 
-def _signal_of(status: int) -> Optional[signal.Signals]:
+def _signal_of(status: int) -> signal.Signals | None:
     """The signal that a process ended by; a shell, and click, say 128 + N instead of -N."""
     number = -status if status < 0 else status - 128
     try:

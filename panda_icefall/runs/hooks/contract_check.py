@@ -8,11 +8,11 @@ from typing import Any, Optional
 from rich.console import Console
 
 from panda_icefall.runs.contract.check import Contract
-from panda_icefall.runs.contract.report import print_contract, write_contract
 from panda_icefall.runs.errors import BoundReached, NotRoutedError
 from panda_icefall.runs.hooks.hook import Hook
 from panda_icefall.runs.options import PandaOptions
 from panda_icefall.runs.recipe_calls import Epoch, LossCall
+from panda_icefall.runs.report.contract_table import print_contract, write_contract
 
 __all__ = ["ContractCheck"]
 

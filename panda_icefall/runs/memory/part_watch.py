@@ -19,9 +19,10 @@ from panda_icefall.routing.hosts import SYMBOLS, Kind
 from panda_icefall.runs.memory.probe import MemoryProbe, MemoryReading
 from panda_icefall.swaps import Swaps
 
-__all__ = ["LOSS_PARTS", "Part", "PartMeter", "PartWatch"]
+__all__ = ["ENCODER", "LOSS_PARTS", "Part", "PartMeter", "PartWatch"]
 
 _OTHER = "other"
+ENCODER = "encoder"
 LOSS_PARTS = _SIMPLE, _PRUNED = "simple_loss", "pruned_loss"
 # Kind of function -> its part, and whether that stays open after the function returns.
 _PARTS = {
@@ -79,7 +80,7 @@ class PartWatch:
         """
         enter, leave = self._meter.enter, self._meter.leave
         if has_forward:
-            self._watch(self._encoders, _PartHook("encoder", enter), _PartHook("encoder", leave))
+            self._watch(self._encoders, _PartHook(ENCODER, enter), _PartHook(ENCODER, leave))
             hold = functools.partial(leave, is_held=True)
             self._watch(self._projections, _PartHook(_SIMPLE, enter), _PartHook(_SIMPLE, hold))
         for symbol in (s for s in SYMBOLS if s.kind in _PARTS):

@@ -9,10 +9,10 @@ from torch import nn
 
 from panda_icefall.runs.counters import CounterLedger
 from panda_icefall.runs.memory.log import MemoryLog
-from panda_icefall.runs.memory.part_watch import LOSS_PARTS, Part, PartMeter, PartWatch
-from panda_icefall.runs.memory.probe import MemoryProbe, return_free_memory
+from panda_icefall.runs.memory.part_watch import ENCODER, LOSS_PARTS, PartMeter, PartWatch
+from panda_icefall.runs.memory.probe import MemoryProbe, MemoryReading, return_free_memory
 
-__all__ = ["PhaseRecorder"]
+__all__ = ["PhaseRecorder", "added_by_losses"]
 
 
 class PhaseRecorder:
@@ -112,7 +112,8 @@ class PhaseRecorder:
         phase, self._phase = self._phase, None
         self._watch.remove()
         whole, parts = self._meter.finish()
-        self._log.note_losses_bytes(_added_by_losses(parts))
+        readings = {name: part.reading for name, part in parts.items()}
+        self._log.note_losses_bytes(added_by_losses(readings) or 0)
         step = self._values.get("batch_idx_train", self._values["step"])
         for name, part in parts.items():
             values = {**self._values, "phase": name, "within": phase, **part.as_row()}
@@ -131,9 +132,17 @@ class PhaseRecorder:
         self._log.write_phase(values, self._tb_writer, step)
 
 
-def _added_by_losses(parts: Mapping[str, Part]) -> int:
-    """The peak of a phase's losses above the memory before the first of them, in bytes."""
-    losses = [part for name, part in parts.items() if name in LOSS_PARTS]
-    if not losses or any(part.reading.is_since_start for part in losses):
-        return 0
-    return max(part.reading.peak_bytes for part in losses) - losses[0].before_bytes
+def added_by_losses(readings: Mapping[str, MemoryReading]) -> Optional[int]:
+    """What the losses of a step added, in forward, to the memory that the encoder had left.
+
+    Args:
+      readings: Memory at the end of each part of the step, and its peak, by the part's name.
+
+    Returns:
+      Bytes; ``None`` where the encoder, the losses or their peaks were not measured.
+    """
+    losses = [readings[name] for name in LOSS_PARTS if name in readings]
+    encoder = readings.get(ENCODER)
+    if not losses or encoder is None or any(part.is_since_start for part in (*losses, encoder)):
+        return None
+    return max(0, max(part.peak_bytes for part in losses) - encoder.current_bytes)

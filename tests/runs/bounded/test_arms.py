@@ -7,12 +7,7 @@ import pytest
 import torch
 
 from panda_icefall.runs import UsageError
-from panda_icefall.runs.bounded.arms import (
-    final_parameters,
-    losses_of,
-    non_finite_steps,
-    read_arm,
-)
+from panda_icefall.runs.bounded.arms import final_parameters, read_arm
 
 HEADER = {"row": "header", "versions": {}, "memory": {"rss_bytes": 120}}
 
@@ -44,6 +39,10 @@ def step_rows(step, loss=10.0, **values):
     ]  # fmt: skip
 
 
+def losses_of(arm):
+    return [step.loss for step in arm.steps]
+
+
 @pytest.fixture
 def write(tmp_path):
     def write(*rows, tail=""):
@@ -56,8 +55,8 @@ def write(tmp_path):
 
 def test_a_step_with_its_phases(write):
     arm = read_arm(write(HEADER, *step_rows(1, grad_scale=8.0), *step_rows(2, loss=6.0)))
-    first, second = arm["steps"]
-    assert first == {
+    first, second = arm.steps
+    assert first.model_dump() == {
         "step": 1,
         "batch_idx_train": 8,
         "loss": 2.5,
@@ -72,18 +71,18 @@ def test_a_step_with_its_phases(write):
             "backward": {"seconds": 1.0, "peak_bytes": 1500},
         },
     }
-    assert second["grad_scale"] is None
+    assert second.grad_scale is None
     assert losses_of(arm) == [2.5, 1.5]
-    assert arm["memory_kind"] == "process RSS"
-    assert arm["base_bytes"] == 120
+    assert arm.memory_kind == "process RSS"
+    assert arm.base_bytes == 120
 
 
 def test_counters_are_summed_over_outer_phases_only(write):
-    counters = read_arm(write(HEADER, *step_rows(1), *step_rows(2)))["counters"]
-    assert counters["losses_routed"] == 2
-    assert counters["sites"] == 200
-    assert counters["sites_backward"] == 120
-    assert counters["materialised"] == {"cumsum": 2}
+    counters = read_arm(write(HEADER, *step_rows(1), *step_rows(2))).counters
+    assert counters.losses_routed == 2
+    assert counters.sites == 200
+    assert counters.sites_backward == 120
+    assert counters.materialised == {"cumsum": 2}
 
 
 def test_cuda_rows_are_told_from_rss_rows(write):
@@ -92,15 +91,15 @@ def test_cuda_rows_are_told_from_rss_rows(write):
         for row in (step_rows(1)[3], step_rows(1)[6])
     ]
     arm = read_arm(write(*rows))
-    assert arm["memory_kind"] == "CUDA allocated"
-    assert arm["steps"][0]["peak_bytes"] == 77
+    assert arm.memory_kind == "CUDA allocated"
+    assert arm.steps[0].peak_bytes == 77
 
 
 def test_a_log_that_was_cut_off_is_read_as_far_as_it_goes(write, tmp_path):
     whole = step_rows(1) + step_rows(2)
-    assert len(read_arm(write(HEADER, *whole[:-1], tail='{"row": "pha'))["steps"]) == 1
-    assert read_arm(write(HEADER, *whole[:3]))["steps"] == []
-    assert read_arm(tmp_path / "never.jsonl")["steps"] == []
+    assert len(read_arm(write(HEADER, *whole[:-1], tail='{"row": "pha')).steps) == 1
+    assert read_arm(write(HEADER, *whole[:3])).steps == []
+    assert read_arm(tmp_path / "never.jsonl").steps == []
 
 
 def test_of_several_runs_in_one_log_the_last_one_is_read(write, tmp_path):
@@ -110,30 +109,38 @@ def test_of_several_runs_in_one_log_the_last_one_is_read(write, tmp_path):
     new = [{**row, "run_id": "b", "new key": 1} for row in step_rows(1)]
     arm = read_arm(write(first, *old[:7], second, *new, *old[7:]))
     assert losses_of(arm) == [2.5]
-    assert arm["counters"]["sites"] == 100
-    assert (arm["base_bytes"], arm["options"]) == (5, {"use_panda": True})
+    assert arm.counters.sites == 100
+    assert (arm.base_bytes, arm.options) == (5, {"use_panda": True})
     # A log of before there were run ids, and a run that was killed within a row.
     torn = write(HEADER, *step_rows(1, loss=6.0), tail='{"row": "phase", "st')
     later = json.dumps(HEADER) + "\n" + "\n".join(map(json.dumps, step_rows(1))) + "\n"
     torn.write_text(torn.read_text() + later)
     assert losses_of(read_arm(torn)) == [2.5]
-    assert read_arm(torn)["options"] is None
+    assert read_arm(torn).options is None
 
 
 def test_what_the_losses_added_is_left_out_where_it_was_not_measured(write):
     rows = [row for row in step_rows(1) if row["phase"] != "encoder"]
-    assert read_arm(write(*rows))["steps"][0]["losses_bytes"] is None
+    assert read_arm(write(*rows)).steps[0].losses_bytes is None
+    rows = [{**row, "peak_is_since_start": True} for row in step_rows(1)]
+    assert read_arm(write(*rows)).steps[0].losses_bytes is None
+
+
+def test_a_row_of_something_else_is_named(write, tmp_path):
+    broken = {**step_rows(1)[3], "seconds": "soon"}
+    with pytest.raises(UsageError, match=r"memory\.jsonl: seconds: .*number.*expected a file"):
+        read_arm(write(HEADER, broken))
 
 
 def test_a_step_that_raised_does_not_count(write):
     rows = step_rows(1)
     rows[-1]["error"] = "RuntimeError: no"
-    assert read_arm(write(HEADER, *rows))["steps"] == []
+    assert read_arm(write(HEADER, *rows)).steps == []
 
 
 def test_losses_spelt_as_text_are_not_finite(write):
     arm = read_arm(write(*step_rows(1, loss="nan"), *step_rows(2), *step_rows(3, loss="inf")))
-    assert non_finite_steps(arm) == [1, 3]
+    assert [step.step for step in arm.steps if not step.is_finite] == [1, 3]
     assert math.isnan(losses_of(arm)[0])
 
 

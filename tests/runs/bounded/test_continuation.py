@@ -14,6 +14,7 @@ from panda_icefall.runs.bounded.continuation import (
     run_inputs,
 )
 from panda_icefall.runs.bounded.plan import Stage
+from panda_icefall.runs.run_record import RunRecord, StageRecord
 
 CONTENT = {
     "recipe": "egs/aishell/ASR/zipformer/train.py",
@@ -59,7 +60,7 @@ def earlier(tmp_path, inputs):
 
 @pytest.mark.parametrize("state", ["partial", "running"])
 def test_an_unfinished_or_killed_run_is_continued(earlier, inputs, state):
-    assert read_earlier(earlier(state), inputs())["state"] == state
+    assert read_earlier(earlier(state), inputs()).state == state
 
 
 def test_the_bound_in_minutes_may_change_and_nothing_else(earlier, inputs):
@@ -96,10 +97,12 @@ def test_folders_that_hold_no_unfinished_run(earlier, inputs, tmp_path):
 
 def test_a_stage_is_finished_if_it_was_done_by_the_same_command():
     stage = Stage("dense", "", ("python", "a b"), Path("log"), Path("memory"), Path("exp"))
-    row = {"name": "dense", "command": "python 'a b'", "state": "done"}
+    row = StageRecord(name="dense", command="python 'a b'", state="done")
+    other = StageRecord(name="x", command="x", state="done")
 
     def found(**changes):
-        return finished_row({"stages": [{"name": "x"}, {**row, **changes}]}, stage)
+        stages = [other, row.model_copy(update=changes)]
+        return finished_row(RunRecord(stages=stages), stage)
 
     assert found() == row
     assert found(state="taken over") is not None

@@ -9,6 +9,7 @@ from panda_icefall.runs.bounded.config import BoundedConfig
 from panda_icefall.runs.bounded.judge import Judge
 from panda_icefall.runs.bounded.plan import Stage
 from panda_icefall.runs.bounded.stage import StageFailed, StageOutcome
+from panda_icefall.runs.run_record import RunRecord
 
 CONFIG = BoundedConfig.model_validate(
     {
@@ -33,10 +34,10 @@ VIOLATED = {**PASSED, "has_passed": False, "violations": ["update 1: no"]}
 
 @pytest.fixture
 def judge(tmp_path):
-    """A judge on the CPU, with `content`, and `stage(name)` in a folder of its own."""
-    content = {"verdicts": [], "arms": {}}
-    made = Judge(CONFIG, "cpu", content)
-    made.content = content
+    """A judge on the CPU, with `record`, and `stage(name)` in a folder of its own."""
+    record = RunRecord()
+    made = Judge(CONFIG, "cpu", record)
+    made.record = record
 
     def stage(name):
         folder = tmp_path / name
@@ -71,26 +72,26 @@ def judge(tmp_path):
             made.judge(arm, StageOutcome(0, 1.0, ""))
 
     made.stage, made.contract, made.trained = stage, contract, trained
-    made.answers = lambda: [(v["name"], v["holds"]) for v in content["verdicts"]]
+    made.answers = lambda: [(v.name, v.holds) for v in record.verdicts]
     return made
 
 
 def test_a_contract_that_passed(judge):
     judge.contract(0, rank0=PASSED)
-    assert judge.content["verdicts"][0]["holds"] is True
-    assert judge.content["contract"]["updates"] == 1
+    assert judge.record.verdicts[0].holds is True
+    assert judge.record.contract.updates == 1
 
 
 def test_a_contract_that_is_violated_is_an_answer(judge):
     judge.contract(1, rank0=VIOLATED)
-    assert judge.content["verdicts"][0]["holds"] is False
+    assert judge.record.verdicts[0].holds is False
 
 
 def test_every_rank_must_pass(judge):
     judge.contract(1, rank0=PASSED, rank1=PASSED, rank2=VIOLATED, rank3=PASSED)
-    (verdict,) = judge.content["verdicts"]
-    assert verdict["holds"] is False
-    assert "1 violation(s) on rank 2" in verdict["text"]
+    (verdict,) = judge.record.verdicts
+    assert verdict.holds is False
+    assert "1 violation(s) on rank 2" in verdict.text
 
 
 @pytest.mark.parametrize(
@@ -107,7 +108,7 @@ def test_every_rank_must_pass(judge):
 def test_a_contract_process_that_ended_otherwise_is_no_answer(judge, status, files):
     with pytest.raises(StageFailed, match=f"the contract run ended with status {status}"):
         judge.contract(status, **files)
-    assert judge.content["verdicts"] == []
+    assert judge.record.verdicts == []
 
 
 def test_an_epoch_that_ends_early_is_a_failure_of_the_dense_run(judge):
@@ -138,8 +139,8 @@ def test_an_interrupted_run_is_judged_by_the_steps_that_were_trained(judge):
         ("trajectory", True),
         ("finite", True),
     ]
-    assert "1 of 2 steps" in judge.content["verdicts"][2]["text"]
-    assert judge.content["verdicts"][3]["text"] == "0 step(s) with NaN or infinity"
+    assert "1 of 2 steps" in judge.record.verdicts[2].text
+    assert judge.record.verdicts[3].text == "0 step(s) with NaN or infinity"
 
 
 @pytest.mark.parametrize(
@@ -158,7 +159,7 @@ def test_what_the_twin_would_decide_stays_open_without_it(judge, loss, holds):
         ("final parameters", None),
         ("finite", holds is None),
     ]
-    text = judge.content["verdicts"][3]["text"]
+    text = judge.record.verdicts[3].text
     assert text.startswith("rel-L2 1.0e-01; ")
     assert text.endswith("(configured 1e-06; no dense twin yet)")
 

@@ -15,6 +15,7 @@ CONTENT = {
     "bounds": {"max_batches": 30, "max_minutes": 5.0, "resume_after": 20},
     "contract": {"batches": 3, "update_steps": 2, "tolerances": {"loss_rel": 1e-6}},
     "memory": {"workspace_mib": 4.0},
+    "projections": {"am": "am_proj", "lm": "lm_proj"},
 }
 
 
@@ -28,8 +29,8 @@ def stages():
 def options_of(stage):
     words = list(stage.command)
     train_py = words.index("/x/train.py")
-    is_check = words[train_py - 1] == "check"
-    return split_panda_arguments(words[train_py + 1 :], is_check=is_check)
+    assert tuple(words[train_py + 1 :]) == stage.arguments
+    return split_panda_arguments(stage.arguments, is_check=words[train_py - 1] == "check")
 
 
 def test_every_command_is_one_that_the_launcher_understands(stages):
@@ -37,6 +38,7 @@ def test_every_command_is_one_that_the_launcher_understands(stages):
     for stage in stages.values():
         options, words = options_of(stage)
         assert options.workspace_mib == 4.0
+        assert options.projections == {"am": "am_proj", "lm": "lm_proj"}
         assert words[:2] == ["--exp-dir", str(stage.exp_dir)]
         assert words[2:8] == ["--lang-dir", "/d", "--world-size", "1", "--num-epochs", "1"]
 

@@ -1,12 +1,17 @@
 """The rows of the report's contract: those that a check's JSON holds, each under its own bound."""
 
-from bounded_content import contract
+from bounded_content import contract, distance
 
-from panda_icefall.runs.bounded.report.contract import contract_rows
+from panda_icefall.runs.records import ContractRecord, validated
+from panda_icefall.runs.report.contract_rows import contract_rows
+
+
+def rows_of(content):
+    return contract_rows(validated(ContractRecord, content, "panda-check.json"))
 
 
 def test_an_older_check_without_values_or_single_elements_has_no_rows_of_them():
-    _, rows = contract_rows(contract())
+    rows = rows_of(contract())
     names = [row.name for row in rows if not row.is_gradient]
     assert not [name for name in names if name.startswith(("pruned loss", "worst"))]
 
@@ -15,9 +20,9 @@ def test_values_and_worst_elements_have_rows_under_the_bounds_they_are_judged_by
     found = contract(updates=2)
     found["tolerances"] = {**found["tolerances"], "loss_rel": 1e-6, "log_prob_elementwise": 1e-5}
     for batch in found["batches"]:
-        batch["pruned_losses"] = [{"group": "pruned loss 1", "rel_l2": 3e-7}]
-        batch["log_z"] = [{"group": "pruned loss 1", "rel_l2": 2e-8, "max_scaled": 4e-6}]
-    _, rows = contract_rows(found)
+        batch["pruned_losses"] = [distance("pruned loss 1", 3e-7)]
+        batch["log_z"] = [{**distance("pruned loss 1", 2e-8), "max_scaled": 4e-6}]
+    rows = rows_of(found)
     by_name = {row.name: row for row in rows}
     value, worst = by_name["pruned loss"], by_name["worst log_z"]
     assert (value.bound, [cell.value for cell in value.cells]) == (1e-6, [3e-7] * 2)
@@ -29,7 +34,7 @@ def test_values_and_worst_elements_have_rows_under_the_bounds_they_are_judged_by
 def test_a_gradient_that_rounding_moves_has_the_bound_of_its_batch():
     found = contract(updates=2)
     found["batches"][1]["gradient_bounds"] = {"encoder": 4e-5}
-    _, rows = contract_rows(found)
+    rows = rows_of(found)
     encoder = next(row for row in rows if row.name == "encoder")
     assert encoder.bound == 1e-5
     assert [cell.bound for cell in encoder.cells] == [1e-5, 4e-5]

@@ -3,9 +3,10 @@
 import math
 from collections.abc import Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any, Callable, Optional
+from typing import TYPE_CHECKING, Any, Callable
 
-from panda_icefall.runs.bounded.report.figures.style import (
+from panda_icefall.runs.records import Arm
+from panda_icefall.runs.report.figures.style import (
     COLOURS,
     MUTED,
     RAISED,
@@ -15,7 +16,7 @@ from panda_icefall.runs.bounded.report.figures.style import (
     step_axis,
     styled,
 )
-from panda_icefall.runs.bounded.report.reading import Arm, finite, mapping, read_arm
+from panda_icefall.runs.run_record import RunRecord
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -27,20 +28,20 @@ _EPS_FLOAT32 = 2.0**-23
 _LEAST_SPAN = 0.01  # of the loss itself: rounding must not fill the panel of the curves
 _WIDTHS = {"dense": 6.0, "twin": 3.0, "routed": 1.3}  # coinciding curves stay visible as layers
 _MARKERS = {"twin": 6.5, "routed": 3.8}  # the twin at the same place shows as a ring
-_LABELS = {"dense": "dense", "routed": "routed", "twin": "twin (dense, last bit changed)"}
+_LABELS = {"dense": "dense", "routed": "routed", "twin": "twin (dense, start perturbed by one ulp)"}
 
 
-def draw_loss(content: Mapping[str, Any]) -> Optional[bytes]:
+def draw_loss(record: RunRecord) -> bytes | None:
     """``loss.png``: loss per frame by step, the difference from dense, the loss scale if it moves.
 
     Returns:
       ``None`` while no arm has a step.
     """
-    read = {name: read_arm(content, name) for name in ("dense", "twin", "routed")}
-    arms = {name: arm for name, arm in read.items() if arm is not None}
+    trained = record.trained
+    arms: dict[str, Arm] = {n: trained[n] for n in ("dense", "twin", "routed") if n in trained}
     if not arms:
         return None
-    bound = finite(mapping(content.get("trajectory")).get("bound"))
+    bound = None if record.trajectory is None else record.trajectory.bound
     panels: list[tuple[_Panel, float]] = [(_draw_curves, 3.0)]
     if "dense" in arms and len(arms) > 1:
         panels.append((partial(_draw_differences, bound=bound), 2.2))
@@ -101,7 +102,7 @@ def _draw_curves(axes: "Axes", arms: dict[str, Arm]) -> None:
     axes.set_ylabel("loss per frame (nats)")
 
 
-def _draw_differences(axes: "Axes", arms: dict[str, Arm], bound: Optional[float]) -> None:
+def _draw_differences(axes: "Axes", arms: dict[str, Arm], bound: float | None) -> None:
     dense = {s.step: s.loss for s in arms["dense"].steps}
     curves = {n: _differences(dense, arm) for n, arm in arms.items() if n != "dense"}
     positive = [d for curve in curves.values() for d in curve.values() if d > 0]
@@ -151,7 +152,7 @@ def _scales(arm: Arm) -> list[float]:
     return [s.grad_scale for s in arm.steps if s.grad_scale is not None]
 
 
-def _differences(dense: Mapping[int, Optional[float]], arm: Arm) -> dict[int, float]:
+def _differences(dense: Mapping[int, float | None], arm: Arm) -> dict[int, float]:
     found = {}
     for step in arm.steps:
         a, b = dense.get(step.step), step.loss

@@ -10,7 +10,8 @@ from html.parser import HTMLParser
 import bounded_content as made
 import pytest
 
-from panda_icefall.runs.bounded.report import write_report
+from panda_icefall.runs.report.bounded import write_report
+from panda_icefall.runs.run_record import RunRecord
 
 FIGURES = {"loss.png", "memory.png", "phases.png", "contract.png"}
 VOID = {"meta", "img", "br", "link"}
@@ -50,7 +51,7 @@ class Page(HTMLParser):
             assert "url(" not in data
             assert "@import" not in data
             return
-        if "strong" in self.open:
+        if "strong" in self.open and not self.headings:
             self.state += data
         if "h2" in self.open:
             self.headings.append(data)
@@ -59,7 +60,7 @@ class Page(HTMLParser):
 
 def written(content, folder):
     """The page, the Markdown and the JSON that a content gives; the page refers to nothing."""
-    path = write_report(content, folder)
+    path = write_report(made.record(content), folder)
     assert path == folder / "report.html"
     page = Page(path.read_text(encoding="utf-8"))
     assert page.references == []
@@ -162,7 +163,9 @@ def test_the_end_of_a_log_in_the_reason_keeps_its_lines(tmp_path):
     content = {**made.after_contract(), "reason": "the dense run ended; its log ends with:\nA\n  B"}
     page, markdown, _ = written(content, tmp_path)
     assert "not judged: 5. the dense run ended; its log ends with: A B" in page.text
-    assert "<pre>A\n  B</pre>" in (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "<pre><code>A\n  B\n</code></pre>" in (tmp_path / "report.html").read_text(
+        encoding="utf-8"
+    )
     assert "```\nA\n  B\n```" in markdown
 
 
@@ -197,7 +200,8 @@ def test_an_empty_content_is_a_report_too(tmp_path):
 
 def test_keys_that_are_none_read_like_keys_that_are_absent(tmp_path):
     absent = made.young()
-    none = {**dict.fromkeys(made.complete()), **absent}
+    optional = [n for n, field in RunRecord.model_fields.items() if field.default is None]
+    none = {**dict.fromkeys(optional), **absent}
     assert written(none, tmp_path / "none")[1] == written(absent, tmp_path / "absent")[1]
 
 
@@ -270,7 +274,9 @@ def test_without_matplotlib_the_numbers_stay_and_the_report_says_how_to_get_figu
 
 def test_a_report_on_the_way_may_leave_the_figures_for_the_end(tmp_path):
     written(made.complete(), tmp_path)
-    page = Page(write_report(made.complete(), tmp_path, with_figures=False).read_text("utf-8"))
+    page = Page(
+        write_report(made.record(made.complete()), tmp_path, with_figures=False).read_text("utf-8")
+    )
     assert "Figures are drawn when the run ends" in page.text
     assert page.images == []
     assert figures_in(tmp_path) == set()
@@ -287,18 +293,18 @@ def test_content_that_json_cannot_carry_is_refused_before_anything_is_replaced(t
     written(made.complete(), tmp_path)
     before = (tmp_path / "report.json").read_bytes()
     with pytest.raises(TypeError, match="not JSON serializable"):
-        write_report({**made.complete(), "config": {"path": tmp_path}}, tmp_path)
+        write_report(made.record({**made.complete(), "config": {"path": tmp_path}}), tmp_path)
     assert (tmp_path / "report.json").read_bytes() == before
 
 
 def test_a_folder_that_cannot_be_made_is_an_error(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match="file"):
-        write_report(made.young(), tmp_path / "file" / "report")
+        write_report(made.record(made.young()), tmp_path / "file" / "report")
 
 
 def test_a_file_that_cannot_be_replaced_leaves_no_temporary_file(tmp_path):
     (tmp_path / "report.json").mkdir()
     with pytest.raises(OSError, match=r"report\.json"):
-        write_report(made.young(), tmp_path)
+        write_report(made.record(made.young()), tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["report.json"]

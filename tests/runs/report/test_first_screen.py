@@ -3,11 +3,19 @@
 import bounded_content as made
 import pytest
 
-from panda_icefall.runs.bounded.report.first_screen import facts, headline, state, verdicts
+from panda_icefall.runs.report import first_screen
 
 
 def label_of(content):
-    return state(content, verdicts(content))[0]
+    return first_screen.state(made.record(content))[0]
+
+
+def headline(content):
+    return first_screen.headline(made.record(content))
+
+
+def facts(content):
+    return first_screen.facts(made.record(content))
 
 
 @pytest.mark.parametrize(
@@ -33,11 +41,11 @@ def test_one_violated_verdict_outweighs_a_run_marked_as_passed():
 
 def test_a_partial_run_without_a_reason_says_that_none_was_recorded():
     content = {"state": "partial"}
-    assert "no reason was recorded." in state(content, verdicts(content))[2]
+    assert "no reason was recorded." in first_screen.state(made.record(content))[2]
 
 
 def test_only_an_incomplete_run_lists_verdicts_that_were_not_given():
-    names = [v.name for v in verdicts({"state": "partial"})]
+    names = [v.name for v in first_screen.all_verdicts(made.record({"state": "partial"}))]
     assert names == [
         "contract",
         "pruned loss",
@@ -46,7 +54,8 @@ def test_only_an_incomplete_run_lists_verdicts_that_were_not_given():
         "finite",
         "resume",
     ]
-    assert verdicts({"state": "complete", "verdicts": []}) == ()
+    ended = made.record({"state": "complete", "verdicts": []})
+    assert first_screen.all_verdicts(ended) == []
 
 
 def test_memory_and_time_are_compared_over_the_steps_that_both_runs_have():
@@ -55,11 +64,11 @@ def test_memory_and_time_are_compared_over_the_steps_that_both_runs_have():
     late = content["arms"]["dense"]["steps"][20]
     late["peak_bytes"] = 99_000 * made.MIB
     late["seconds"] = 1e6
-    table = headline(content)
-    cells = " ".join(" ".join(row) for row in table.rows)
+    rows, caption = headline(content)
+    cells = " ".join(" ".join(row) for row in rows)
     assert "99,000" not in cells
-    assert "Over the 4 training steps that both runs have (dense 30, routed 4)" in table.caption
-    assert table.rows[-1][0] == "loss per frame, step 4"
+    assert "Over the 4 training steps that both runs have (dense 30, routed 4)" in caption
+    assert rows[-1][0] == "loss per frame, step 4"
 
 
 def test_the_median_time_leaves_out_the_first_step():
@@ -67,7 +76,7 @@ def test_the_median_time_leaves_out_the_first_step():
     for name, seconds in (("dense", (90.0, 2.0, 4.0)), ("routed", (80.0, 1.0, 2.0))):
         for row, value in zip(content["arms"][name]["steps"], seconds):
             row["seconds"] = value
-    (row,) = [row for row in headline(content).rows if row[0] == "median time per step"]
+    (row,) = [row for row in headline(content)[0] if row[0] == "median time per step"]
     assert row[1:] == ("3.00 s", "1.50 s", "0.50\u00d7")
 
 
@@ -75,7 +84,7 @@ def test_memory_above_the_start_is_left_out_where_the_start_was_not_measured():
     content = made.complete()
     for arm in content["arms"].values():
         arm["base_bytes"] = None
-    assert [row[0] for row in headline(content).rows] == [
+    assert [row[0] for row in headline(content)[0]] == [
         "peak memory (process RSS)",
         "added by the losses in forward (share of the peak)",
         "median time per step",
@@ -88,41 +97,41 @@ def test_the_share_of_the_losses_in_the_peak():
     for name, added, peak in (("dense", 300, 1000), ("routed", 60, 800)):
         for row in content["arms"][name]["steps"]:
             row.update(losses_bytes=added * made.MIB, peak_bytes=peak * made.MIB)
-    (row,) = [row for row in headline(content).rows if row[0].startswith("added by the losses")]
+    (row,) = [row for row in headline(content)[0] if row[0].startswith("added by the losses")]
     assert row[1:] == ("300 MiB (30%)", "60 MiB (8%)", "0.20\u00d7")
     for name in ("dense", "routed"):
         for step in content["arms"][name]["steps"]:
             del step["losses_bytes"]
-    assert not any("losses" in row[0] for row in headline(content).rows)
+    assert not any("losses" in row[0] for row in headline(content)[0])
 
 
 def test_where_panda_was_on_and_with_which_options():
     content = made.complete()
-    assert dict(facts(content))["PANDA"] == (
+    assert facts(content)["PANDA"] == (
         "on in routed, stopped, resumed; workspace chosen by the device, adjoint tolerance by "
         "default, engine auto; off in dense, twin"
     )
     options = {"workspace_mib": 4.0, "adjoint_tolerance": 1e-6, "engine": "torch"}
     content["arms"] = {"routed": content["arms"]["routed"]}
     content["arms"]["routed"]["options"].update(options)
-    told = dict(facts(content))["PANDA"]
+    told = facts(content)["PANDA"]
     assert told == "on in routed; workspace 4 MiB, adjoint tolerance 1e-06, engine torch"
-    assert dict(facts({**content, "arms": {"dense": made.arm("dense")}}))["PANDA"] == "off in dense"
+    assert facts({**content, "arms": {"dense": made.arm("dense")}})["PANDA"] == "off in dense"
     del content["arms"]["routed"]["options"]
-    assert "PANDA" not in dict(facts(content))
+    assert "PANDA" not in facts(content)
 
 
 def test_one_arm_alone_has_no_ratio():
     content = made.complete()
     del content["arms"]["routed"]
-    assert {row[3] for row in headline(content).rows} == {"\u2013"}
+    assert {row[3] for row in headline(content)[0]} == {"\u2013"}
     assert headline({"arms": {"dense": {"steps": []}}}) is None
 
 
 def test_facts_name_machine_data_and_commit_and_leave_out_what_is_unknown():
-    told = dict(facts(made.complete()))
+    told = facts(made.complete())
     assert told["machine"] == "a processor with two cores, cpu, 2 threads"
     assert told["icefall"] == "36e0420c7e3e (clean)"
     assert "icefall 36e" not in told["versions"]
     assert told["data"] == "synthetic (made by panda-icefall synth), out/aishell/data"
-    assert facts({}) == ()
+    assert facts({}) == {}

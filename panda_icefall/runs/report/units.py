@@ -1,25 +1,24 @@
 """Numbers as the report prints them, with their units; what is not there is a dash."""
 
 import math
-from typing import Optional
 
-__all__ = ["NOTHING", "count", "distance", "duration", "loss", "mib", "ratio", "seconds"]
+__all__ = ["MIB", "NOTHING", "count", "distance", "duration", "loss", "mib", "ratio", "seconds"]
 
 NOTHING = "\N{EN DASH}"
-_MIB = 2**20
+MIB = 2**20
 
 
-def mib(size_bytes: Optional[float]) -> str:
+def mib(size_bytes: float | None) -> str:
     """A size in MiB."""
-    return NOTHING if size_bytes is None else f"{size_bytes / _MIB:,.0f} MiB"
+    return NOTHING if size_bytes is None else f"{size_bytes / MIB:,.0f} MiB"
 
 
-def seconds(value: Optional[float]) -> str:
+def seconds(value: float | None) -> str:
     """A short time in seconds, three digits."""
     return NOTHING if value is None else f"{value:#.3g}".rstrip(".") + " s"
 
 
-def duration(value: Optional[float]) -> str:
+def duration(value: float | None) -> str:
     """A long time, in minutes and seconds from one minute on."""
     if value is None:
         return NOTHING
@@ -29,25 +28,25 @@ def duration(value: Optional[float]) -> str:
     return f"{minutes} min {rest:02d} s"
 
 
-def loss(value: Optional[float]) -> str:
+def loss(value: float | None) -> str:
     """A loss, seven digits: all that float32 has."""
     return NOTHING if value is None else f"{value:.7g}"
 
 
-def distance(value: Optional[float]) -> str:
+def distance(value: float | None) -> str:
     """A relative difference or a norm, two digits."""
     if value is None:
         return NOTHING
     return "0" if value == 0 else f"{value:.1e}"
 
 
-def ratio(value: Optional[float], reference: Optional[float]) -> str:
+def ratio(value: float | None, reference: float | None) -> str:
     """How many times ``reference`` the ``value`` is."""
     if value is None or not reference or not math.isfinite(value / reference):
         return NOTHING
     return f"{value / reference:.2f}\N{MULTIPLICATION SIGN}"
 
 
-def count(value: Optional[float]) -> str:
+def count(value: float | None) -> str:
     """A whole number, its thousands set apart."""
     return NOTHING if value is None else f"{value:,.0f}"

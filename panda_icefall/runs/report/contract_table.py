@@ -15,14 +15,14 @@ from panda_icefall.runs.atomic_file import replace_file
 from panda_icefall.runs.contract.comparison import Distance
 from panda_icefall.runs.contract.result import ContractResult
 from panda_icefall.runs.memory.log import finite_json, rank_path, run_versions
+from panda_icefall.runs.report.units import MIB
 
-__all__ = ["contract_as_dict", "print_contract", "write_contract"]
+__all__ = ["FILE_NAME", "print_contract", "write_contract"]
 
 FILE_NAME = "panda-check.json"
-_MIB = 2**20
 
 
-def contract_as_dict(result: ContractResult, device: torch.device) -> dict[str, Any]:
+def _as_json(result: ContractResult, device: torch.device) -> dict[str, Any]:
     """The whole result as JSON values; sizes in bytes."""
     content = {
         "has_passed": result.has_passed,
@@ -52,7 +52,7 @@ def write_contract(result: ContractResult, folder: Path, rank: int, device: torc
     """Write ``panda-check.json`` into ``folder`` so that no reader ever sees half of it."""
     path = rank_path(folder / FILE_NAME, rank)
     folder.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(contract_as_dict(result, device), indent=2, allow_nan=False) + "\n"
+    text = json.dumps(_as_json(result, device), indent=2, allow_nan=False) + "\n"
     replace_file(path, text.encode("utf-8"))
     return path
 
@@ -72,17 +72,17 @@ def print_contract(result: ContractResult, path: Path, console: Console) -> None
             f"{b.loss_routed:.7g}",
             f"{b.loss_rel:.2e}",
             f"{b.prune_ranges.frames_differing} / {b.prune_ranges.frames}",
-            f"{b.peak_bytes_dense / _MIB:.1f}",
-            f"{b.peak_bytes_routed / _MIB:.1f}",
+            f"{b.peak_bytes_dense / MIB:.1f}",
+            f"{b.peak_bytes_routed / MIB:.1f}",
         )
     console.print(losses)
     console.print(
-        "other ranges: frames for which the routed arm, left alone, would have pruned otherwise"
+        "other ranges: frames for which the routed arm alone would have chosen other prune ranges"
     )
     _print_pruned_losses(result, console)
     columns = ("gradient max-abs", "gradient rel-L2", "cosine", "parameters rel-L2", "dense twin")
     groups = Table(Column("group", overflow="fold"), *columns)
-    groups.title = "worst over the updates; dense twin: parameters moved by a last bit at the start"
+    groups.title = "worst over the updates; dense twin: start perturbed by one ulp"
     final = {d.group: f"{d.rel_l2:.2e}" for d in result.parameters}
     twin = {d.group: f"{d.rel_l2:.2e}" for d in result.parameters_twin}
     for group, distances in _by_group(b.gradients for b in result.batches).items():
@@ -109,7 +109,7 @@ def print_contract(result: ContractResult, path: Path, console: Console) -> None
     if silent and len(silent) < len(result.batches):
         console.print(
             f"not compared in backward: update(s) {', '.join(map(str, silent))}: the pruned loss "
-            "had no gradient there (has it the weight 0 while the recipe warms up?)"
+            "had no gradient there (does the recipe give it the weight 0 while it warms up?)"
         )
     for violation in result.violations:
         console.print(f"violated: {violation}", style="red", markup=False)

@@ -7,12 +7,11 @@ import bounded_content as made
 import pytest
 from matplotlib.colors import to_hex
 
-from panda_icefall.runs.bounded.report.figures import contract as contract_figure
-from panda_icefall.runs.bounded.report.figures import draw_figures
-from panda_icefall.runs.bounded.report.figures import loss as loss_figure
-from panda_icefall.runs.bounded.report.figures import memory as memory_figure
-from panda_icefall.runs.bounded.report.figures import phases as phases_figure
-from panda_icefall.runs.bounded.report.figures.style import COLOURS
+from panda_icefall.runs.report.figures import contract as contract_figure
+from panda_icefall.runs.report.figures import draw_figures
+from panda_icefall.runs.report.figures import loss as loss_figure
+from panda_icefall.runs.report.figures import memory as memory_figure
+from panda_icefall.runs.report.figures.style import COLOURS
 
 LONG = tuple(
     f"encoder.encoders.{i}.encoder.layers.{i % 3}.feed_forward1.balanced_double_swish.weight"
@@ -24,9 +23,10 @@ LONG = tuple(
 def drawn(monkeypatch):
     """Draw with one of the figure modules and get the figure, laid out, instead of its PNG."""
 
-    def draw(module, content):
+    def draw(module, content, name=None):
+        name = name or module.__name__.rsplit(".", 1)[1]
         monkeypatch.setattr(module, "as_png", lambda figure: figure)
-        figure = getattr(module, f"draw_{module.__name__.rsplit('.', 1)[1]}")(content)
+        figure = getattr(module, f"draw_{name}")(made.record(content))
         if figure is not None:
             figure.draw_without_rendering()
         return figure
@@ -49,28 +49,28 @@ def curves_by_colour(axes, count):
 
 
 def test_figures_are_pngs_of_some_size_and_the_same_bytes_each_time():
-    figures = draw_figures(made.complete())
+    figures = draw_figures(made.record(made.complete()))
     assert set(figures) == {"loss.png", "memory.png", "phases.png", "contract.png"}
     for png in figures.values():
         assert png.startswith(b"\x89PNG\r\n\x1a\n")
         width, height = struct.unpack(">II", png[16:24])
         assert min(width, height) > 300
         assert len(png) > 10_000
-    assert draw_figures(made.complete()) == figures
+    assert draw_figures(made.record(made.complete())) == figures
 
 
 def test_drawing_leaves_the_callers_matplotlib_settings_alone():
     import matplotlib
 
     with matplotlib.rc_context({"font.size": 31.0, "axes.facecolor": "black"}):
-        figures = draw_figures(made.complete())
+        figures = draw_figures(made.record(made.complete()))
         assert matplotlib.rcParams["font.size"] == 31.0
-    assert figures == draw_figures(made.complete())
+    assert figures == draw_figures(made.record(made.complete()))
 
 
 def test_nothing_measured_gives_no_figure():
-    assert draw_figures(made.young()) == {}
-    assert set(draw_figures(made.after_contract())) == {"contract.png"}
+    assert draw_figures(made.record(made.young())) == {}
+    assert set(draw_figures(made.record(made.after_contract()))) == {"contract.png"}
 
 
 def test_the_losses_and_their_differences_are_those_of_the_content(drawn):
@@ -162,7 +162,7 @@ def test_phases_are_medians_without_the_first_step_in_the_order_of_a_step(drawn)
     for row, peak in zip(content["arms"]["dense"]["steps"], (9000, 700, 800)):
         row["phases"]["encoder"]["peak_bytes"] = peak * made.MIB
         row["phases"]["a_hook"] = {"seconds": 0.5}
-    peaks, times = drawn(phases_figure, content).axes
+    peaks, times = drawn(memory_figure, content, "phases").axes
     phases = [label.get_text() for label in peaks.get_yticklabels()]
     assert phases == [*(p.replace("_", " ") for p in made.PHASES), "a hook"]
     dense = peaks.containers[0]

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from panda_icefall.runs.bounded.report.reading import Arm
+from panda_icefall.runs.records import Arm
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

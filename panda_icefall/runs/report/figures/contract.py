@@ -1,12 +1,12 @@
 """The figure of the contract: every compared quantity by batch, coloured by its bound."""
 
 import math
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Optional
+from typing import TYPE_CHECKING
 
-from panda_icefall.runs.bounded.report import units
-from panda_icefall.runs.bounded.report.contract import Cell, ContractRow, contract_rows
-from panda_icefall.runs.bounded.report.figures.style import INK, MUTED, VIOLATED, as_png, styled
+from panda_icefall.runs.report import units
+from panda_icefall.runs.report.contract_rows import Cell, ContractRow, contract_rows
+from panda_icefall.runs.report.figures.style import INK, MUTED, VIOLATED, as_png, styled
+from panda_icefall.runs.run_record import RunRecord
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -23,15 +23,16 @@ _LONGEST_NAME = 56
 _MOST_TEXT_COLUMNS = 12
 
 
-def draw_contract(content: Mapping[str, Any]) -> Optional[bytes]:
+def draw_contract(record: RunRecord) -> bytes | None:
     """``contract.png``: a heat table, quantities by batch, with each row's bound beside it.
 
     Returns:
       ``None`` while no batch was compared.
     """
-    updates, rows = contract_rows(content.get("contract"))
-    if not updates or not rows:
+    if record.contract is None or not record.contract.batches:
         return None
+    updates = [str(batch.update) for batch in record.contract.batches]
+    rows = contract_rows(record.contract)
     from matplotlib.cm import ScalarMappable
     from matplotlib.figure import Figure
 
@@ -71,7 +72,7 @@ def _colours() -> "tuple[Colormap, Normalize]":
 
 
 def _draw_cells(
-    axes: "Axes", rows: tuple[ContractRow, ...], colours: "Colormap", norm: "Normalize"
+    axes: "Axes", rows: list[ContractRow], colours: "Colormap", norm: "Normalize"
 ) -> None:
     from matplotlib.patches import Rectangle
 
@@ -95,7 +96,7 @@ def _draw_cells(
                 )
 
 
-def _label(axes: "Axes", updates: tuple[str, ...], rows: tuple[ContractRow, ...]) -> None:
+def _label(axes: "Axes", updates: list[str], rows: list[ContractRow]) -> None:
     axes.set_xlim(0, len(updates))
     axes.set_ylim(len(rows), 0)
     axes.set_xticks([x + 0.5 for x in range(len(updates))], updates)
@@ -119,7 +120,7 @@ def _label(axes: "Axes", updates: tuple[str, ...], rows: tuple[ContractRow, ...]
         axes.axhline(first_gradient, color=INK, lw=1.2)
 
 
-def _excess(cell: Cell) -> Optional[float]:
+def _excess(cell: Cell) -> float | None:
     """log10 of distance over bound, within what the colours reach; ``None`` without a judgement."""
     if cell.value is None or cell.is_negligible or not cell.bound:
         return None

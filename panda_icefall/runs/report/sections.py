@@ -1,0 +1,150 @@
+"""The sections of a report below its first screen, as blocks of Markdown."""
+
+from functools import partial
+
+import yaml
+
+from panda_icefall.runs.records import Arm, phases_of
+from panda_icefall.runs.report import units
+from panda_icefall.runs.report.markdown import code, table
+from panda_icefall.runs.run_record import RunRecord
+
+__all__ = ["configuration", "final_parameters", "memory", "resume", "routing", "stages", "training"]
+
+_TWIN = "The twin is a second dense run whose start is perturbed by one ulp"
+
+
+def training(record: RunRecord) -> list[str]:
+    """How far the loss of the routed run, and of the twin, goes from the dense one."""
+    found = record.trajectory
+    if found is None:
+        return [f"Comparison of the losses: {record.absence}."]
+    largest = units.distance(found.largest_relative_difference)
+    if found.step_of_largest is not None:
+        largest += f" (step {found.step_of_largest})"
+    rows = [
+        ("steps compared", units.count(found.steps)),
+        ("largest relative difference of the loss, routed", largest),
+        ("the same of the dense twin", units.distance(found.twin_largest_relative_difference)),
+        ("the difference's bound", found.allowed or units.NOTHING),
+        ("losses that are NaN or infinite", units.count(found.non_finite)),
+    ]
+    caption = f"Loss trajectories. {_TWIN}: it shows what rounding alone does."
+    return [table(("", "figure"), rows, caption)]
+
+
+def memory(record: RunRecord) -> list[str]:
+    """Peak and time of every phase, dense and routed."""
+    rows = []
+    for phase in phases_of(record.comparable.values()):
+        peaks = record.compare(partial(Arm.phase_peak_bytes, phase=phase))
+        times = record.compare(partial(Arm.phase_seconds, phase=phase))
+        rows.append(
+            (
+                phase.replace("_", " "),
+                *map(units.mib, peaks),
+                units.ratio(peaks[1], peaks[0]),
+                *map(units.seconds, times),
+                units.ratio(times[1], times[0]),
+            )
+        )
+    if not rows:
+        return []
+    measured = ("peak, dense", "peak, routed", "ratio", "time, dense", "time, routed", "ratio")
+    caption = "Medians over the steps that both have, without the first. Ratio: routed over dense."
+    return [table(("phase", *measured), rows, caption)]
+
+
+def final_parameters(record: RunRecord) -> list[str]:
+    """Distance of the final parameters, as a whole, by group, and where most of it sits."""
+    found = record.final_parameters
+    if found is None:
+        return [f"Comparison of the parameters: {record.absence}."]
+    bulk = "the bulk: without the 0.001 % of elements furthest apart"
+    compared = [
+        ("all parameters", found.rel_l2, found.twin_rel_l2, None),
+        (bulk, found.bulk_rel_l2, found.twin_bulk_rel_l2, None),
+        *((g.group, g.rel_l2, g.twin_rel_l2, g.max_abs) for g in found.groups),
+    ]
+    allowed = f"The bulk's rel-L2: {found.allowed}. " if found.allowed else ""
+    caption = f"Distance from the dense run's parameters after the last step. {allowed}{_TWIN}."
+    columns = ("group", "rel-L2, routed", "rel-L2, twin", "max-abs, routed")
+    rows = [(name, *map(units.distance, distances)) for name, *distances in compared]
+    blocks = [table(columns, rows, caption)]
+    if found.largest_parameters:
+        largest = [
+            (
+                parameter.name,
+                f"{100 * parameter.share:.1f} %",
+                units.distance(parameter.rel_l2),
+                units.distance(parameter.twin_rel_l2),
+            )
+            for parameter in found.largest_parameters
+        ]
+        header = ("parameter", "share of the squared difference", "rel-L2, routed", "rel-L2, twin")
+        blocks.append(table(header, largest, "Where most of the difference sits."))
+    return blocks
+
+
+def resume(record: RunRecord) -> list[str]:
+    """What stopping and resuming changed."""
+    found = record.resume
+    if found is None:
+        return [f"Stopped and resumed run: {record.absence}."]
+    if found.is_bitwise:
+        same = "the same bits as"
+    else:
+        same = f"at rel-L2 {units.distance(found.rel_l2)} from"
+    return [
+        f"Stopped after step {units.count(found.stopped_after)}, resumed from the recipe's own "
+        f"checkpoint, ended after step {units.count(found.steps)}: the parameters are {same} those "
+        "of the run without a stop."
+    ]
+
+
+def routing(record: RunRecord) -> list[str]:
+    """What routing counted in every arm."""
+    counted = {name: arm.by_counter(arm.counters) for name, arm in record.trained.items()}
+    if not counted:
+        return ["No process has counted anything."]
+    rows = [
+        (name.replace("_", " "), *(_counter(counters[name]) for counters in counted.values()))
+        for name in next(iter(counted.values()))
+    ]
+    caption = (
+        "Sites: lattice sites offered to the routed loss, evaluated forward (inside the "
+        "boundary) and backward. Materialised: operations that could not be recorded."
+    )
+    return [table(("counter", *counted), rows, caption)]
+
+
+def stages(record: RunRecord) -> list[str]:
+    """Every process that the run started, and its command."""
+    if not record.stages:
+        return ["No stage was started."]
+    rows = [
+        (
+            stage.name,
+            stage.state,
+            units.duration(stage.seconds),
+            units.NOTHING if stage.exit_status is None else str(stage.exit_status),
+            stage.log or units.NOTHING,
+        )
+        for stage in record.stages
+    ]
+    columns = ("stage", "state", "time", "exit status", "log")
+    blocks = [table(columns, rows, "The processes of this run, in order.", is_textual=True)]
+    commands = [f"# {stage.name}\n{stage.command}" for stage in record.stages if stage.command]
+    return [*blocks, code("\n".join(commands))] if commands else blocks
+
+
+def configuration(record: RunRecord) -> list[str]:
+    """The configuration as it was read."""
+    text = yaml.safe_dump(record.config, sort_keys=False, allow_unicode=True, width=88)
+    return [code(text.rstrip("\n"))]
+
+
+def _counter(value: float | dict[str, int]) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {times}" for name, times in value.items()) or "none"
+    return units.count(value) if value == int(value) else f"{value:.4g}"
