@@ -16,8 +16,7 @@ from bands import (
     random_band,
     score_by_states,
 )
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten
+from dispatch import LargestTensor
 
 from panda_icefall.lattice import torch_recursion
 from panda_icefall.lattice.banded import RNNT_TYPES, banded_recursion
@@ -190,20 +189,6 @@ def test_no_graph_is_built_where_gradients_are_off():
     assert with_graph.requires_grad
     assert not scores.requires_grad
     assert torch.equal(scores, with_graph)
-
-
-class LargestTensor(TorchDispatchMode):
-    """Records the most elements of any tensor that an operation returns."""
-
-    def __init__(self):
-        super().__init__()
-        self.elements = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
-        sizes = [x.numel() for x in tree_flatten(result)[0] if isinstance(x, torch.Tensor)]
-        self.elements = max([self.elements, *sizes])
-        return result
 
 
 @pytest.mark.parametrize(("rnnt_type", "steps"), [("regular", 40 + 300), ("modified", 40)])

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from dispatch import LargestTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
@@ -9,21 +10,6 @@ from panda_icefall.normalizer import dense_selected_log_probs, selected_log_prob
 
 SITES, HIDDEN, CLASSES = 4_001, 24, 1_013
 WORKSPACE = 256 * 1024
-
-
-class LargestTensor(TorchDispatchMode):
-    """Records the largest storage, in bytes, of any tensor an operation returns."""
-
-    def __init__(self):
-        super().__init__()
-        self.bytes = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
-        for value in tree_flatten(result)[0]:
-            if isinstance(value, torch.Tensor):
-                self.bytes = max(self.bytes, value.numel() * value.element_size())
-        return result
 
 
 class CountOfSize(TorchDispatchMode):

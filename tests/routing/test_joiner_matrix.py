@@ -6,11 +6,10 @@ from collections import Counter
 import pytest
 import torch
 import toy
+from dispatch import LargestTensor
 from joiner_table import BEGIN, END, line, render, run
 from joiners import LOGITS, RECORDED, ROWS, Joiner
 from recipe_matrix import table
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten
 
 import panda_icefall
 
@@ -97,22 +96,7 @@ def test_only_where_the_row_says_so_do_logits_exist(k2, row):
     logits = toy.B * toy.T * toy.S_RANGE * toy.C
     with panda_icefall.patched(workspace_mib=0.008), LargestTensor() as largest:
         run(k2, joiner, data)
-    assert (largest.numel >= logits) == (row.outcome == LOGITS)
-
-
-class LargestTensor(TorchDispatchMode):
-    """Records the most elements of any tensor with memory that an operation returns."""
-
-    def __init__(self):
-        super().__init__()
-        self.numel = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
-        for value in tree_flatten(result)[0]:
-            if isinstance(value, torch.Tensor) and value.device.type != "meta":
-                self.numel = max(self.numel, value.numel())
-        return result
+    assert (largest.elements >= logits) == (row.outcome == LOGITS)
 
 
 @pytest.mark.parametrize("row", NEEDED, ids=lambda row: row.name)
