@@ -79,6 +79,7 @@ def test_saved_for_backward_are_the_inputs_ids_and_log_z():
     assert sorted(tuple(t.shape) for t in saved) == sorted(tuple(t.shape) for t in expected)
 
 
+@pytest.mark.slow
 def test_more_than_two_to_the_31_logits_are_addressed_rightly():
     sites, classes = 66_001, 32_771
     assert sites * classes > 2**31
