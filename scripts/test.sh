@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# All tests from a bare checkout: linters and tests in the modern lane, then tests in the k2 lane.
+# All tests from a bare checkout: linters and tests in the modern lane, tests in the k2 lane.
 #
-#   scripts/test.sh                 both lanes
-#   scripts/test.sh --lane modern   one of them (modern or k2)
-#   scripts/test.sh -- -k routing   what follows -- goes to pytest
+#   scripts/test.sh                    both lanes, side by side
+#   scripts/test.sh --lane modern      one of them (modern or k2)
+#   scripts/test.sh -- -m "not slow"   what follows -- goes to pytest: here the quick set
 #
 # Set ICEFALL_ROOT to an icefall checkout to run the tests against its recipes as well (k2 lane).
 set -uo pipefail
@@ -29,6 +29,7 @@ while [ $# -gt 0 ]; do
 done
 
 failed=0
+ready=""
 for lane in $lanes; do
     case $lane in
     modern)
@@ -45,14 +46,42 @@ for lane in $lanes; do
             continue
         fi
         make_lane k2 "$python" || exit 1
-        python=$(lane_python k2)
         ;;
     *)
         echo "unknown lane '$lane': expected modern or k2" >&2
         exit 2
         ;;
     esac
-    echo "[$lane lane] pytest"
-    "$python" -m pytest -q "$@" || failed=1
+    ready="$ready $lane"
 done
+
+run_tests() { # LANE PYTEST_ARGUMENTS...
+    local lane=$1
+    shift
+    "$(lane_python "$lane")" -m pytest -q --durations=15 -o cache_dir=".pytest_cache/$lane" "$@"
+}
+
+# Two lanes run side by side: tests are mostly one thread, and only read the checkout. What the second
+# one prints is shown when the first one is through.
+read -r first second <<<"$ready"
+if [ -n "$second" ]; then
+    export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+    log=$(mktemp)
+    set -m # a job of its own: without, it would ignore the SIGINT that tests send
+    run_tests "$second" "$@" >"$log" 2>&1 </dev/null &
+    beside=$!
+    set +m
+    trap 'kill -- -$beside 2>/dev/null; rm -f "$log"' EXIT
+    trap 'exit 130' INT
+    trap 'exit 143' TERM
+fi
+if [ -n "$first" ]; then
+    echo "[$first lane] pytest"
+    run_tests "$first" "$@" || failed=1
+fi
+if [ -n "$second" ]; then
+    wait $beside || failed=1
+    echo "[$second lane] pytest"
+    cat "$log"
+fi
 exit $failed

@@ -1,6 +1,7 @@
-"""Lane rules, and the command line in this process.
+"""Lane rules, planted bugs, and the command line in this process.
 
-k2-marked tests need a real k2, icefall-marked ones ICEFALL_ROOT as well.
+k2-marked tests need a real k2, icefall-marked ones ICEFALL_ROOT as well. Tests that start processes
+are marked slow here, others that are slow by themselves.
 """
 
 import importlib.util
@@ -15,6 +16,35 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
 HAS_K2 = importlib.util.find_spec("k2") is not None
+# Their assertions tell the values too.
+pytest.register_assert_rewrite("bands", "counted", "gates", "simple_losses", "toy", "toy_joiner")
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--plant",
+        metavar="BUG",
+        help="plant a bug of tests/support/planted.py; tests in which a loss falls back must fail",
+    )
+
+
+def pytest_configure(config):
+    bug = config.getoption("--plant")
+    if bug is not None:
+        import planted
+
+        if bug not in planted.BUGS:
+            raise pytest.UsageError(f"--plant: got {bug!r}, expected one of {[*planted.BUGS]}")
+        config.pluginmanager.register(planted.Planting(bug))
+
+
+# Names by which tests and their helpers start processes, and fixtures for which some are started.
+STARTERS = {"Popen", "from_two_ranks", "run_script", "start", "subprocess"}
+STARTED = {"checkout", "checkpoint", "data_dir", "port", "trained"}
+
+
+def starts_processes(item):
+    return bool(STARTED & {*item.fixturenames} or STARTERS & {*item.function.__code__.co_names})
 
 
 def pytest_collection_modifyitems(items):
@@ -23,6 +53,8 @@ def pytest_collection_modifyitems(items):
         not os.environ.get("ICEFALL_ROOT"), reason="needs ICEFALL_ROOT (an icefall checkout)"
     )
     for item in items:
+        if starts_processes(item):
+            item.add_marker(pytest.mark.slow)
         if item.get_closest_marker("k2"):
             item.add_marker(needs_k2)
         if item.get_closest_marker("icefall"):

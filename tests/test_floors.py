@@ -1,6 +1,7 @@
 """The architecture as a test: imports point down only, and optional packages load late."""
 
 import ast
+import graphlib
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +19,10 @@ ALLOWED = {
     "routing": {"normalizer", "lattice", "losses"},
     "runs": {"normalizer", "lattice", "losses", "routing"},
 }
+# The rooms of runs/, lower ones first: a room imports those before it, and the files beside rooms.
+ROOMS = "corpora synth data memory contract hooks doctor launch patching report bounded".split()
+# What still points up: a file, and the room that it imports.
+UPWARD = {("memory/session_log.py", "contract")}
 OPTIONAL = ("k2", "lhotse", "icefall", "triton", "matplotlib", "tensorboard", "sentencepiece")
 
 
@@ -43,6 +48,34 @@ def test_a_floor_imports_only_lower_floors(floor):
             if parts[0] == "panda_icefall" and len(parts) > 1 and parts[1] in ALLOWED:
                 assert parts[1] in ALLOWED[floor] | {floor}, f"{file}: {name}"
             assert not name.startswith("panda_icefall.cli"), f"{file}: {name}"
+
+
+def test_a_room_of_runs_imports_only_lower_rooms():
+    runs = PACKAGE / "runs"
+    for room in sorted(path.name for path in runs.iterdir() if (path / "__init__.py").exists()):
+        assert room in ROOMS, f"give runs/{room} its place in ROOMS"
+        for file in sorted((runs / room).rglob("*.py")):
+            for name in imported(ast.parse(file.read_text())):
+                _, _, other = name.partition("panda_icefall.runs.")
+                other = other.partition(".")[0]
+                if other in ROOMS and (file.relative_to(runs).as_posix(), other) not in UPWARD:
+                    assert ROOMS.index(other) <= ROOMS.index(room), f"{file}: {name}"
+
+
+def test_no_file_imports_itself_by_way_of_others():
+    files = {}
+    for file in PACKAGE.rglob("*.py"):
+        parts = file.relative_to(PACKAGE.parent).with_suffix("").parts
+        files[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = file
+    # `from package import module` names both; it needs the module.
+    graph = {
+        name: {other for other in imported(ast.parse(file.read_text())) if other in files} - {name}
+        for name, file in files.items()
+    }
+    for name, others in graph.items():
+        packages = {other for other in others if any(o.startswith(f"{other}.") for o in others)}
+        graph[name] = others - packages
+    graphlib.TopologicalSorter(graph).prepare()  # raises CycleError, which names the files
 
 
 def test_optional_packages_are_imported_where_used_only():

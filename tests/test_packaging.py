@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import re
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -14,8 +15,12 @@ ROOT = Path(__file__).parents[1]
 
 
 def test_wheel_and_sdist_build_from_the_checkout(tmp_path):
+    # A build writes into its folder, and another lane may build beside this one.
+    checkout = tmp_path / "checkout"
+    left_out = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "build", "dist", "out")
+    shutil.copytree(ROOT, checkout, ignore=left_out)
     subprocess.run(
-        [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(tmp_path), str(ROOT)],
+        [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(tmp_path), str(checkout)],
         check=True,
         capture_output=True,
     )

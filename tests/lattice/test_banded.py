@@ -1,4 +1,7 @@
-"""The recursion in band coordinates: against single states, the padded recursion and real k2."""
+"""The recursion in band coordinates: against single states, the padded recursion and real k2.
+
+Without a GPU the Triton kernels run in Triton's interpreter.
+"""
 
 import math
 
@@ -16,15 +19,34 @@ from bands import (
     random_band,
     score_by_states,
 )
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten
+from dispatch import LargestTensor
 
 from panda_icefall.lattice import banded_recursion, torch_recursion
 from panda_icefall.lattice.validation import RNNT_TYPES
 from panda_icefall.losses import pruned_px_py, score
 
+# In the interpreter numpy tells of -inf minus -inf, and of what older Tritons do with it.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning"),
+    pytest.mark.filterwarnings("ignore:Conversion of an array:DeprecationWarning"),
+]
 rnnt_types = pytest.mark.parametrize("rnnt_type", RNNT_TYPES)
 every_band = pytest.mark.parametrize("name", BANDS)
+
+
+@pytest.fixture(params=["torch", "triton"])
+def recursion(request):
+    """`banded_recursion` by one engine; Triton's kernels run on the GPU where there is one."""
+    engine = request.param
+    if engine == "triton":
+        pytest.importorskip("triton", reason="needs triton: pip install triton")
+    device = "cuda" if engine == "triton" and torch.cuda.is_available() else "cpu"
+
+    def on_device(*band):
+        band = [x.to(device) if isinstance(x, torch.Tensor) else x for x in band]
+        return banded_recursion(*band, engine=engine).cpu()
+
+    return on_device
 
 
 def padded(recursion):
@@ -39,18 +61,22 @@ def padded(recursion):
 
 @every_band
 @rnnt_types
-def test_scores_and_gradients_are_those_of_a_loop_over_states(name, rnnt_type):
+def test_scores_and_gradients_are_those_of_a_loop_over_states(recursion, name, rnnt_type):
     band = make_band(name)
-    got = outcome(banded_recursion, *band, rnnt_type)
+    got = outcome(recursion, *band, rnnt_type)
     assert_equal_outcome(got, outcome(score_by_states, *band, rnnt_type))
     if name in REACHED:
         assert got[0].isfinite().all()
 
 
-@pytest.mark.parametrize("seed", range(30))
-def test_any_band_and_boundary_give_the_score_of_a_loop_over_states(seed):
+@pytest.mark.parametrize(
+    ("recursion", "seed"),
+    [*(("torch", seed) for seed in range(30)), *(("triton", seed) for seed in range(9))],
+    indirect=["recursion"],
+)
+def test_any_band_and_boundary_give_the_score_of_a_loop_over_states(recursion, seed):
     band = (*random_band(seed, 3, 8, 7), RNNT_TYPES[seed % 3])
-    assert_equal_outcome(outcome(banded_recursion, *band), outcome(score_by_states, *band))
+    assert_equal_outcome(outcome(recursion, *band), outcome(score_by_states, *band))
 
 
 @pytest.mark.parametrize("name", [name for name in BANDS if name != "wider than the lattice"])
@@ -96,12 +122,23 @@ def test_fp32_is_exact_to_its_own_rounding_at_scores_of_a_thousand(rnnt_type):
         assert error(value, reference) <= 2**-23
 
 
+@pytest.mark.parametrize("level", [-300.0, 100.0])
+def test_fp32_is_exact_to_its_own_rounding_at_large_scores(recursion, level):
+    target_logp, blank_logp, *rest = make_band("ragged", torch.float32, scale=30.0)
+    band = (target_logp + level, blank_logp + level, *rest, "regular")
+    exact = outcome(banded_recursion, band[0].double(), band[1].double(), *band[2:])
+    assert exact[0].abs().min() > 300
+    for value, reference in zip(outcome(recursion, *band), exact):
+        assert value.dtype == torch.float32
+        assert error(value, reference) <= 2**-23
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("level", [-1e4, 0.0, 1e3])
-def test_occupations_stay_probabilities_at_any_level_of_the_scores(level, dtype):
+def test_occupations_stay_probabilities_at_any_level_of_the_scores(recursion, level, dtype):
     target_logp, blank_logp, *rest = make_band("one width", dtype, scale=30.0)
     leaves = [(x + level).requires_grad_() for x in (target_logp, blank_logp)]
-    target_grad, blank_grad = torch.autograd.grad(banded_recursion(*leaves, *rest).sum(), leaves)
+    target_grad, blank_grad = torch.autograd.grad(recursion(*leaves, *rest).sum(), leaves)
     eps = torch.finfo(dtype).eps
     for occupation in (target_grad, blank_grad):
         assert occupation.min() >= 0
@@ -114,9 +151,9 @@ def test_occupations_stay_probabilities_at_any_level_of_the_scores(level, dtype)
 
 
 @rnnt_types
-def test_sites_that_no_path_takes_are_not_read_and_get_no_gradient(rnnt_type):
+def test_sites_that_no_path_takes_are_not_read_and_get_no_gradient(recursion, rnnt_type):
     target_logp, blank_logp, ranges, S, boundary = make_band("later begins")
-    expected = outcome(banded_recursion, target_logp, blank_logp, ranges, S, boundary, rnnt_type)
+    expected = outcome(recursion, target_logp, blank_logp, ranges, S, boundary, rnnt_type)
     s_begin, t_begin, s_end, t_end = boundary[:, :, None, None].unbind(1)
     frame = torch.arange(ranges.shape[1])[:, None]
     outside = (ranges < s_begin) | (ranges > s_end) | (frame < t_begin) | (frame >= t_end)
@@ -125,18 +162,20 @@ def test_sites_that_no_path_takes_are_not_read_and_get_no_gradient(rnnt_type):
     # No symbol follows the last one.
     unread = [x.masked_fill(outside, math.nan) for x in (target_logp, blank_logp)]
     unread[0] = unread[0].masked_fill(ranges == s_end, math.nan)
-    got = outcome(banded_recursion, *unread, ranges, S, boundary, rnnt_type)
+    got = outcome(recursion, *unread, ranges, S, boundary, rnnt_type)
     assert all(torch.equal(x, y) for x, y in zip(got, expected))
 
 
 @rnnt_types
-def test_an_utterance_without_a_path_scores_minus_infinity_with_zero_gradients(rnnt_type):
+def test_an_utterance_without_a_path_scores_minus_infinity_with_zero_gradients(
+    recursion, rnnt_type
+):
     target_logp, blank_logp, *rest = make_band("ragged")
-    expected = outcome(banded_recursion, target_logp, blank_logp, *rest, rnnt_type)
+    expected = outcome(recursion, target_logp, blank_logp, *rest, rnnt_type)
     blank_logp[0, 2] = NEG_INF
     target_logp[0, 2] = NEG_INF
     leaves = [x.requires_grad_() for x in (target_logp, blank_logp)]
-    scores = banded_recursion(*leaves, *rest, rnnt_type)
+    scores = recursion(*leaves, *rest, rnnt_type)
     weights = torch.arange(1, 4, dtype=torch.float64)
     grads = torch.autograd.grad((scores * weights).sum(), leaves)
     assert scores[0] == NEG_INF
@@ -146,12 +185,12 @@ def test_an_utterance_without_a_path_scores_minus_infinity_with_zero_gradients(r
 
 
 @rnnt_types
-def test_a_nan_on_a_path_makes_its_own_utterance_nan_and_no_other(rnnt_type):
+def test_a_nan_on_a_path_makes_its_own_utterance_nan_and_no_other(recursion, rnnt_type):
     target_logp, blank_logp, *rest = make_band("ragged")
-    expected = outcome(banded_recursion, target_logp, blank_logp, *rest, rnnt_type)
+    expected = outcome(recursion, target_logp, blank_logp, *rest, rnnt_type)
     blank_logp[1, 1, 1] = math.nan
     leaves = [x.requires_grad_() for x in (target_logp, blank_logp)]
-    scores = banded_recursion(*leaves, *rest, rnnt_type)
+    scores = recursion(*leaves, *rest, rnnt_type)
     weights = torch.arange(1, 4, dtype=torch.float64)
     grads = torch.autograd.grad((scores * weights).sum(), leaves)
     assert scores[1].isnan()
@@ -161,49 +200,52 @@ def test_a_nan_on_a_path_makes_its_own_utterance_nan_and_no_other(rnnt_type):
     assert all(grad[1, 4:].abs().sum() == 0 for grad in grads)
 
 
-def test_strided_inputs_give_the_same_result_and_stay_unchanged():
+def test_strided_inputs_give_the_same_result_and_stay_unchanged(recursion):
     target_logp, blank_logp, *rest = make_band("ragged")
     packed = torch.stack((target_logp, blank_logp), dim=-1)
     copy = packed.clone()
-    got = outcome(
-        lambda x, *args: banded_recursion(*x.unbind(-1), *args[1:]), packed, packed, *rest
-    )
-    expected = outcome(banded_recursion, target_logp, blank_logp, *rest)
+    got = outcome(lambda x, *args: recursion(*x.unbind(-1), *args[1:]), packed, packed, *rest)
+    expected = outcome(recursion, target_logp, blank_logp, *rest)
     assert torch.equal(got[0], expected[0])
     assert torch.equal(got[1], torch.stack(expected[1:], dim=-1))
     assert torch.equal(packed, copy)
 
 
-def test_gradients_flow_to_the_one_input_that_asks():
+def test_gradients_flow_to_the_one_input_that_asks(recursion):
     target_logp, blank_logp, *rest = make_band("one width")
     blank_logp.requires_grad_()
-    banded_recursion(target_logp, blank_logp, *rest).sum().backward()
+    recursion(target_logp, blank_logp, *rest).sum().backward()
     assert target_logp.grad is None
     torch.testing.assert_close(blank_logp.grad.sum(2), torch.ones(2, 6, dtype=torch.float64))
 
 
-def test_no_graph_is_built_where_gradients_are_off():
+def test_no_graph_is_built_where_gradients_are_off(recursion):
     target_logp, blank_logp, *rest = make_band("ragged")
-    with_graph = banded_recursion(target_logp.requires_grad_(), blank_logp, *rest)
+    with_graph = recursion(target_logp.requires_grad_(), blank_logp, *rest)
     with torch.no_grad():
-        scores = banded_recursion(target_logp, blank_logp, *rest)
+        scores = recursion(target_logp, blank_logp, *rest)
     assert with_graph.requires_grad
     assert not scores.requires_grad
     assert torch.equal(scores, with_graph)
 
 
-class LargestTensor(TorchDispatchMode):
-    """Records the most elements of any tensor that an operation returns."""
+@pytest.mark.parametrize("shape", [(0, 4, 3), (2, 0, 3)])
+def test_no_utterances_and_no_frames_are_served(recursion, shape):
+    logp = torch.zeros(2, *shape, requires_grad=True)
+    scores = recursion(*logp, torch.zeros(shape, dtype=torch.int64), 0)
+    assert torch.equal(scores, torch.zeros(shape[0]))
+    scores.sum().backward()
+    assert logp.grad.shape == logp.shape
 
-    def __init__(self):
-        super().__init__()
-        self.elements = 0
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
-        sizes = [x.numel() for x in tree_flatten(result)[0] if isinstance(x, torch.Tensor)]
-        self.elements = max([self.elements, *sizes])
-        return result
+def test_a_wide_band_fills_many_columns(recursion):
+    B, T, S, s_range = 2, 3, 40, 37
+    generator = torch.Generator().manual_seed(4)
+    logp = torch.randn(2, B, T, s_range, generator=generator, dtype=torch.float64)
+    ranges = torch.tensor([[0, 2, 4], [1, 1, 4]]).unsqueeze(2) + torch.arange(s_range)
+    boundary = torch.tensor([[0, 0, 40, 3], [1, 0, 40, 3]])
+    band = (*logp, ranges, S, boundary, "regular")
+    assert_equal_outcome(outcome(recursion, *band), outcome(score_by_states, *band))
 
 
 @pytest.mark.parametrize(("rnnt_type", "steps"), [("regular", 40 + 300), ("modified", 40)])

@@ -6,9 +6,8 @@ import gates
 import pytest
 import torch
 import torch.nn.functional as F
+from dispatch import LargestTensor
 from pruned_losses import selected_pruned
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten
 
 from panda_icefall.losses.dense import rnnt_loss_pruned
 from panda_icefall.losses.heads import HatHead
@@ -224,21 +223,6 @@ def test_without_a_bias():
     )
     for x, ref in zip(found, expected):
         assert (x - ref).norm() <= 1e-12 * ref.norm()
-
-
-class LargestTensor(TorchDispatchMode):
-    """Records the elements of the largest tensor that an operation returns."""
-
-    def __init__(self):
-        super().__init__()
-        self.elements = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
-        for value in tree_flatten(result)[0]:
-            if isinstance(value, torch.Tensor):
-                self.elements = max(self.elements, value.numel())
-        return result
 
 
 def test_no_tensor_is_larger_than_a_tile_or_an_input():

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from dispatch import LargestTensor
 from oracle import dense_selected_log_probs
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
@@ -10,21 +11,6 @@ from panda_icefall.normalizer import selected_log_probs
 
 SITES, HIDDEN, CLASSES = 4_001, 24, 1_013
 WORKSPACE = 256 * 1024
-
-
-class LargestTensor(TorchDispatchMode):
-    """Records the largest storage, in bytes, of any tensor an operation returns."""
-
-    def __init__(self):
-        super().__init__()
-        self.bytes = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
-        for value in tree_flatten(result)[0]:
-            if isinstance(value, torch.Tensor):
-                self.bytes = max(self.bytes, value.numel() * value.element_size())
-        return result
 
 
 class CountOfSize(TorchDispatchMode):
@@ -94,6 +80,7 @@ def test_saved_for_backward_are_the_inputs_ids_and_log_z():
     assert sorted(tuple(t.shape) for t in saved) == sorted(tuple(t.shape) for t in expected)
 
 
+@pytest.mark.slow
 def test_more_than_two_to_the_31_logits_are_addressed_rightly():
     sites, classes = 66_001, 32_771
     assert sites * classes > 2**31

@@ -3,14 +3,14 @@
 import dataclasses
 from collections import Counter
 
+import counted
 import pytest
 import torch
 import toy
+from dispatch import LargestTensor
 from joiner_table import BEGIN, END, line, render, run
 from joiners import LOGITS, RECORDED, ROWS, Joiner
 from recipe_matrix import table
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten
 
 import panda_icefall
 
@@ -18,11 +18,11 @@ NEEDED = [row for row in ROWS if not row.needs or hasattr(torch.nn.functional, r
 TORCH = int(torch.__version__.split(".")[0])
 
 
-def assert_same(routed, dense, bound):
-    torch.testing.assert_close(routed[0], dense[0], rtol=bound, atol=0)
-    for x, y in zip(routed[1], dense[1]):
-        assert x.dtype == y.dtype
-        assert (x - y).norm() <= bound * y.norm()
+def counted_as(row, materialised=None, **options):
+    """A block with one loss, of this row."""
+    is_routed = row.outcome != LOGITS
+    options.update(materialised=materialised, adjoint_tolerance=0)
+    return counted.routed(int(is_routed), dense=int(not is_routed), **options)
 
 
 def assert_not_less_accurate(routed, dense, exact):
@@ -38,14 +38,10 @@ def test_values_gradients_and_counters(k2, row):
     dense = run(k2, joiner, data)
     assert dense[0].isfinite()
     state = torch.get_rng_state()
-    with panda_icefall.patched(adjoint_tolerance=0, workspace_mib=0.02):
+    with counted_as(row, dict(Counter(row.operations)), workspace_mib=0.02):
         routed = run(k2, joiner, data)
-        status = panda_icefall.status()
     assert torch.equal(torch.get_rng_state(), state)
-    assert_same(routed, dense, 1e-11)
-    assert status.materialised == dict(Counter(row.operations))
-    assert status.losses_dense == (row.outcome == LOGITS)
-    assert status.losses_routed == (row.outcome != LOGITS)
+    toy.assert_same(routed, dense, 1e-11)
     assert bool(row.operations) == (row.outcome != RECORDED)
 
 
@@ -53,11 +49,9 @@ def test_values_gradients_and_counters(k2, row):
 def test_the_hat_loss_of_every_joiner(newer_k2, row):
     joiner, data = Joiner(row).double(), toy.batch(newer_k2, torch.float64, width=row.width)
     dense = run(newer_k2, joiner, data, use_hat_loss=True)
-    with panda_icefall.patched(adjoint_tolerance=0, workspace_mib=0.02):
+    with counted_as(row, workspace_mib=0.02):
         routed = run(newer_k2, joiner, data, use_hat_loss=True)
-        status = panda_icefall.status()
-    assert_same(routed, dense, 1e-11)
-    assert status.losses_dense == (row.outcome == LOGITS)
+    toy.assert_same(routed, dense, 1e-11)
 
 
 @pytest.mark.parametrize("row", NEEDED, ids=lambda row: row.name)
@@ -66,10 +60,8 @@ def test_under_autocast_no_joiner_is_less_accurate(k2, row):
     exact = run(k2, joiner, data)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         dense = run(k2, joiner, data)
-        with panda_icefall.patched(adjoint_tolerance=0):
+        with counted_as(row):
             routed = run(k2, joiner, data)
-            status = panda_icefall.status()
-    assert status.losses_dense == (row.outcome == LOGITS)
     assert routed[0].dtype == dense[0].dtype
     assert_not_less_accurate(routed, dense, exact)
 
@@ -81,10 +73,8 @@ def test_a_half_precision_joiner_is_not_less_accurate(newer_k2, row):
     joiner = Joiner(row).bfloat16()
     data = toy.batch(newer_k2, torch.bfloat16, width=row.width)
     dense = run(newer_k2, joiner, data)
-    with panda_icefall.patched(adjoint_tolerance=0):
+    with counted_as(row):
         routed = run(newer_k2, joiner, data)
-        status = panda_icefall.status()
-    assert status.losses_dense == (row.outcome == LOGITS)
     wide = dataclasses.replace(
         data, **{n: getattr(data, n).detach().double().requires_grad_() for n in ("am", "lm")}
     )
@@ -97,22 +87,7 @@ def test_only_where_the_row_says_so_do_logits_exist(k2, row):
     logits = toy.B * toy.T * toy.S_RANGE * toy.C
     with panda_icefall.patched(workspace_mib=0.008), LargestTensor() as largest:
         run(k2, joiner, data)
-    assert (largest.numel >= logits) == (row.outcome == LOGITS)
-
-
-class LargestTensor(TorchDispatchMode):
-    """Records the most elements of any tensor with memory that an operation returns."""
-
-    def __init__(self):
-        super().__init__()
-        self.numel = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
-        for value in tree_flatten(result)[0]:
-            if isinstance(value, torch.Tensor) and value.device.type != "meta":
-                self.numel = max(self.numel, value.numel())
-        return result
+    assert (largest.elements >= logits) == (row.outcome == LOGITS)
 
 
 @pytest.mark.parametrize("row", NEEDED, ids=lambda row: row.name)

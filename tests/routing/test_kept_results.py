@@ -3,9 +3,11 @@
 Each case is compared with the dense run of the same lines.
 """
 
+import counted
 import pytest
 import torch
 import toy
+import toy_joiner
 from torch import nn
 
 import panda_icefall
@@ -129,16 +131,7 @@ def of_ordinary_tensors(am, lm):
     ],
 )
 def test_kept_results_behave_as_the_tensors_they_are(k2, hidden):
-    torch.manual_seed(1)
-    joiner, data = toy.HiddenJoiner(hidden).double(), toy.batch(k2, torch.float64)
-    dense = toy.loss_and_gradients(k2, joiner, data)
-    with panda_icefall.patched(adjoint_tolerance=0):
-        routed = toy.loss_and_gradients(k2, joiner, data)
-        status = panda_icefall.status()
-    torch.testing.assert_close(routed[0], dense[0], rtol=1e-12, atol=0)
-    for x, y in zip(routed[1], dense[1]):
-        assert (x - y).norm() <= 1e-12 * y.norm()
-    assert (status.losses_routed, status.losses_dense) == (1, 0)
+    toy_joiner.compare(k2, hidden, materialised=None)
 
 
 def test_backward_and_hooks_through_a_kept_result(k2):
@@ -197,7 +190,7 @@ def test_other_results_are_ordinary_tensors(k2, function):
 
 def test_a_tensor_changed_behind_the_back_of_what_was_recorded_is_refused(k2):
     data, joiner = toy.batch(k2), nn.Linear(toy.X, toy.C)
-    with panda_icefall.patched():
+    with counted.routed(0, materialised={"flip": 1}):
         x = flipped(*k2.do_rnnt_pruning(data.am.detach(), data.lm.detach(), data.ranges))
         logits = joiner(torch.tanh(x))
         x.materialise("test").zero_()

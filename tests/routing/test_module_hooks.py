@@ -2,6 +2,7 @@
 
 import logging
 
+import counted
 import pytest
 import torch
 import toy
@@ -49,16 +50,14 @@ def said(caplog, words):
 def test_it_is_said_once_by_name_that_hooks_see_no_tensor(k2, caplog):
     model, data, seen = Model(), toy.batch(k2), []
     inf_check(model, seen)
-    with panda_icefall.patched():
+    with counted.routed(2):
         step(k2, model, data)
         step(k2, model, data)
     messages = said(caplog, "see no tensor")
     assert len(messages) == 2
     assert "forward and backward hooks of joiner.output_linear see no tensor" in messages[0]
     assert "forward and backward hooks of joiner see no tensor" in messages[1]
-    assert panda_icefall.status().losses_routed == 2
-    assert panda_icefall.status().materialised == {}
-    with panda_icefall.patched():
+    with counted.routed():
         step(k2, model, data)
     assert len(said(caplog, "see no tensor")) == 4
 
@@ -69,7 +68,7 @@ def test_the_routed_loss_reports_what_the_hooks_would_have(k2, caplog, value):
     inf_check(model, seen)
     with torch.no_grad():
         model.joiner.output_linear.bias[5] = value
-    with panda_icefall.patched():
+    with counted.routed(2):
         model(k2, data)
         model(k2, data)
     live = panda_icefall.status().sites_evaluated // 2
@@ -82,14 +81,14 @@ def test_the_routed_loss_reports_what_the_hooks_would_have(k2, caplog, value):
 def test_finite_losses_are_not_reported_nor_looked_at_after_revert(k2, caplog):
     model, data = Model(), toy.batch(k2)
     inf_check(model, [])
-    with panda_icefall.patched():
+    with counted.routed():
         model(k2, data)
     assert said(caplog, "is not finite") == []
     with torch.no_grad():
         model.joiner.output_linear.bias[5] = float("inf")
     unwatched = Model()
     unwatched.load_state_dict(model.state_dict())
-    with panda_icefall.patched():
+    with counted.routed():
         unwatched(k2, data)
     assert said(caplog, "is not finite") == []
 
@@ -97,7 +96,7 @@ def test_finite_losses_are_not_reported_nor_looked_at_after_revert(k2, caplog):
 def test_backward_hooks_alone_are_named_alone(k2, caplog):
     model, data = Model(), toy.batch(k2)
     model.joiner.register_full_backward_hook(lambda *given: None)
-    with panda_icefall.patched():
+    with counted.routed():
         model(k2, data)
     (message,) = said(caplog, "see no tensor")
     assert message.startswith("panda: backward hooks of joiner see")
@@ -106,7 +105,7 @@ def test_backward_hooks_alone_are_named_alone(k2, caplog):
 def test_hooks_that_materialise_the_output_are_not_blind(k2, caplog):
     joiner, data, seen = toy.TanhJoiner(), toy.batch(k2), []
     joiner.register_forward_hook(lambda m, i, output: seen.append(float(output.float().sum())))
-    with panda_icefall.patched():
+    with counted.routed(0, dense=1, materialised=None):
         toy.pruned_loss(k2, joiner, data)
     assert said(caplog, "see no tensor") == []
     assert len(seen) == 1
@@ -115,14 +114,14 @@ def test_hooks_that_materialise_the_output_are_not_blind(k2, caplog):
 def test_a_joiner_that_runs_by_itself_is_named_by_its_class(k2, caplog):
     joiner, data = toy.TanhJoiner(), toy.batch(k2)
     joiner.register_forward_hook(lambda *given: None)
-    with panda_icefall.patched():
+    with counted.routed():
         toy.pruned_loss(k2, joiner, data)
     assert "hooks of TanhJoiner see" in said(caplog, "see no tensor")[0]
 
 
 def test_no_hook_is_no_message(k2, caplog):
     caplog.set_level(logging.INFO)
-    with panda_icefall.patched():
+    with counted.routed():
         Model()(k2, toy.batch(k2))
     assert caplog.records == []
 

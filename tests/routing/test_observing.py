@@ -1,10 +1,10 @@
 """Whoever observes gets the log-probs of every routed loss; nobody else pays or notices."""
 
+import counted
 import pytest
 import torch
 import toy
 
-import panda_icefall
 from panda_icefall import routing
 from panda_icefall.routing.observing import current_observer
 
@@ -13,7 +13,7 @@ def test_each_routed_loss_reports_its_log_probs_once_and_in_order(k2):
     torch.manual_seed(1)
     joiner, data = toy.TanhJoiner().double(), toy.batch(k2, torch.float64)
     seen = []
-    with panda_icefall.patched(), routing.observed(seen.append):
+    with counted.routed(2), routing.observed(seen.append):
         toy.pruned_loss(k2, joiner, data)
         with torch.no_grad():
             joiner.output_linear.bias += torch.arange(toy.C)
@@ -39,7 +39,7 @@ def test_each_routed_loss_reports_its_log_probs_once_and_in_order(k2):
 def test_observing_changes_no_loss_and_no_gradient(k2):
     torch.manual_seed(1)
     joiner, data = toy.TanhJoiner(), toy.batch(k2)
-    with panda_icefall.patched():
+    with counted.routed(2):
         plain = toy.loss_and_gradients(k2, joiner, data)
         with routing.observed(lambda found: None):
             observed = toy.loss_and_gradients(k2, joiner, data)
@@ -50,7 +50,7 @@ def test_observing_changes_no_loss_and_no_gradient(k2):
 def test_blocks_nest_and_end_with_errors_too(k2):
     joiner, data = toy.TanhJoiner(), toy.batch(k2)
     outer, inner = [], []
-    with panda_icefall.patched(), routing.observed(outer.append):
+    with counted.routed(2), routing.observed(outer.append):
         with pytest.raises(TypeError, match="no_such_option"), routing.observed(inner.append):
             toy.pruned_loss(k2, joiner, data, no_such_option=1)
         with routing.observed(inner.append):
@@ -63,11 +63,10 @@ def test_blocks_nest_and_end_with_errors_too(k2):
 def test_losses_of_ordinary_logits_are_not_reported(k2):
     data = toy.batch(k2)
     seen = []
-    with panda_icefall.patched(), routing.observed(seen.append):
+    with counted.routed(0, dense=1), routing.observed(seen.append):
         logits = torch.randn(toy.B, toy.T, toy.S_RANGE, toy.C)
         k2.rnnt_loss_pruned(logits, data.symbols, data.ranges, 0, data.boundary)
     assert seen == []
-    assert panda_icefall.status().losses_dense == 1
 
 
 def test_without_a_boundary_every_site_is_live(k2):
@@ -76,6 +75,6 @@ def test_without_a_boundary_every_site_is_live(k2):
     data.boundary = None
     data.ranges = torch.arange(toy.S_RANGE).expand(toy.B, toy.T, -1).contiguous()
     seen = []
-    with panda_icefall.patched(), routing.observed(seen.append):
+    with counted.routed(), routing.observed(seen.append):
         toy.pruned_loss(k2, toy.TanhJoiner(), data)
     assert seen[0].live.all()

@@ -7,6 +7,7 @@ import io
 import pickle
 import weakref
 
+import counted
 import pytest
 import torch
 import toy
@@ -66,14 +67,12 @@ def test_any_other_use_gets_the_tensor_and_is_counted(k2, caplog, operation):
         )
 
     dense = run()
-    with panda_icefall.patched(model=model):
+    with counted.deferred(model, 2, materialised=None):  # of lm at least the tensor never is
         ours = run()
         run()
-        status = panda_icefall.status()
+    status = panda_icefall.status()
     torch.testing.assert_close(ours, dense, rtol=1e-11, atol=1e-13)
     assert status.materialised[f"simple_am_proj: {operation}"] >= 2
-    # Of lm at least the tensor never is.
-    assert (status.simple_losses_of_tensors, status.simple_losses_deferred) == (0, 2)
     assert not any(name.startswith("simple_lm_proj") for name in status.materialised)
     assert caplog.text.count(f"simple_am_proj: {operation} needs the projection's tensor") == 1
 
@@ -87,9 +86,8 @@ def test_a_look_at_it_beside_the_loss_is_right_on_both_sides(k2):
         return torch.autograd.grad(loss, [data.am, *model.parameters()])
 
     dense = run()
-    with panda_icefall.patched(model=model):
+    with counted.deferred(model, materialised={"simple_am_proj: square": 1}):
         routed = run()
-        assert panda_icefall.status().simple_losses_deferred == 1
     torch.testing.assert_close(routed, dense, rtol=1e-11, atol=1e-13)
 
 
@@ -122,7 +120,7 @@ def test_a_clone_is_independent_of_what_happens_to_the_other(k2):
         return am, lm
 
     dense = model(k2, data)
-    with panda_icefall.patched(model=model):
+    with counted.deferred(model):
         torch.testing.assert_close(model(k2, data, between), dense, rtol=1e-12, atol=0)
 
 
@@ -152,26 +150,22 @@ def test_only_one_recorded_projection_stays_one(k2, order):
         return loss.detach(), torch.autograd.grad(loss, leaves)
 
     dense = run()
-    with panda_icefall.patched(model=model):
+    operation = f"simple_{'lm' if order == 1 else 'am'}_proj: __mul__"
+    with counted.deferred(model, materialised={operation: 1}):
         ours = run()
-        status = panda_icefall.status()
     torch.testing.assert_close(ours, dense, rtol=1e-11, atol=1e-13)
-    assert list(status.materialised) == [f"simple_{'lm' if order == 1 else 'am'}_proj: __mul__"]
-    assert (status.simple_losses_routed, status.simple_losses_of_tensors) == (1, 0)
 
 
 def test_projections_of_another_grad_mode_become_tensors(k2):
     model, data = toy_simple.Transducer(), toy.batch(k2)
-    with panda_icefall.patched(model=model):
+    reason = "loss in another grad mode than the projections"
+    materialised = {f"simple_{n}_proj: {reason}": 1 for n in ("am", "lm")}
+    with counted.deferred(model, of_tensors=1, materialised=materialised):
         with torch.no_grad():
             am, lm = model.projections(data)
         assert not k2.rnnt_loss_smoothed(lm, am, data.symbols, 0).requires_grad
         am = model.projections(data)[0]
         toy_simple.smoothed_loss(k2, am, lm, data).backward()
-        status = panda_icefall.status()
-    reason = "loss in another grad mode than the projections"
-    assert status.materialised == {f"simple_{n}_proj: {reason}": 1 for n in ("am", "lm")}
-    assert (status.simple_losses_of_tensors, status.simple_losses_deferred) == (1, 1)
     assert model.simple_am_proj.weight.grad is not None
     assert model.simple_lm_proj.weight.grad is None
 
@@ -192,10 +186,8 @@ def test_only_one_of_them_may_be_rounded_by_autocast(k2, half):
         return [((x.double() - z).norm() / z.norm()).item() for x, z in zip(found, exact)]
 
     dense = run(k2)
-    with panda_icefall.patched(model=model):
+    with counted.deferred(model):
         ours = run(k2)
-        status = panda_icefall.status()
-    assert (status.simple_losses_deferred, status.materialised) == (1, {})
     assert [grad.dtype for grad in ours] == [grad.dtype for grad in dense]
     data.am, data.lm = (t.detach().double().requires_grad_() for t in (data.am, data.lm))
     model.double()
@@ -240,12 +232,9 @@ def test_a_backward_hook_on_a_projection_sees_its_gradient(k2):
     seen = []
     model.simple_am_proj.register_full_backward_hook(lambda *given: seen.append(given[2][0]))
     model(k2, data).backward()
-    with panda_icefall.patched(model=model):
+    with counted.deferred(model, materialised={"simple_am_proj: backward hook": 1}):
         model(k2, data).backward()
-        status = panda_icefall.status()
     torch.testing.assert_close(seen[1], seen[0], rtol=1e-11, atol=1e-13)
-    assert status.materialised == {"simple_am_proj: backward hook": 1}
-    assert (status.simple_losses_of_tensors, status.simple_losses_deferred) == (0, 1)
 
 
 def test_a_forward_hook_may_change_the_result_or_pass_it_by(k2):
@@ -254,7 +243,7 @@ def test_a_forward_hook_may_change_the_result_or_pass_it_by(k2):
     model.simple_lm_proj.register_forward_hook(lambda *given: seen.append(given[2]))
     model.simple_am_proj.register_forward_hook(lambda module, given, output: output * 2)
     dense = model(k2, data)
-    with panda_icefall.patched(model=model):
+    with counted.deferred(model):
         torch.testing.assert_close(model(k2, data), dense, rtol=1e-12, atol=0)
     assert isinstance(seen[1], DeferredProjection)
 
@@ -366,9 +355,8 @@ def test_somebody_elses_forward_is_called_and_put_back(k2):
     plain = model.simple_am_proj.forward
     model.simple_am_proj.forward = own = lambda x: plain(2 * x)
     dense = model(k2, data)
-    with panda_icefall.patched(model=model):
+    with counted.deferred(model):
         torch.testing.assert_close(model(k2, data), dense)
-        assert panda_icefall.status().simple_losses_deferred == 1
         assert copy.deepcopy(model).simple_am_proj.forward is own
     assert model.simple_am_proj.forward is own
 
@@ -385,7 +373,7 @@ def test_nothing_keeps_the_graph_alive_after_a_step(k2):
     gc.collect()
     gc.disable()
     try:
-        with panda_icefall.patched(model=model):
+        with counted.deferred(model):
             assert step()() is None
     finally:
         gc.enable()

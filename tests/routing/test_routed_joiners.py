@@ -1,8 +1,10 @@
 """Joiners as icefall writes them: routed loss and gradients equal the dense ones."""
 
+import counted
 import pytest
 import torch
 import toy
+import toy_joiner
 from torch import nn
 
 import panda_icefall
@@ -16,14 +18,6 @@ JOINERS = [
 ]
 
 
-def assert_same(routed, dense, bound):
-    assert routed[0].dtype == dense[0].dtype
-    torch.testing.assert_close(routed[0], dense[0], rtol=bound, atol=0)
-    for x, y in zip(routed[1], dense[1]):
-        assert x.dtype == y.dtype
-        assert (x - y).norm() <= bound * y.norm()
-
-
 @pytest.mark.parametrize("make", JOINERS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("workspace_mib", [0.003, 8])
@@ -31,11 +25,10 @@ def test_a_joiner_is_routed_exactly(k2, make, dtype, workspace_mib):
     torch.manual_seed(1)
     joiner, data = make().to(dtype), toy.batch(k2, dtype)
     dense = toy.loss_and_gradients(k2, joiner, data)
-    with panda_icefall.patched(workspace_mib=workspace_mib, adjoint_tolerance=0):
+    with counted.routed(workspace_mib=workspace_mib, adjoint_tolerance=0):
         routed = toy.loss_and_gradients(k2, joiner, data)
-    assert_same(routed, dense, 1e-12 if dtype == torch.float64 else 2e-6)
+    toy.assert_same(routed, dense, 1e-12 if dtype == torch.float64 else 2e-6)
     status = panda_icefall.status()
-    assert (status.losses_routed, status.losses_dense, status.materialised) == (1, 0, {})
     assert status.sites == toy.B * toy.T * data.ranges.shape[2]
     assert 0 < status.sites_backward <= status.sites_evaluated < status.sites
 
@@ -52,23 +45,19 @@ def test_a_joiner_is_routed_exactly(k2, make, dtype, workspace_mib):
     ids=str,
 )
 def test_k2s_own_options_are_kept(k2, arguments):
-    torch.manual_seed(1)
-    joiner, data = toy.TanhJoiner().double(), toy.batch(k2, torch.float64)
-    dense = toy.loss_and_gradients(k2, joiner, data, **arguments)
-    with panda_icefall.patched(adjoint_tolerance=0):
-        routed = toy.loss_and_gradients(k2, joiner, data, **arguments)
     # k2 computes the delay penalty in float32 whatever the dtype of the logits.
-    assert_same(routed, dense, 1e-7 if "delay_penalty" in arguments else 1e-12)
+    bound = 1e-7 if "delay_penalty" in arguments else 1e-12
+    toy_joiner.compare(k2, toy.TanhJoiner, bound=bound, **arguments)
 
 
 def test_the_default_tolerance_stays_below_float32_rounding(k2):
     torch.manual_seed(1)
     joiner, data = toy.TanhJoiner(), toy.batch(k2)
     dense = toy.loss_and_gradients(k2, joiner, data)
-    with panda_icefall.patched():
+    with counted.routed():
         routed = toy.loss_and_gradients(k2, joiner, data)
-        status = panda_icefall.status()
-    assert_same(routed, dense, 2e-6)
+    status = panda_icefall.status()
+    toy.assert_same(routed, dense, 2e-6)
     assert status.adjoint_mass_skipped <= 2**-24 * status.adjoint_mass
 
 
@@ -79,9 +68,9 @@ def test_without_a_boundary_every_site_is_evaluated(k2):
     data.ranges = (s_begin[:, None] + torch.arange(toy.S_RANGE)).expand(toy.B, -1, -1).contiguous()
     data.boundary = None
     dense = toy.loss_and_gradients(k2, joiner, data)
-    with panda_icefall.patched(adjoint_tolerance=0):
+    with counted.routed(adjoint_tolerance=0):
         routed = toy.loss_and_gradients(k2, joiner, data)
-    assert_same(routed, dense, 1e-12)
+    toy.assert_same(routed, dense, 1e-12)
     assert panda_icefall.status().sites_evaluated == panda_icefall.status().sites
 
 
@@ -89,11 +78,10 @@ def test_validation_under_no_grad_is_routed(k2):
     joiner, data = toy.TanhJoiner().eval(), toy.batch(k2)
     with torch.no_grad():
         dense = toy.pruned_loss(k2, joiner, data)
-        with panda_icefall.patched():
+        with counted.routed():
             routed = toy.pruned_loss(k2, joiner, data)
     torch.testing.assert_close(routed, dense)
     assert not routed.requires_grad
-    assert panda_icefall.status().losses_routed == 1
 
 
 def test_decoding_through_the_same_joiner_is_untouched(k2):
@@ -112,9 +100,8 @@ def test_bfloat16_autocast_is_at_least_as_accurate_as_the_eager_joiner(k2):
     exact = toy.loss_and_gradients(k2, joiner, data)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         dense = toy.loss_and_gradients(k2, joiner, data)
-        with panda_icefall.patched(adjoint_tolerance=0):
+        with counted.routed(adjoint_tolerance=0):
             routed = toy.loss_and_gradients(k2, joiner, data)
-    assert panda_icefall.status().materialised == {}
     assert routed[0].dtype == torch.float32
     # The hidden activations round in bfloat16 in both; what follows rounds in the dense one only.
     assert abs(routed[0] - exact[0]) <= 1.25 * abs(dense[0] - exact[0]) + 2**-8 * abs(exact[0])
@@ -140,22 +127,14 @@ def test_forward_hooks_that_look_for_tensors_pass_the_deferred_object_by(k2):
     seen = []
     for module in joiner.modules():
         module.register_forward_hook(lambda m, i, o: seen.append(isinstance(o, torch.Tensor)))
-    with panda_icefall.patched():
+    with counted.routed():
         toy.loss_and_gradients(k2, joiner, data)
     assert seen == [False, False]
-    assert panda_icefall.status().losses_routed == 1
 
 
-class Around(nn.Module):
+def around(operation):
     """A joiner with an operation of the test between the sum and the head."""
-
-    def __init__(self, operation):
-        super().__init__()
-        self.operation = operation
-        self.output_linear = nn.Linear(toy.X, toy.C)
-
-    def forward(self, am, lm):
-        return self.output_linear(self.operation(am + lm))
+    return toy.HiddenJoiner(lambda am, lm: operation(am + lm))
 
 
 @pytest.mark.parametrize(
@@ -172,42 +151,36 @@ def test_what_cannot_be_recorded_materialises_once_and_stays_exact(
     k2, operation, name, dense_losses, caplog
 ):
     torch.manual_seed(1)
-    joiner, data = Around(operation).double(), toy.batch(k2, torch.float64)
+    joiner, data = around(operation).double(), toy.batch(k2, torch.float64)
     dense = toy.loss_and_gradients(k2, joiner, data)
-    with panda_icefall.patched():
+    once_per_batch = {name: 2}
+    with counted.routed(2 - dense_losses, dense=dense_losses, materialised=once_per_batch):
         routed = toy.loss_and_gradients(k2, joiner, data)
         again = toy.loss_and_gradients(k2, joiner, data)
-        status = panda_icefall.status()
-    assert_same(routed, dense, 1e-12)
-    assert_same(again, dense, 1e-12)
-    assert status.materialised == {name: 2}  # once per batch
-    assert (status.losses_routed, status.losses_dense) == (2 - dense_losses, dense_losses)
+    toy.assert_same(routed, dense, 1e-12)
+    toy.assert_same(again, dense, 1e-12)
     assert sum(name in message for message in caplog.messages) == 1
 
 
 def test_dropout_in_training_keeps_the_dense_random_draw(k2):
     torch.manual_seed(1)
-    joiner, data = Around(nn.Dropout(0.4)), toy.batch(k2)
-    results = []
-    for use in (False, True):
-        torch.manual_seed(2)
-        if use:
-            panda_icefall.apply()
-        results.append(toy.loss_and_gradients(k2, joiner, data))
-    assert_same(results[1], results[0], 1e-6)
-    assert panda_icefall.status().materialised == {}
-    joiner.eval()
-    toy.loss_and_gradients(k2, joiner, data)
-    assert panda_icefall.status().losses_routed == 2
+    dropout = nn.Dropout(0.4)
+    joiner, data = around(dropout), toy.batch(k2)
+    torch.manual_seed(2)
+    dense = toy.loss_and_gradients(k2, joiner, data)
+    torch.manual_seed(2)
+    with counted.routed(2):
+        toy.assert_same(toy.loss_and_gradients(k2, joiner, data), dense, 1e-6)
+        dropout.eval()
+        toy.loss_and_gradients(k2, joiner, data)
 
 
 def test_a_joiner_that_was_run_without_gradients_gives_a_loss_without_them(k2):
     joiner, data = toy.TanhJoiner(), toy.batch(k2)
-    with panda_icefall.patched():
+    with counted.routed():
         with torch.no_grad():
             logits = joiner(*k2.do_rnnt_pruning(data.am, data.lm, data.ranges))
         loss = k2.rnnt_loss_pruned(logits, data.symbols, data.ranges, 0, data.boundary)
-    assert panda_icefall.status().losses_routed == 1
     assert not loss.requires_grad
 
 
@@ -219,13 +192,7 @@ def test_in_place_activations_are_recorded(k2):
             hidden = hidden * 2.0
             return self.output_linear(nn.functional.relu(hidden, inplace=True))
 
-    torch.manual_seed(1)
-    joiner, data = InPlace().double(), toy.batch(k2, torch.float64)
-    dense = toy.loss_and_gradients(k2, joiner, data)
-    with panda_icefall.patched(adjoint_tolerance=0):
-        routed = toy.loss_and_gradients(k2, joiner, data)
-    assert_same(routed, dense, 1e-12)
-    assert panda_icefall.status().materialised == {}
+    toy_joiner.compare(k2, InPlace)
 
 
 def test_a_no_grad_region_inside_the_joiner_does_not_gain_gradients(k2):
@@ -243,9 +210,9 @@ def test_a_no_grad_region_inside_the_joiner_does_not_gain_gradients(k2):
         return loss.detach(), torch.autograd.grad(loss, [data.am, *joiner.parameters()])
 
     dense = run()
-    with panda_icefall.patched(adjoint_tolerance=0):
+    with counted.routed(materialised={"__add__": 3}, adjoint_tolerance=0):
         routed = run()
-    assert_same(routed, dense, 1e-12)
+    toy.assert_same(routed, dense, 1e-12)
 
 
 def test_nan_activations_give_the_dense_nan_loss(k2):
@@ -253,7 +220,7 @@ def test_nan_activations_give_the_dense_nan_loss(k2):
     with torch.no_grad():
         data.am[0, 2, 1] = float("nan")
     dense = toy.pruned_loss(k2, joiner, data, reduction="none")
-    with panda_icefall.patched():
+    with counted.routed():
         routed = toy.pruned_loss(k2, joiner, data, reduction="none")
         routed.sum().backward()
     assert torch.equal(routed.isnan(), dense.isnan())

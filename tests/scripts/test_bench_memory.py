@@ -7,6 +7,8 @@ from benchmarks.inputs import LossInputs
 from benchmarks.memory import PeakMeter, is_out_of_memory
 from benchmarks.shapes import LossShape
 
+pytestmark = pytest.mark.slow
+
 CPU = torch.device("cpu")
 # Logits of 17 MiB; the head of 2 MiB.
 SHAPE = LossShape(B=2, T=100, S=8, s_range=5, C=4336, H=128, D=16, shortest=0.5)

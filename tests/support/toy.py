@@ -135,6 +135,16 @@ def pruned_loss(k2: Any, joiner: nn.Module, data: Batch, **arguments):
     )  # fmt: skip
 
 
+def assert_same(ours: Any, dense: Any, bound: float) -> None:
+    """Loss and gradients of the same dtypes, and of the same values up to `bound`."""
+    assert ours[0].dtype == dense[0].dtype
+    torch.testing.assert_close(ours[0], dense[0], rtol=bound, atol=0)
+    assert len(ours[1]) == len(dense[1])
+    for x, y in zip(ours[1], dense[1]):
+        assert (x.shape, x.dtype) == (y.shape, y.dtype)
+        assert (x - y).norm() <= bound * y.norm()
+
+
 def loss_and_gradients(k2: Any, joiner: nn.Module, data: Batch, **arguments):
     """Loss, and gradients of am, lm and every joiner parameter."""
     loss = pruned_loss(k2, joiner, data, **arguments)

@@ -1,21 +1,28 @@
 """The comparison of a toy joiner's routed loss with its dense one."""
 
+import counted
 import torch
 import toy
+from torch import nn
 
-import panda_icefall
 
+def compare(
+    k2, joiner, *, routed=1, materialised=counted.NOTHING, bound=1e-12, dtype=torch.float64, **given
+):
+    """Loss and gradients as dense gives them, and as many losses routed as said.
 
-def compare(k2, hidden, routed=1, bound=1e-12, dtype=torch.float64):
-    """Loss and gradients as dense gives them; ``routed`` losses of the one, None: not asked."""
+    Args:
+      joiner: a class of modules, or the hidden part of a joiner: what comes before a linear layer.
+      routed: 1, or 0 where the loss is computed from logits.
+      materialised: as of `counted.routed`.
+      given: further arguments of the pruned loss.
+    """
     torch.manual_seed(1)
-    joiner, data = toy.HiddenJoiner(hidden).to(dtype), toy.batch(k2, dtype)
-    dense = toy.loss_and_gradients(k2, joiner, data)
-    with panda_icefall.patched(adjoint_tolerance=0):
-        ours = toy.loss_and_gradients(k2, joiner, data)
-    torch.testing.assert_close(ours[0], dense[0], rtol=bound, atol=0)
-    for x, y in zip(ours[1], dense[1]):
-        assert (x - y).norm() <= bound * y.norm()
-    status = panda_icefall.status()
-    assert status.losses_routed + status.losses_dense == 1
-    assert routed in (None, status.losses_routed)
+    is_class = isinstance(joiner, type) and issubclass(joiner, nn.Module)
+    joiner = (joiner() if is_class else toy.HiddenJoiner(joiner)).to(dtype)
+    data = toy.batch(k2, dtype)
+    dense = toy.loss_and_gradients(k2, joiner, data, **given)
+    options = {"dense": 1 - routed, "materialised": materialised, "adjoint_tolerance": 0}
+    with counted.routed(routed, **options):
+        ours = toy.loss_and_gradients(k2, joiner, data, **given)
+    toy.assert_same(ours, dense, bound)

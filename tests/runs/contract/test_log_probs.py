@@ -5,8 +5,7 @@ import importlib
 import pytest
 import torch
 import toy
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten
+from dispatch import LargestTensor
 
 import panda_icefall
 from panda_icefall import routing
@@ -145,22 +144,6 @@ def test_chunks_of_any_size_give_the_same(k2, monkeypatch, use_hat_loss):
         assert torch.equal(part.target, whole.target)
         assert torch.equal(part.blank, whole.blank)
         assert torch.equal(part.log_z, whole.log_z)
-
-
-class LargestTensor(TorchDispatchMode):
-    """Records the elements of the largest tensor that an operation makes anew."""
-
-    def __init__(self, logits):
-        super().__init__()
-        self.elements = 0
-        self._storage = logits.data_ptr()
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
-        for value in tree_flatten(result)[0]:
-            if isinstance(value, torch.Tensor) and value.data_ptr() != self._storage:
-                self.elements = max(self.elements, value.numel())
-        return result
 
 
 def test_no_copy_of_the_logits_is_made(k2, monkeypatch):
