@@ -12,7 +12,7 @@ from rich.console import Console
 from torch.multiprocessing import ProcessRaisedException
 
 from panda_icefall.routing import PandaError
-from panda_icefall.runs.doctor.failed_imports import explained_imports
+from panda_icefall.runs.doctor.imports import explained_imports
 from panda_icefall.runs.errors import (
     NothingTrainedError,
     NotRoutedError,
