@@ -128,7 +128,8 @@ def test_a_clone_is_independent_of_what_happens_to_the_other(k2):
 def test_what_a_projection_read_must_not_change_before_the_loss(k2, which):
     model, data = toy_simple.Transducer(), toy.batch(k2)
     encoded = torch.ones(toy.B, toy.T, toy_simple.D_AM)
-    with panda_icefall.patched(model=model), torch.no_grad():
+    made = {"simple_am_proj: sum": 1}
+    with counted.deferred(model, 0, materialised=made), torch.no_grad():
         am, lm = model.simple_am_proj(encoded), model.projections(data)[1]
         (encoded if which == "input" else model.simple_am_proj.weight).zero_()
         with pytest.raises(PandaError, match="that a simple projection read was changed in place"):
