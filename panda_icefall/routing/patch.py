@@ -133,7 +133,6 @@ def revert() -> None:
     A replacement that somebody else has wrapped or replaced since is left alone, with a warning.
     """
     _put_back()
-    _other_names.clear()
 
 
 def _put_back() -> None:

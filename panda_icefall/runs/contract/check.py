@@ -6,8 +6,8 @@ arguments, autocast state and random numbers, for each training batch:
 - on the first K batches, a dense and a routed pass at the *same* parameters, those of the dense
   trajectory, give the losses, the selected log-probs, the normalisers and the gradients to compare;
 - for the first N batches (K unless told otherwise) the dense trajectory, the routed one and the
-  dense twin, whose start was perturbed by one ulp, each take an optimizer step from their own
-  parameters.
+  dense twin, whose start was perturbed by one ulp and whose simple losses round differently, each
+  take an optimizer step from their own parameters.
 
 All passes of a batch are handed the prune ranges of its dense one. Where a gradient is further from
 the dense one than configured, one more dense pass, whose simple loss rounds differently, shows how
@@ -152,7 +152,7 @@ class Contract:
             with routing.suspended(), ranges.recorded():
                 self._pass(loss_of, arms.dense.model, scale)
         if result.steps < result.update_steps:
-            with routing.suspended(), ranges.handed_on():
+            with routing.suspended(), ranges.handed_on(), rerounded_simple_losses():
                 self._pass(loss_of, arms.twin.model, scale)
             with self._options.routed(), ranges.handed_on():
                 self._pass(loss_of, arms.routed.model, scale)

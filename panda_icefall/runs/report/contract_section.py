@@ -72,7 +72,7 @@ def _quantities(contract: ContractRecord) -> str:
         "itself, judged in absolute terms). A gradient may be apart by as much as four times "
         "what rounding in the simple loss does to the dense one. Parameters: rel-L2 "
         "after the check's optimizer steps; twin: the same of a dense run whose start is perturbed "
-        "by one ulp.",
+        "by one ulp and whose simple losses round differently.",
     )
 
 

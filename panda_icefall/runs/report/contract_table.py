@@ -82,7 +82,9 @@ def print_contract(result: ContractResult, path: Path, console: Console) -> None
     _print_pruned_losses(result, console)
     columns = ("gradient max-abs", "gradient rel-L2", "cosine", "parameters rel-L2", "dense twin")
     groups = Table(Column("group", overflow="fold"), *columns)
-    groups.title = "worst over the updates; dense twin: start perturbed by one ulp"
+    groups.title = (
+        "worst over the updates; dense twin: start perturbed by one ulp, simple losses re-rounded"
+    )
     final = {d.group: f"{d.rel_l2:.2e}" for d in result.parameters}
     twin = {d.group: f"{d.rel_l2:.2e}" for d in result.parameters_twin}
     for group, distances in _by_group(b.gradients for b in result.batches).items():

@@ -8,6 +8,7 @@ import torch
 
 from panda_icefall.normalizer.autocast import autocast_dtype
 from panda_icefall.runs import NotRoutedError, PandaOptions, run_recipe
+from panda_icefall.runs.contract import check
 from panda_icefall.runs.contract.tolerances import tolerances_for
 
 
@@ -212,6 +213,14 @@ def test_only_rounding_excuses_parameters_that_part(recipe):
     assert run_recipe(recipe.train_py, [], PandaOptions(check_batches=1)) == 1
     (violation,) = report(recipe)["violations"]
     assert violation.startswith("parameters of encoder after 1 update(s): rel-L2")
+
+
+def test_the_twin_of_the_updates_rounds_its_simple_loss_differently(recipe, monkeypatch):
+    monkeypatch.setattr(check, "perturb_by_one_ulp", lambda model: None)
+    assert run_recipe(recipe.train_py, [], PandaOptions(check_batches=1)) == 0
+    twin = {d["group"]: d["rel_l2"] for d in report(recipe)["parameters_twin"]}
+    assert twin["joiner"] == 0
+    assert 0 < twin["simple_lm_proj"] < 1e-4
 
 
 def test_a_loss_that_is_not_finite_is_a_violation_in_strict_json(recipe):
