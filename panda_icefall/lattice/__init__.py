@@ -4,11 +4,11 @@ Tensors only: this floor imports nothing of the project, and k2 only at the call
 """
 
 from panda_icefall.lattice.banded import banded_recursion
-from panda_icefall.lattice.recursion import (
+from panda_icefall.lattice.mutual_information import (
     has_k2_recursion,
     mutual_information_recursion,
-    torch_recursion,
 )
+from panda_icefall.lattice.recursion import torch_recursion
 
 __all__ = [
     "banded_recursion",

@@ -1,14 +1,16 @@
-"""The recursion over the band of retained states, at `O(B (S + T) s_range)` memory and work.
+"""The recursion over the band of retained states, at ``O(B (S + T) s_range)`` memory and work.
 
-A pruned lattice keeps `s_range` consecutive states per frame, so the arcs of all others need not
-exist as -inf in `[B, S, T+1]`. As in `panda_icefall.lattice.recursion` a step advances one front,
-the anti-diagonal `d = s + t` of the regular lattice or the frame `d = t` of the other two:
+A pruned lattice keeps ``s_range`` consecutive states per frame, so the arcs of all others need not
+exist as -inf in ``[B, S, T+1]``. As in ``panda_icefall.lattice.recursion`` a step advances one
+front, the anti-diagonal ``d = s + t`` of the regular lattice or the frame ``d = t`` of the other
+two:
 
     a[d+1, s] = log_add(a[d, s-1] + x[d, s], a[d, s] + y[d, s])
 
-State `s` lives in column `s % s_range` on every front, see `panda_icefall.lattice.band_layout`: a
-blank arc stays in its column, a symbol arc leads one column to the right, from the last one to
-the first. No column is looked up or shifted inside the loop, however the band moves.
+State ``s`` lives in column ``s % s_range`` on every front, see
+``panda_icefall.lattice.band_layout``: a blank arc stays in its column, a symbol arc leads one
+column to the right, from the last one to the first. No column is looked up or shifted inside the
+loop, however the band moves.
 """
 
 from __future__ import annotations
@@ -23,16 +25,11 @@ from panda_icefall.dynamo import opaque
 from panda_icefall.engine_choice import is_triton_chosen
 from panda_icefall.first_order import first_order_only
 from panda_icefall.lattice.band_layout import BandLayout
-from panda_icefall.lattice.validation import (
-    boundary_error,
-    boundary_violations,
-    check_boundary_form,
-)
+from panda_icefall.lattice.validation import check_band
 
 NEG_INF = float("-inf")
 # A Triton program holds s_range x s_range numbers in the registers of one warp.
 WIDEST_IN_TRITON = 32
-RNNT_TYPES = ("regular", "modified", "constrained")
 
 
 @opaque
@@ -44,42 +41,45 @@ def banded_recursion(
     boundary: Tensor | None = None,
     rnnt_type: str = "regular",
     engine: str = "auto",
+    *,
+    is_checked: bool = False,
 ) -> Tensor:
     """Log-probability of all paths through the retained sites, differentiable in both log-probs.
 
-    Equal to `k2.mutual_information_recursion` on the arcs of `k2.get_rnnt_logprobs_pruned` without
-    materialising those, `[B, S, T+1]` and `[B, S+1, T]`.
+    Equal to ``k2.mutual_information_recursion`` on the arcs of ``k2.get_rnnt_logprobs_pruned``
+    without materialising those, ``[B, S, T+1]`` and ``[B, S+1, T]``.
 
     Args:
-      target_logp: float32 or float64 `[B, T, s_range]`, log-prob of the next symbol at each site,
+      target_logp: float32 or float64 ``[B, T, s_range]``, log-prob of the next symbol at each site,
         nats; -inf means no such arc.
       blank_logp: the same of the termination symbol.
-      ranges: int64 `[B, T, s_range]`, consecutive states per frame, of which only the first is
+      ranges: int64 ``[B, T, s_range]``, consecutive states per frame, of which only the first is
         read; it may rise or fall by any number. States outside the boundary do not count, those
         beyond S among them.
       S: symbols in the padded batch.
-      boundary: int64 `[B, 4]` rows `s_begin, t_begin, s_end, t_end`; `[0, 0, S, T]` if None.
-      rnnt_type: `regular`, `modified` or `constrained`, as in k2.
-      engine: `torch`, `triton`, or `auto`: Triton on CUDA where it is installed and s_range at
-        most 32, else torch.
+      boundary: int64 ``[B, 4]`` rows ``s_begin, t_begin, s_end, t_end``; ``[0, 0, S, T]`` if None.
+      rnnt_type: ``regular``, ``modified`` or ``constrained``, as in k2.
+      engine: ``torch``, ``triton``, or ``auto``: Triton on CUDA where it is installed and s_range
+        at most 32, else torch.
+      is_checked: all of this is known to fit: nothing is checked, which saves the device sync.
 
     Returns:
-      The scores `[B]` in nats, in the dtype of the log-probs; -inf if no path stays in the band.
+      The scores ``[B]`` in nats, in the dtype of the log-probs; -inf if no path stays in the band.
 
     Raises:
       ValueError: if a shape, a device, an option or a boundary row does not fit; the row is named.
       TypeError: if the log-probs are not both float32 or both float64, or an index is not int64.
       MissingEngineError: if Triton is asked for and not installed.
 
-    Takes `S + T` steps (regular) or `T` steps of three operations on `[B, s_range]` (Triton: in one
-    launch), as many again if there is a gradient to compute, in float64 for any dtype: the
+    Takes ``S + T`` steps (regular) or ``T`` steps of three operations on ``[B, s_range]`` (Triton:
+    in one launch), as many again if there is a gradient to compute, in float64 for any dtype: the
     occupations are exact to the rounding of their own dtype, however large the scores. One device
-    sync if there is a boundary.
-    Arcs outside the boundary or the band are not read and have gradient 0, and so has every arc
-    of an utterance with score -inf. A NaN on a path makes the score of its utterance NaN and its
-    gradients NaN or 0, those of other utterances unchanged.
+    sync if there is a boundary. Arcs outside the boundary or the band are not read and have
+    gradient 0, and so has every arc of an utterance with score -inf. A NaN on a path makes the
+    score of its utterance NaN and its gradients NaN or 0, those of other utterances unchanged.
     """
-    _check_inputs(target_logp, blank_logp, ranges, S, boundary, rnnt_type)
+    if not is_checked:
+        check_band(target_logp, blank_logp, ranges, S, boundary, rnnt_type)
     if rnnt_type == "constrained":
         # The blank of the next state on the same frame belongs to the symbol arc.
         target_logp = target_logp + F.pad(blank_logp[..., 1:], (0, 1), value=NEG_INF)
@@ -93,7 +93,7 @@ def banded_recursion(
 
 
 class _BandedScores(torch.autograd.Function):
-    """Scores whose gradient is computed with them: what is saved is two `[B, T, s_range]`."""
+    """Scores whose gradient is computed with them: what is saved is two ``[B, T, s_range]``."""
 
     @staticmethod
     def forward(
@@ -127,10 +127,10 @@ def _solver(use_triton: bool) -> tuple[Callable[..., Any], Callable[..., Any]]:
 def _forward(
     target_logp: Tensor, blank_logp: Tensor, layout: BandLayout
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Scores `[B]`, both terms of each log_add `[D * B * 2 * s_range + 1]`, and their sums `a`.
+    """Scores ``[B]``, both terms of each log_add ``[D * B * 2 * s_range + 1]``, their sums ``a``.
 
-    All float64. `a` is `[D+1, B, s_range+1]`: column `c` of a front stands at `c + 1`, and the
-    last one once more at 0, so that the column to the left is at hand for each of them.
+    All float64. ``a`` is ``[D+1, B, s_range+1]``: column ``c`` of a front is stored at ``c + 1``,
+    and the last one again at 0, so that each has its left neighbour.
     """
     D, B, _, s_range = layout.shape
     terms = layout.by_step(target_logp, blank_logp)
@@ -151,10 +151,10 @@ def _forward(
 
 
 def _occupations(terms: Tensor, a: Tensor, layout: BandLayout) -> tuple[Tensor, Tensor]:
-    """The occupations of the symbol and of the blank arcs, `[B, T, s_range]`; overwrites `terms`.
+    """The occupations of symbol and blank arcs, ``[B, T, s_range]``; overwrites ``terms``.
 
     A state hands its occupation to the two arcs that lead to it, in the shares
-    `sigmoid(symbol - blank)` and `sigmoid(blank - symbol)` of their terms.
+    ``sigmoid(symbol - blank)`` and ``sigmoid(blank - symbol)`` of their terms.
     """
     steps = terms[:-1].view(layout.shape)
     symbols, blanks = steps.unbind(2)
@@ -175,49 +175,3 @@ def _occupations(terms: Tensor, a: Tensor, layout: BandLayout) -> tuple[Tensor, 
         torch.add(stay_inner, move_inner, out=inner)
         torch.add(stay_last, move_last, out=last)
     return layout.by_site(terms)
-
-
-def _check_inputs(
-    target_logp: Tensor,
-    blank_logp: Tensor,
-    ranges: Tensor,
-    S: int,
-    boundary: Tensor | None,
-    rnnt_type: str,
-) -> None:
-    if rnnt_type not in RNNT_TYPES:
-        raise ValueError(f"rnnt_type: got {rnnt_type!r}, expected one of {', '.join(RNNT_TYPES)}")
-    if S < 0:
-        raise ValueError(f"S: got {S}, expected the number of symbols, 0 or more")
-    if ranges.ndim != 3 or ranges.shape[2] < 1:
-        raise ValueError(
-            f"ranges: got shape {tuple(ranges.shape)}, expected [B, T, s_range] with s_range >= 1"
-        )
-    if ranges.dtype != torch.int64:
-        raise TypeError(f"ranges: got {ranges.dtype}, expected torch.int64; call ranges.long()")
-    for name, logp in (("target_logp", target_logp), ("blank_logp", blank_logp)):
-        if logp.shape != ranges.shape:
-            raise ValueError(
-                f"{name}: got shape {tuple(logp.shape)}, expected that of ranges, "
-                f"[B, T, s_range] = {list(ranges.shape)}"
-            )
-        if logp.dtype not in (torch.float32, torch.float64):
-            raise TypeError(
-                f"{name}: got {logp.dtype}, expected torch.float32 or torch.float64; "
-                f"call {name}.float() first"
-            )
-        if logp.device != ranges.device:
-            raise ValueError(
-                f"{name}: got device {logp.device}, expected that of ranges, {ranges.device}"
-            )
-    if target_logp.dtype != blank_logp.dtype:
-        raise TypeError(
-            f"blank_logp: got {blank_logp.dtype}, expected target_logp's {target_logp.dtype}; "
-            "convert one of them"
-        )
-    if boundary is None:
-        return
-    B, T, _ = ranges.shape
-    check_boundary_form(boundary, B, ranges.device)
-    if bool(boundary_violations(boundary, S, T).any()):
-        raise boundary_error(boundary, S, T)

@@ -1,21 +1,21 @@
-"""The recursion over `(s, t)`: total score of all paths, and the occupation of every arc.
+"""The recursion over ``(s, t)``: total score of all paths, and the occupation of every arc.
 
     p[b, s_begin, t_begin] = 0
     p[b, s, t] = log_add(p[b, s-1, t'] + px[b, s-1, t'], p[b, s, t-1] + py[b, s, t-1])
     score[b]   = p[b, s_end, t_end]
 
-with `t' = t` in the regular lattice and `t' = t - 1` in the modified and constrained ones, as in
-`k2.mutual_information_recursion`.
+with ``t' = t`` in the regular lattice and ``t' = t - 1`` in the modified and constrained ones, as
+in ``k2.mutual_information_recursion``.
 
-The own recursion stores the arcs *by step*: step `d` advances every state on one front at once.
-The front is the anti-diagonal `d = s + t` of the regular lattice and the frame `d = t` of the
-other two, so both are one loop, `a[d+1, s] = log_add(a[d, s-1] + x[d, s], a[d, s] + y[d, s])`,
-of a few operations on `[B, S+1]`.
+The arcs are stored *by step*: step ``d`` advances every state on one front at once.
+The front is the anti-diagonal ``d = s + t`` of the regular lattice and the frame ``d = t`` of the
+other two, so both are one loop, ``a[d+1, s] = log_add(a[d, s-1] + x[d, s], a[d, s] + y[d, s])``,
+of a few operations on ``[B, S+1]``.
 
 The fronts are overlapping views of one buffer, written and read in turn. Inductor of torch 2.13
 fuses these steps in a wrong order: the scores of a compiled recursion with a boundary are -inf,
-while its backends without fusion, and inductor with `max_fusion_size=1`, are right. So nothing of
-this is compiled, see `panda_icefall.dynamo`.
+while its backends without fusion, and inductor with ``max_fusion_size=1``, are right. So nothing of
+this is compiled, see ``panda_icefall.dynamo``.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from torch import Tensor
 
 from panda_icefall.dynamo import opaque
 from panda_icefall.first_order import first_order_only
-from panda_icefall.lattice.validation import check_recursion_inputs, widened
+from panda_icefall.lattice.validation import check_recursion_inputs
 
 NEG_INF = float("-inf")
 
@@ -35,70 +35,25 @@ Scores = Union[Tensor, tuple[Tensor, tuple[Tensor, Tensor]]]
 
 
 @opaque
-def mutual_information_recursion(
-    px: Tensor, py: Tensor, boundary: Tensor | None = None, return_grad: bool = False
-) -> Scores:
-    """Log-probability of all paths through a transducer lattice, differentiable in its arcs.
-
-    k2's function of this name runs where k2 is importable and can work on the tensors' device;
-    `torch_recursion` runs everywhere else.
-
-    Args:
-      px: symbol arcs, float32 or float64, `[B, S, T+1]` (regular) or `[B, S, T]` (modified,
-        constrained), nats; -inf means no such arc. Both may be float16 or bfloat16: computed in
-        float32, as are the scores and the occupations; the gradients are half again.
-      py: blank arcs, `[B, S+1, T]`, same dtype and device, nats.
-      boundary: int64 `[B, 4]` rows `s_begin, t_begin, s_end, t_end`; `[0, 0, S, T]` if None.
-      return_grad: also return the occupations of the arcs.
-
-    Returns:
-      The scores `[B]` in nats, or with `return_grad` `(scores, (px_grad, py_grad))` where the
-      gradients are those of `scores.sum()`, shaped as `px` and `py`.
-
-    Raises:
-      ValueError: if a shape, a device or a boundary row does not fit; the row is named.
-      TypeError: if the arcs are not floats of one dtype, or the boundary is not int64.
-
-    One device sync if there is a boundary (k2 has a second one). Where an utterance has no path
-    (score -inf) or holds a NaN, k2's occupations are arbitrary finite numbers; see
-    `torch_recursion` for the own ones.
-    """
-    if px.dtype == py.dtype:
-        px, py = widened(px), widened(py)
-    if not has_k2_recursion(px.device):
-        return torch_recursion(px, py, boundary, return_grad)
-    import k2
-
-    check_recursion_inputs(px, py, boundary)
-    return k2.mutual_information_recursion(px, py, boundary, return_grad)
-
-
-def has_k2_recursion(device: torch.device) -> bool:
-    """Whether k2 is importable and its recursion can work on tensors of this device."""
-    try:
-        import k2
-    except ImportError:
-        return False
-    # Where there is no k2, its name may stand for our own functions, this one among them.
-    recursion = getattr(k2, "mutual_information_recursion", mutual_information_recursion)
-    if recursion is mutual_information_recursion:
-        return False
-    return device.type == "cpu" or (device.type == "cuda" and getattr(k2, "with_cuda", False))
-
-
-@opaque
 def torch_recursion(
     px: Tensor, py: Tensor, boundary: Tensor | None = None, return_grad: bool = False
 ) -> Scores:
-    """`mutual_information_recursion` in plain torch, batched over utterances and fronts.
+    """``mutual_information_recursion`` in plain torch, batched over utterances and fronts.
 
-    Arguments, results and errors are those of `mutual_information_recursion`. Takes `S + T` steps
-    (regular) or `T` steps (modified, constrained) of three operations on `[B, S+1]`, in the dtype
-    of the arcs, without a device sync inside. Arcs outside the boundary and arcs that no path
-    takes have gradient 0, all of them where the score is -inf. A NaN arc inside the boundary makes
-    the score of its utterance NaN and its gradients NaN, those of other utterances unchanged.
+    Arguments, results and errors are those of ``mutual_information_recursion``. Takes ``S + T``
+    steps (regular) or ``T`` steps (modified, constrained) of three operations on ``[B, S+1]``, in
+    the dtype of the arcs, without a device sync inside. Arcs outside the boundary and arcs that no
+    path takes have gradient 0, all of them where the score is -inf. A NaN arc inside the boundary
+    makes the score of its utterance NaN and its gradients NaN, those of other utterances unchanged.
     """
     check_recursion_inputs(px, py, boundary)
+    return unchecked_torch_recursion(px, py, boundary, return_grad)
+
+
+def unchecked_torch_recursion(
+    px: Tensor, py: Tensor, boundary: Tensor | None, return_grad: bool
+) -> Scores:
+    """``torch_recursion`` of arguments that were checked."""
     has_grad = torch.is_grad_enabled() and (px.requires_grad or py.requires_grad)
     with torch.no_grad():
         scores, px_grad, py_grad = _run(px, py, boundary, has_grad or return_grad)
@@ -135,7 +90,7 @@ class _AttachOccupations(torch.autograd.Function):
 def _run(
     px: Tensor, py: Tensor, boundary: Tensor | None, with_grad: bool
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Scores `[B]` and, with `with_grad`, the occupations shaped as `px` and `py`."""
+    """Scores ``[B]`` and, with ``with_grad``, the occupations shaped as ``px`` and ``py``."""
     B, S, _ = px.shape
     x, y = _by_step(px, py)  # [D, B, S+1] each
     limits = None if boundary is None else _Limits(boundary, px, py)
@@ -159,9 +114,9 @@ def _run(
 
 
 def _by_step(px: Tensor, py: Tensor) -> tuple[Tensor, Tensor]:
-    """The arcs in step order, `[D, B, S+1]`, by the state they lead to; -inf where there is none.
+    """The arcs in step order, ``[D, B, S+1]``, by the state they lead to; -inf where there is none.
 
-    `D` is `S + T` in the regular lattice and `T` in the others.
+    ``D`` is ``S + T`` in the regular lattice and ``T`` in the others.
     """
     B, S, T1 = px.shape
     T = py.shape[2]
@@ -175,9 +130,10 @@ def _by_step(px: Tensor, py: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _views(x: Tensor, y: Tensor, px: Tensor, py: Tensor) -> tuple[Tensor, Tensor]:
-    """Views of the step buffers in the layout of `px` and `py`; no index tensor is needed.
+    """Views of the step buffers in the layout of ``px`` and ``py``; no index tensor is needed.
 
-    The element `(b, s, t)` lies at step `s + t` or `t`: a fixed stride for each of the letters.
+    The element ``(b, s, t)`` lies at step ``s + t`` or ``t``: a fixed stride for each of the
+    letters.
     """
     B, S, T1 = px.shape
     row = B * (S + 1)
@@ -225,9 +181,9 @@ class _Limits:
 
 
 def _forward(x: Tensor, y: Tensor, s_begin: Tensor | None) -> Tensor:
-    """Log-probs of all states `[D+1, B, S+2]`, state s in column s+1, column 0 always -inf.
+    """Log-probs of all states ``[D+1, B, S+2]``, state s in column s+1, column 0 always -inf.
 
-    Overwrites `x` and `y` with the two terms of each log_add.
+    Overwrites ``x`` and ``y`` with the two terms of each log_add.
     """
     D, B, S1 = x.shape
     a = x.new_full((D + 1, B, S1 + 1), NEG_INF)
@@ -245,11 +201,11 @@ def _forward(x: Tensor, y: Tensor, s_begin: Tensor | None) -> Tensor:
 
 
 def _backward(x: Tensor, y: Tensor, total: Tensor, last: Tensor) -> None:
-    """Overwrite the log_add terms `x`, `y` with the occupations of their arcs.
+    """Overwrite the log_add terms ``x``, ``y`` with the occupations of their arcs.
 
     A state hands its occupation to the two arcs that lead to it, in the shares
-    `sigmoid(x - y)` and `sigmoid(y - x)`: both at most 1 and together 1, whatever the size of the
-    scores. `last [B, S+1]` is the occupation of the final states; it is overwritten.
+    ``sigmoid(x - y)`` and ``sigmoid(y - x)``: both at most 1 and together 1, whatever the size of
+    the scores. ``last [B, S+1]`` is the occupation of the final states; it is overwritten.
     """
     unreached = total == NEG_INF
     x.sub_(y)

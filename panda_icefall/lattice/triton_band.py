@@ -1,8 +1,8 @@
 """The recursion over the band in Triton: one program per utterance, all its fronts in one launch.
 
-What `panda_icefall.lattice.banded` does with three operations per front for the whole batch, these
-kernels do with the columns of one utterance in registers, in the same buffers and in float64. This
-module imports Triton, so it is imported where its functions are used.
+What ``panda_icefall.lattice.banded`` does with three operations per front for the whole batch,
+these kernels do with the columns of one utterance in registers, in the same buffers and in float64.
+This module imports Triton, so it is imported where its functions are used.
 """
 
 import torch
@@ -16,12 +16,12 @@ NEG_INF = tl.constexpr(float("-inf"))
 
 
 def forward(target_logp: Tensor, blank_logp: Tensor, layout: BandLayout) -> tuple[Tensor, Tensor]:
-    """Scores `[B]`, and what `occupations` takes: the share of each arc in the state it leads to.
+    """Scores ``[B]``, and for ``occupations`` the share of each arc in the state it leads to.
 
     Both are float64. An unreached state has shares 0, so all are where an utterance has no path.
 
     Args:
-      target_logp, blank_logp: float32 or float64 `[B, T, s_range]`.
+      target_logp, blank_logp: float32 or float64 ``[B, T, s_range]``.
       layout: of their band.
     """
     terms = layout.by_step(target_logp, blank_logp)
@@ -37,10 +37,10 @@ def forward(target_logp: Tensor, blank_logp: Tensor, layout: BandLayout) -> tupl
 
 
 def occupations(shares: Tensor, layout: BandLayout) -> tuple[Tensor, Tensor]:
-    """The occupations of the symbol and of the blank arcs, float64 `[B, T, s_range]`.
+    """The occupations of the symbol and of the blank arcs, float64 ``[B, T, s_range]``.
 
     Args:
-      shares: of `forward`; overwritten.
+      shares: of ``forward``; overwritten.
       layout: of their band.
     """
     D, B, _, s_range = layout.shape
@@ -60,7 +60,7 @@ def _columns(s_range: int) -> dict[str, int]:
 def _forward(
     terms, scores, first_column, last_column, is_closed, D, B, s_range, COLUMNS: tl.constexpr
 ):
-    """Overwrites the arcs of every step, `terms [D, B, 2, s_range]`, with their shares."""
+    """Overwrites the arcs of every step, ``terms [D, B, 2, s_range]``, with their shares."""
     b = tl.program_id(0)
     column = tl.arange(0, COLUMNS)
     exists = column < s_range

@@ -1,4 +1,4 @@
-"""A stand-in for `import k2` where k2 is missing: the transducer functions under k2's names.
+"""A stand-in for ``import k2`` where k2 is missing: the transducer functions under k2's names.
 
 from panda_icefall.losses import k2_functions as k2
 simple_loss, (px_grad, py_grad) = k2.rnnt_loss_smoothed(..., return_grad=True)

@@ -21,27 +21,27 @@ logger = logging.getLogger(__name__)
 def get_rnnt_prune_ranges(
     px_grad: Tensor, py_grad: Tensor, boundary: Tensor, s_range: int
 ) -> Tensor:
-    """The band of `s_range` states per frame that holds most of the occupation.
+    """The band of ``s_range`` states per frame that holds most of the occupation.
 
-    Equal to `k2.get_rnnt_prune_ranges`; the method is section 3.2 of the pruned RNN-T paper
+    Equal to ``k2.get_rnnt_prune_ranges``; the method is section 3.2 of the pruned RNN-T paper
     (arXiv:2206.13236).
 
     Args:
-      px_grad: `[B, S, T+1]` (regular) or `[B, S, T]` (modified, constrained) occupations of the
-        symbol arcs, from a loss with `return_grad=True`.
-      py_grad: `[B, S+1, T]` occupations of the blank arcs.
-      boundary: int64 `[B, 4]` rows `s_begin, t_begin, s_end, t_end`.
+      px_grad: ``[B, S, T+1]`` (regular) or ``[B, S, T]`` (modified, constrained) occupations of the
+        symbol arcs, from a loss with ``return_grad=True``.
+      py_grad: ``[B, S+1, T]`` occupations of the blank arcs.
+      boundary: int64 ``[B, 4]`` rows ``s_begin, t_begin, s_end, t_end``.
       s_range: states to keep per frame, at least 2 in the regular lattice and 1 in the others.
         Raised, with a warning logged, where the longest transcript could not be reached at that
-        width; never more than `S + 1`.
+        width; never more than ``S + 1``.
 
     Returns:
-      int64 `[B, T, s_range]`, consecutive states: the first starts at 0, never falls, rises by
-      less than `s_range` (by 1 at most in the modified lattice) per frame, and the band of the
+      int64 ``[B, T, s_range]``, consecutive states: the first starts at 0, never falls, rises by
+      less than ``s_range`` (by 1 at most in the modified lattice) per frame, and the band of the
       last frame of an utterance ends at its last state.
 
     Raises:
-      ValueError: if a shape, a boundary row or `s_range` does not fit.
+      ValueError: if a shape, a boundary row or ``s_range`` does not fit.
       TypeError: if the boundary is not int64.
 
     One device sync.
@@ -78,19 +78,19 @@ def get_rnnt_prune_ranges(
 
 @opaque
 def do_rnnt_pruning(am: Tensor, lm: Tensor, ranges: Tensor) -> tuple[Tensor, Tensor]:
-    """The joiner inputs of the retained sites, as `k2.do_rnnt_pruning`.
+    """The joiner inputs of the retained sites, as ``k2.do_rnnt_pruning``.
 
     Args:
-      am: `[B, T, H_am]` encoder projections.
-      lm: `[B, S+1, H_lm]` predictor projections.
-      ranges: int64 `[B, T, s_range]` states in `[0, S]`.
+      am: ``[B, T, H_am]`` encoder projections.
+      lm: ``[B, S+1, H_lm]`` predictor projections.
+      ranges: int64 ``[B, T, s_range]`` states in ``[0, S]``.
 
     Returns:
-      `(am_pruned, lm_pruned)`: `[B, T, s_range, H_am]`, a view of `am`, and
-      `[B, T, s_range, H_lm]`. The gradient of `lm` is accumulated at `[B, S+1, H_lm]`.
+      ``(am_pruned, lm_pruned)``: ``[B, T, s_range, H_am]``, a view of ``am``, and
+      ``[B, T, s_range, H_lm]``. The gradient of ``lm`` is accumulated at ``[B, S+1, H_lm]``.
 
     Raises:
-      ValueError: if a shape does not fit or a state lies outside `[0, S]`.
+      ValueError: if a shape does not fit or a state lies outside ``[0, S]``.
       TypeError: if the ranges are not int64.
     """
     check_pruning_form(am, lm, ranges)
@@ -110,7 +110,7 @@ def do_rnnt_pruning(am: Tensor, lm: Tensor, ranges: Tensor) -> tuple[Tensor, Ten
 
 
 def check_pruning_form(am: Tensor, lm: Tensor, ranges: Tensor) -> None:
-    """Refuse inputs of `do_rnnt_pruning` that do not fit together; looks at no values.
+    """Refuse inputs of ``do_rnnt_pruning`` that do not fit together; looks at no values.
 
     Raises:
       ValueError: a shape.
@@ -131,7 +131,7 @@ def check_pruning_form(am: Tensor, lm: Tensor, ranges: Tensor) -> None:
 
 
 def _workable_s_range(s_range: int, boundary: Tensor, S: int, T: int, is_regular: bool) -> int:
-    """`s_range` raised to what the longest transcript needs and cut to `S + 1`."""
+    """``s_range`` raised to what the longest transcript needs and cut to ``S + 1``."""
     least = 2 if is_regular else 1
     if s_range < least:
         raise ValueError(
@@ -166,11 +166,11 @@ def _workable_s_range(s_range: int, boundary: Tensor, S: int, T: int, is_regular
 
 
 def _climbing(first: Tensor, steepest: int) -> Tensor:
-    """Change the starts `[B, T]` to begin at 0, never fall, and rise by at most `steepest`.
+    """Change the starts ``[B, T]`` to begin at 0, never fall, and rise by at most ``steepest``.
 
     A start above a later one falls to it; then early starts are raised, as far as the first frame
-    allows, to where the later ones can be reached. A rise is at most `steepest` exactly where
-    `steepest * t - first` never falls, so a running minimum from the right does both.
+    allows, to where the later ones can be reached. A rise is at most ``steepest`` exactly where
+    ``steepest * t - first`` never falls, so a running minimum from the right does both.
     """
     slope = steepest * torch.arange(first.shape[1], device=first.device)
     first = _minimum_from_right(first)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class SiteLogProbs:
-    """The log-probs of one pruned loss, all `[B, T, s_range]`; values mean nothing where not live.
+    """The log-probs of one pruned loss, ``[B, T, s_range]``; values mean nothing where not live.
 
     Attributes:
       target: log-prob of the next symbol, nats; of the blank where no symbol is left.
@@ -26,23 +26,23 @@ class SiteLogProbs:
 
 
 def next_symbols(symbols: Tensor, ranges: Tensor, termination_symbol: int) -> Tensor:
-    """The class that each site's symbol arc emits, int64 `[B, T, s_range]`.
+    """The class that each site's symbol arc emits, int64 ``[B, T, s_range]``.
 
     Args:
-      symbols: int64 `[B, S]`.
-      ranges: int64 `[B, T, s_range]` states in `[0, S]`.
-      termination_symbol: stands at `s == S`, where no symbol is left.
+      symbols: int64 ``[B, S]``.
+      ranges: int64 ``[B, T, s_range]`` states in ``[0, S]``.
+      termination_symbol: taken at ``s == S``, where no symbol is left.
     """
     end = symbols.new_full((symbols.shape[0], 1), termination_symbol)
     return torch.cat((symbols, end), dim=1).gather(1, ranges.flatten(1)).reshape(ranges.shape)
 
 
 def inside_boundary(ranges: Tensor, boundary: Tensor | None) -> Tensor:
-    """Sites whose log-probs the recursion can read, bool `[B, T, s_range]`; all without boundary.
+    """Sites whose log-probs the recursion can read, bool ``[B, T, s_range]``; all without boundary.
 
     Args:
-      ranges: int64 `[B, T, s_range]`.
-      boundary: int64 `[B, 4]` rows `s_begin, t_begin, s_end, t_end`, or None.
+      ranges: int64 ``[B, T, s_range]``.
+      boundary: int64 ``[B, 4]`` rows ``s_begin, t_begin, s_end, t_end``, or None.
     """
     if boundary is None:
         return torch.ones_like(ranges, dtype=torch.bool)

@@ -5,17 +5,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from panda_icefall.normalizer.program import RowProgram
+from panda_icefall.normalizer.head import RowLogits
 
 
-def live_sites(
-    program: RowProgram, classes: int, ids: Tensor, live: Tensor | None
-) -> Tensor | None:
+def live_sites(logits: RowLogits, ids: Tensor, live: Tensor | None) -> Tensor | None:
     """Indices ``[n]`` of the live sites, None for all; checks ids and table rows in the same sync.
 
     Raises:
       ValueError: a class id or a table row is out of range.
     """
+    program, classes = logits.rows, logits.classes
     if program.sites == 0:
         return None
     used = ids if live is None else torch.where(live[:, None], ids, torch.zeros_like(ids))
@@ -41,27 +40,21 @@ def live_sites(
     return live.to(torch.uint8).sort(descending=True, stable=True).indices[:live_count]
 
 
-def check_form(
-    program: RowProgram,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    ids: Tensor,
-    mask: Tensor | None,
-    live: Tensor | None,
-    head_dtype: torch.dtype | None,
-) -> None:
+def check_form(logits: RowLogits, ids: Tensor, mask: Tensor | None, live: Tensor | None) -> None:
     """Refuse shapes, dtypes and devices that do not fit together.
 
     Raises:
       ValueError: a shape or a device.
       TypeError: a dtype.
     """
-    sites, width = program.sites, program.width
+    program, weight, sites = logits.rows, logits.weight, logits.rows.sites
     if weight is None:
-        if bias is not None or head_dtype is not None:
-            name = "bias" if bias is not None else "head_dtype"
-            raise ValueError(f"{name}: got one without a weight, expected None; add it to the rows")
-        if width == 0:
+        for name in ("bias", "head_dtype"):
+            if getattr(logits, name) is not None:
+                raise ValueError(
+                    f"{name}: got one without a weight, expected None; add it to the rows"
+                )
+        if program.width == 0:
             raise ValueError("rows: got 0 columns without a weight, expected C >= 1")
     if ids.dim() != 2 or ids.shape[0] != sites or ids.shape[1] == 0:
         raise ValueError(
@@ -77,7 +70,7 @@ def check_form(
     if not program.dtype.is_floating_point:
         raise TypeError(f"rows: got {program.dtype}, expected a floating point dtype")
     if weight is not None:
-        _check_linear(program, weight, bias, head_dtype)
+        _check_linear(weight, logits)
     rows = program.tables[0].values
     for name, tensor in (("rows", rows), ("selected_ids", ids)):
         device = rows.device if weight is None else weight.device
@@ -85,17 +78,15 @@ def check_form(
             raise ValueError(f"{name}: got a tensor on {tensor.device}, expected {device}")
 
 
-def _check_linear(
-    program: RowProgram, weight: Tensor, bias: Tensor | None, head_dtype: torch.dtype | None
-) -> None:
-    width = program.width
+def _check_linear(weight: Tensor, logits: RowLogits) -> None:
+    width, bias = logits.rows.width, logits.bias
     if weight.dim() != 2 or weight.shape[1] != width or weight.shape[0] == 0:
         raise ValueError(f"weight: got shape {tuple(weight.shape)}, expected [C, {width}], C >= 1")
     if bias is not None and bias.shape != weight.shape[:1]:
         raise ValueError(f"bias: got shape {tuple(bias.shape)}, expected [{weight.shape[0]}]")
-    if head_dtype is None and weight.dtype != program.dtype:
+    if logits.head_dtype is None and weight.dtype != logits.rows.dtype:
         raise TypeError(
-            f"weight: got {weight.dtype} for rows of {program.dtype}; "
+            f"weight: got {weight.dtype} for rows of {logits.rows.dtype}; "
             f"cast one of them or give head_dtype"
         )
     if bias is not None and not bias.is_floating_point():

@@ -59,7 +59,7 @@ class TileCounters:
         return self._seconds.get(phase, 0.0)
 
     def _drain(self, wait: bool) -> None:
-        """Book the events that are done (with ``wait``: all), so that they do not pile up."""
+        """Add the time of the events that are done (with ``wait``: of all), and forget them."""
         while self._cuda_events:
             phase, begin, end = self._cuda_events[0]
             if not wait and not end.query():

@@ -12,7 +12,7 @@ from panda_icefall.normalizer import torch_rows
 
 
 class RowKernels(Protocol):
-    """The two functions on one tile of logits; ``torch_rows`` says what they do."""
+    """The two functions on one tile of logits; ``torch_rows`` documents them."""
 
     def fold(
         self, logits: Tensor, ids: Tensor, low: int, peak: Tensor, total: Tensor, chosen: Tensor

@@ -1,4 +1,4 @@
-"""The last layer of a joiner: what its parameters and its rows are rounded to, tile by tile."""
+"""The last layer of a joiner: its logits as what computes them, and tile by tile."""
 
 from __future__ import annotations
 
@@ -7,11 +7,43 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from panda_icefall.normalizer.program import RowProgram
 from panda_icefall.normalizer.tensor_cores import holds_half
 
 
+@dataclass(frozen=True, eq=False)
+class RowLogits:
+    """The logits ``[N, C]`` of N sites, ``F.linear(rows, weight, bias)``, which are never made.
+
+    Attributes:
+      rows: ``[N, H]`` as the program that computes them.
+      weight: ``[C, H]``, of the rows' dtype unless ``head_dtype`` is given. None: the rows are the
+        logits, H = C; those of a program exist for the rows of a tile only.
+      bias: ``[C]`` floating point, or None; added in the dtype of the sums.
+      head_dtype: dtype that rows and weight are rounded to first, as autocast does for a linear
+        layer; arithmetic after that is in float32.
+    """
+
+    rows: RowProgram
+    weight: Tensor | None = None
+    bias: Tensor | None = None
+    head_dtype: torch.dtype | None = None
+
+    @property
+    def classes(self) -> int:
+        """C."""
+        return self.rows.width if self.weight is None else self.weight.shape[0]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The accumulation dtype: float64 for float64 inputs, else float32."""
+        given = [self.rows.dtype] + ([] if self.weight is None else [self.weight.dtype])
+        is_double = torch.float64 in given and self.head_dtype is None
+        return torch.float64 if is_double else torch.float32
+
+
 @dataclass(frozen=True)
-class Head:
+class LinearHead:
     """A linear layer, or none, and the dtype it is computed in.
 
     Attributes:
@@ -36,7 +68,7 @@ class Head:
         bias: Tensor | None,
         row_dtype: torch.dtype | None,
         dtype: torch.dtype,
-    ) -> Head:
+    ) -> LinearHead:
         """The head of a layer's parameters; copies nothing."""
         if weight is None:
             return cls(None, None, dtype)

@@ -27,7 +27,7 @@ def tensor_cores(wanted: bool) -> Iterator[None]:
       wanted: otherwise the context changes nothing.
     """
     matmul = torch.backends.cuda.matmul
-    # torch 2.9 has `fp32_precision` beside `allow_tf32` and refuses to read the older setting where
+    # torch 2.9 has ``fp32_precision`` beside ``allow_tf32`` and refuses to read the older one where
     # only the newer one was written: so the older one is written, and the newer one put back.
     has_precision = hasattr(torch.backends, "fp32_precision")
     is_allowed = matmul.fp32_precision == "tf32" if has_precision else matmul.allow_tf32

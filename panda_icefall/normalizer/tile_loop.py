@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from panda_icefall.normalizer.engine import RowKernels
-from panda_icefall.normalizer.head import Head
+from panda_icefall.normalizer.head import LinearHead
 from panda_icefall.normalizer.plan import TilePlan
 from panda_icefall.normalizer.program import RowProgram
 from panda_icefall.normalizer.tensor_cores import tensor_cores
@@ -26,7 +26,7 @@ def _gather(program: RowProgram, sites: Tensor) -> list[Tensor]:
 
 
 def _logits(
-    hidden: Tensor, head: Head, weight: Tensor | None, bias: Tensor | None, scratch: Tensor
+    hidden: Tensor, head: LinearHead, weight: Tensor | None, bias: Tensor | None, scratch: Tensor
 ) -> Tensor:
     """``[n, c]`` of hidden rows ``[n, H]`` and a tile ``[c, H]`` of the head, in the scratch."""
     shape = hidden.shape[0], (hidden if weight is None else weight.t()).shape[1]
@@ -41,7 +41,7 @@ def _logits(
 
 def forward(
     program: RowProgram,
-    head: Head,
+    head: LinearHead,
     sites: Tensor,
     ids: Tensor,
     plan: TilePlan,
@@ -91,7 +91,7 @@ class Gradients:
 
 def backward(
     program: RowProgram,
-    head: Head,
+    head: LinearHead,
     sites: Tensor,
     ids: Tensor,
     log_z: Tensor,
@@ -159,7 +159,7 @@ def _rows_backward(
     output_grad: Tensor,
     wanted: Gradients,
 ) -> None:
-    """Send a tile's hidden gradient ``[n, H]`` back through its program into the buffers."""
+    """Add what a tile's hidden gradient ``[n, H]`` gives to the program's inputs."""
     targets: list[tuple[Tensor, Tensor, Tensor | None]] = []  # input, buffer, buffer rows
     for table, row, buffer in zip(program.tables, rows, wanted.tables):
         if buffer is not None:

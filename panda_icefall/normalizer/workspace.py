@@ -1,9 +1,9 @@
 """How much scratch a tile takes where the user says nothing: by the caches of the device.
 
 On a CPU with 1 MiB of L2 for each core and 32 MiB of L3, two threads, the whole transducer loss
-(B=20 T=145 s_range=5 C=4336 H=512, `scripts/bench_workspace.py`) was fastest with 64 MiB in one run
-and with 8 MiB in another; with 16 MiB, half the last-level cache, it took at most 7 % more in both,
-with 64 MiB up to 27 %, with 4 MiB up to 20 %, with 2 MiB 36 %, where GEMMs become too small.
+(B=20 T=145 s_range=5 C=4336 H=512, ``scripts/bench_workspace.py``) was fastest with 64 MiB in one
+run and with 8 MiB in another; with 16 MiB, half the last-level cache, it took at most 7 % more in
+both, with 64 MiB up to 27 %, with 4 MiB up to 20 %, with 2 MiB 36 %, where GEMMs become too small.
 """
 
 from __future__ import annotations

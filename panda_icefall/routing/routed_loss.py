@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from panda_icefall.losses.heads import head_of
 from panda_icefall.losses.pruned import selected_rnnt_loss_pruned
-from panda_icefall.normalizer import TileCounters
+from panda_icefall.losses.spec import LatticeSpec
+from panda_icefall.normalizer import RowLogits, TileCounters, TileOptions
 from panda_icefall.normalizer.autocast import no_autocast
 from panda_icefall.routing.graph import in_order, row_program
 from panda_icefall.routing.heads import linear_head
@@ -45,7 +46,8 @@ def compute(
     Args:
       logits: recorded; ``why_not`` gave None.
       arguments: those of k2.rnnt_loss_pruned by name.
-      workspace_bytes, adjoint_tolerance, engine, counters: as in ``selected_log_probs``.
+      workspace_bytes, adjoint_tolerance, engine: as in ``TileOptions``.
+      counters: totals to add to.
       observer: as in ``selected_rnnt_loss_pruned``.
     """
     ranges = arguments["ranges"]
@@ -65,25 +67,16 @@ def compute(
         with no_autocast(logits.device):
             head = linear_head(logits.node, is_shift_free=is_shift_free)
             rows = row_program(logits.node if head is None else head.input, logits.sites)
+            row_logits = RowLogits(rows)
+            if head is not None:
+                row_logits = RowLogits(rows, head.weight, head.bias, head.cast)
         loss = selected_rnnt_loss_pruned(
-            rows,
-            None if head is None else head.weight,
-            None if head is None else head.bias,
-            # As k2, which takes any integer tensor and whatever counts as an int.
-            symbols=symbols.long() if symbols.dtype in (torch.int16, torch.int32) else symbols,
-            ranges=ranges,
-            termination_symbol=operator.index(arguments["termination_symbol"]),
-            boundary=arguments["boundary"],
-            rnnt_type=arguments["rnnt_type"],
-            delay_penalty=arguments["delay_penalty"],
-            reduction=arguments["reduction"],
-            use_hat_loss=use_hat_loss,
-            observer=observer,
-            head_dtype=None if head is None else head.cast,
-            workspace_bytes=workspace_bytes,
-            adjoint_tolerance=adjoint_tolerance,
-            engine=engine,
+            row_logits,
+            LatticeSpec.of(arguments),
+            head_of(use_hat_loss),
+            TileOptions(workspace_bytes, adjoint_tolerance, engine),
             counters=counters,
+            observer=observer,
         )
     # Losses of half logits stay in float32, where their sums were made.
     return loss.to(logits.dtype) if logits.dtype in (torch.float32, torch.float64) else loss

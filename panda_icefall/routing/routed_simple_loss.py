@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,15 +9,11 @@ import torch
 from torch import Tensor
 
 from panda_icefall.dynamo import is_traced
-from panda_icefall.losses.lattice_terms import Loss
-from panda_icefall.losses.simple_tiled import (
-    Logits,
-    Projection,
-    rnnt_loss_smoothed_of,
-    tiled_rnnt_loss_smoothed,
-)
-from panda_icefall.losses.simple_tiled.source import LogitSource
-from panda_icefall.normalizer import TileCounters
+from panda_icefall.losses.lattices.full import Loss
+from panda_icefall.losses.simple_tiled import Projection, tiled_rnnt_loss_smoothed
+from panda_icefall.losses.smoothed import Scales
+from panda_icefall.losses.spec import LatticeSpec
+from panda_icefall.normalizer import TileCounters, TileOptions
 from panda_icefall.routing.projections import DeferredProjection
 from panda_icefall.routing.stand_in import StandIn
 
@@ -59,34 +54,27 @@ def compute(
     Args:
       arguments: theirs by name; the simple loss has no scales. ``why_not`` was asked for each of
         ``am`` and ``lm`` that is deferred, and ``takes`` for both.
-      workspace_bytes, counters: as in ``selected_rnnt_loss_smoothed``.
+      workspace_bytes: as in ``TileOptions``.
+      counters: totals to add to.
 
     Raises:
       PandaError: what a projection read was changed in place since.
-      ValueError, TypeError: as ``selected_rnnt_loss_smoothed``.
+      ValueError, TypeError: as ``tiled_rnnt_loss_smoothed``.
     """
-    am, lm, symbols = (arguments[name] for name in ("am", "lm", "symbols"))
-    common = {
-        # As k2, which takes any integer tensor and whatever counts as an int.
-        "symbols": symbols.long() if symbols.dtype in (torch.int16, torch.int32) else symbols,
-        "termination_symbol": operator.index(arguments["termination_symbol"]),
-        "lm_only_scale": arguments.get("lm_only_scale", 0.0),
-        "am_only_scale": arguments.get("am_only_scale", 0.0),
-        "workspace_bytes": workspace_bytes,
-        "counters": counters,
-        **{
-            name: arguments[name]
-            for name in ("boundary", "rnnt_type", "delay_penalty", "reduction", "return_grad")
-        },
-    }
-    if isinstance(am, Tensor) and isinstance(lm, Tensor):
-        return tiled_rnnt_loss_smoothed(lm=lm, am=am, **common)
-    return rnnt_loss_smoothed_of(lm=_source(lm), am=_source(am), **common)
+    return tiled_rnnt_loss_smoothed(
+        _source(arguments["lm"]),
+        _source(arguments["am"]),
+        LatticeSpec.of(arguments),
+        Scales(arguments.get("lm_only_scale", 0.0), arguments.get("am_only_scale", 0.0)),
+        TileOptions(workspace_bytes),
+        return_grad=arguments["return_grad"],
+        counters=counters,
+    )
 
 
-def _source(value: Tensor | DeferredProjection) -> LogitSource:
+def _source(value: Tensor | DeferredProjection) -> Tensor | Projection:
     if isinstance(value, Tensor):
-        return Logits.of((value,))
+        return value
     call = value.call
     call.check_unchanged()
     return Projection.of((call.input, call.weight, call.bias), call.cast)

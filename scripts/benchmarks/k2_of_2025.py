@@ -14,15 +14,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from panda_icefall.losses.lattice_terms import (
-    NEG_INF,
-    Loss,
-    close_symbol_arcs,
-    pruned_px_py,
-    score,
-)
-from panda_icefall.losses.pruning import get_rnnt_prune_ranges
+from panda_icefall.losses import get_rnnt_prune_ranges, pruned_px_py, score
+from panda_icefall.losses.lattices.full import Loss, symbol_arcs
 from panda_icefall.losses.sites import next_symbols
+from panda_icefall.losses.spec import LatticeOptions
 
 __all__ = [
     "do_rnnt_pruning",
@@ -143,6 +138,5 @@ def _loss(
     px: Tensor, py: Tensor, boundary: Tensor | None, reduction: str, return_grad: bool
 ) -> Loss:
     """From the arcs of the frames, `[B, S, T]` and `[B, S+1, T]`, to the loss."""
-    px = torch.cat((px, px.new_full((*px.shape[:2], 1), NEG_INF)), dim=2)
-    px = close_symbol_arcs(px, py, boundary, "regular")
+    px = symbol_arcs(px, py, LatticeOptions(boundary))
     return score(px, py, boundary, "regular", 0.0, reduction, return_grad)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from benchmarks import k2_of_2025
 from benchmarks.inputs import LossInputs, all_states
 from benchmarks.sites import SiteInputs
-from panda_icefall.losses.lattice_terms import pruned_score
+from panda_icefall.losses import pruned_score
 
 PARTS = ("whole", "simple", "pruned", "full")
 BLANK = 0

@@ -19,12 +19,12 @@ from benchmarks.arms import Step
 # by.
 TIMED: dict[str, tuple[str, ...]] = {
     "recursions forward": (
-        "panda_icefall.losses.lattice_terms.mutual_information_recursion",
-        "panda_icefall.losses.lattice_terms.banded_recursion",
+        "panda_icefall.losses.lattices.full.unchecked_recursion",
+        "panda_icefall.losses.lattices.pruned.banded_recursion",
     ),
     "checks": (
-        "panda_icefall.losses.pruned.check_lattice_inputs",
-        "panda_icefall.losses.simple_tiled.loss.check_lattice_inputs",
+        "panda_icefall.losses.pruned.check_spec",
+        "panda_icefall.losses.simple_tiled.loss.check_spec",
         "panda_icefall.normalizer.op.check_form",
         "panda_icefall.normalizer.op.live_sites",
     ),
@@ -32,7 +32,7 @@ TIMED: dict[str, tuple[str, ...]] = {
 }
 # Inside the counters: a part of the pruned backward, not beside it.
 INSIDE: dict[str, tuple[str, ...]] = {
-    "of it: choice of the sites that matter": ("panda_icefall.normalizer.op._sites_that_matter",),
+    "of it: choice of the sites that matter": ("panda_icefall.normalizer.node._sites_that_matter",),
 }
 COUNTED = {
     "pruned forward": "forward_seconds",

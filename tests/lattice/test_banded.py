@@ -19,9 +19,9 @@ from bands import (
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
-from panda_icefall.lattice import torch_recursion
-from panda_icefall.lattice.banded import RNNT_TYPES, banded_recursion
-from panda_icefall.losses.lattice_terms import pruned_px_py, score
+from panda_icefall.lattice import banded_recursion, torch_recursion
+from panda_icefall.lattice.validation import RNNT_TYPES
+from panda_icefall.losses import pruned_px_py, score
 
 rnnt_types = pytest.mark.parametrize("rnnt_type", RNNT_TYPES)
 every_band = pytest.mark.parametrize("name", BANDS)

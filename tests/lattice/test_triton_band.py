@@ -19,7 +19,8 @@ from bands import (
 )
 from bands import score_by_states as by_states
 
-from panda_icefall.lattice.banded import RNNT_TYPES, banded_recursion
+from panda_icefall.lattice import banded_recursion
+from panda_icefall.lattice.validation import RNNT_TYPES
 
 pytest.importorskip("triton", reason="needs triton: pip install triton")
 # In the interpreter numpy tells of -inf minus -inf, and of what older Tritons do with it.

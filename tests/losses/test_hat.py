@@ -6,13 +6,14 @@ import gates
 import pytest
 import torch
 import torch.nn.functional as F
+from pruned_losses import selected_pruned
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
 from panda_icefall.losses.dense import rnnt_loss_pruned
-from panda_icefall.losses.hat import dense_hat_log_probs, selected_hat_log_probs
-from panda_icefall.losses.pruned import selected_rnnt_loss_pruned
-from panda_icefall.normalizer import selected_log_probs
+from panda_icefall.losses.heads import HatHead
+from panda_icefall.normalizer import RowLogits, RowProgram, TileOptions
+from panda_icefall.normalizer.op import select
 
 B, T, S, S_RANGE, H, C = 3, 7, 4, 3, 6, 11
 TYPES = ["regular", "modified", "constrained"]
@@ -83,7 +84,7 @@ def dense_losses(leaves, symbols, ranges, boundary, rnnt_type="regular"):
 
 
 def selected_losses(leaves, symbols, ranges, boundary, rnnt_type="regular", **options):
-    return selected_rnnt_loss_pruned(
+    return selected_pruned(
         *leaves, symbols, ranges, 0, boundary, rnnt_type, reduction="none", use_hat_loss=True,
         adjoint_tolerance=0.0, **options,
     )  # fmt: skip
@@ -146,7 +147,7 @@ def test_a_certain_blank_where_nothing_else_is_to_say_keeps_its_tiny_gradient():
     symbols = torch.zeros(B, 0, dtype=torch.int64)
     ranges = torch.zeros(B, T, S_RANGE, dtype=torch.int64)[:, :, :1]
     rows = leaves[0][: B * T]
-    loss = selected_rnnt_loss_pruned(
+    loss = selected_pruned(
         rows, *leaves[1:], symbols, ranges, 0, use_hat_loss=True, reduction="sum"
     )
     (found,) = torch.autograd.grad(loss, leaves[1])
@@ -158,8 +159,9 @@ def test_a_certain_blank_where_nothing_else_is_to_say_keeps_its_tiny_gradient():
 
 def hat_op(rows, weight, bias, ids, **options):
     """The op as ``gates`` calls it: ``[N, 2]`` target and blank log-probs, and log_z."""
-    log_probs = functools.partial(selected_log_probs, **options)
-    target, blank, log_z = selected_hat_log_probs(log_probs, rows, weight, bias, ids[:, 0])
+    log_probs = functools.partial(select, live=None, options=TileOptions(**options), counters=None)
+    logits = RowLogits(RowProgram.of(rows), weight, bias)
+    target, blank, log_z = HatHead().of_rows(logits, ids[:, 0], 0, log_probs)
     return torch.stack([target, blank], dim=1), log_z
 
 
@@ -176,7 +178,7 @@ def k2s_expression(rows, weight, bias, ids):
     """The dense path in the inputs' own dtype: what the op must not be worse than."""
     logits = F.linear(rows, weight, bias)
     logits = logits.float() if logits.dtype != torch.float64 else logits
-    target, blank, log_z = dense_hat_log_probs(logits, ids[:, 0])
+    target, blank, log_z = HatHead().of_logits(logits, ids[:, 0], 0)
     return torch.stack([target, blank], dim=1), log_z
 
 
@@ -262,7 +264,7 @@ def on_the_dense_loss(classes, blank):
 def on_the_selected_loss(classes, blank):
     symbols, ranges, boundary = lattice()
     rows, weight, bias = head()
-    selected_rnnt_loss_pruned(
+    selected_pruned(
         rows, weight[:classes], bias[:classes], symbols % classes, ranges, blank, boundary,
         use_hat_loss=True,
     )  # fmt: skip

@@ -3,9 +3,9 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from pruned_losses import selected_pruned
 
 from panda_icefall.losses import dense
-from panda_icefall.losses.pruned import selected_rnnt_loss_pruned
 
 B, T, S, S_RANGE, H, C = 4, 13, 9, 5, 6, 17
 
@@ -40,7 +40,7 @@ def outcome(loss, leaves):
 
 
 def ours(head, lattice, **options):
-    loss = selected_rnnt_loss_pruned(*head, **lattice, adjoint_tolerance=0.0, **options)
+    loss = selected_pruned(*head, **lattice, adjoint_tolerance=0.0, **options)
     return outcome(loss, head)
 
 
@@ -113,7 +113,7 @@ def test_a_full_lattice_is_torchaudios_rnnt_loss():
     symbols = torch.randint(1, C, (B, S), generator=torch.Generator().manual_seed(3))
     head = (rows, weight, bias)
     ranges = torch.arange(S + 1).expand(B, T, S + 1)
-    loss = selected_rnnt_loss_pruned(*head, symbols, ranges, 0, boundary, reduction="none")
+    loss = selected_pruned(*head, symbols, ranges, 0, boundary, reduction="none")
     logits = F.linear(*head).reshape(B, T, S + 1, C)
     truth = torchaudio.functional.rnnt_loss(
         logits, symbols.int(), lens[:, 1].contiguous(), lens[:, 0].contiguous(),
@@ -174,9 +174,7 @@ def test_padding_outside_the_boundary_changes_nothing(use_hat_loss):
 def test_an_observer_sees_what_the_dense_twin_reads_of_its_logits(use_hat_loss):
     (rows, weight, bias), lattice = problem()
     seen = []
-    selected_rnnt_loss_pruned(
-        rows, weight, bias, **lattice, use_hat_loss=use_hat_loss, observer=seen.append
-    )
+    selected_pruned(rows, weight, bias, **lattice, use_hat_loss=use_hat_loss, observer=seen.append)
     (found,) = seen
     targets = torch.cat([lattice["symbols"], torch.zeros(B, 1, dtype=torch.int64)], dim=1)
     targets = targets.gather(1, lattice["ranges"].reshape(B, -1)).reshape(B, T, S_RANGE)
@@ -195,4 +193,4 @@ def test_rows_that_do_not_match_the_ranges_are_named():
     with pytest.raises(
         ValueError, match=r"selected_ids: got shape \(260, 2\), expected \[259, K\]"
     ):
-        selected_rnnt_loss_pruned(rows[1:], weight, bias, **lattice)
+        selected_pruned(rows[1:], weight, bias, **lattice)

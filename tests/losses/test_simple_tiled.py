@@ -14,6 +14,7 @@ from simple_losses import (
     arcs_of_projections,
     arcs_of_tensors,
     arguments_of,
+    dense_arcs,
     of_projections,
     of_tensors,
     run,
@@ -22,8 +23,6 @@ from simple_losses import (
     tensors,
     workspace_of,
 )
-
-from panda_icefall.losses import smoothed
 
 LOSSES = [of_projections, of_tensors]
 ARCS = [arcs_of_projections, arcs_of_tensors]
@@ -105,13 +104,6 @@ def test_am_and_lm_that_insist_on_different_classes_agree_with_k2s_formula(
     theirs = run_arcs(arcs_by_formula, data, **arguments)
     for name, x, ref in zip(ARC_NAMES, results, theirs):
         assert rms(x - ref) <= 512 * torch.finfo(dtype).eps * rms(ref), name
-
-
-def dense_arcs(*data, symbols, termination_symbol, lm_only_scale, am_only_scale, **_):
-    return smoothed.smoothed_arcs(
-        F.linear(*data[3:]), F.linear(*data[:3]),
-        symbols, termination_symbol, lm_only_scale, am_only_scale,
-    )  # fmt: skip
 
 
 @pytest.mark.parametrize("ours", [*ARCS, dense_arcs])

@@ -3,18 +3,16 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from simple_losses import of_projections, tiled
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
-from panda_icefall.losses.simple_tiled import (
-    selected_rnnt_loss_smoothed,
-    tiled_rnnt_loss_smoothed,
-)
 from panda_icefall.losses.simple_tiled.plan import Block, SimpleTilePlan
 from panda_icefall.losses.smoothed import rnnt_loss_smoothed
 
 B, T, S, C, AM_WIDTH, LM_WIDTH = 7, 101, 5, 1_013, 24, 20
 WORKSPACE = 128 * 1024
+BLANK = {"termination_symbol": 0}
 
 
 class TensorSizes(TorchDispatchMode):
@@ -57,8 +55,8 @@ def saved_in(tensors):
 def test_no_tensor_is_larger_than_a_tile_an_input_or_the_lattice(am_only_scale, head_dtype):
     tensors, symbols = problem()
     with TensorSizes() as sizes:
-        loss, _ = selected_rnnt_loss_smoothed(
-            *tensors, symbols, 0, am_only_scale=am_only_scale, return_grad=True,
+        loss, _ = of_projections(
+            *tensors, symbols=symbols, **BLANK, am_only_scale=am_only_scale, return_grad=True,
             head_dtype=head_dtype, workspace_bytes=WORKSPACE,
         )  # fmt: skip
         loss.backward()
@@ -79,8 +77,8 @@ def test_saved_for_backward_are_the_inputs_and_what_remains_of_the_classes(am_on
     tensors, symbols = problem()
     saved = []
     with saved_in(saved):
-        selected_rnnt_loss_smoothed(
-            *tensors, symbols, 0, lm_only_scale=0.25, am_only_scale=am_only_scale
+        of_projections(
+            *tensors, symbols=symbols, **BLANK, lm_only_scale=0.25, am_only_scale=am_only_scale
         )
     pointers = {t.data_ptr() for t in tensors}
     others = [t for t in saved if t.data_ptr() not in pointers]
@@ -95,7 +93,7 @@ def test_memory_grows_with_the_classes_by_their_weights_alone():
     for classes in (C, 4 * C):
         tensors, symbols = problem(classes)
         with TensorSizes() as sizes:
-            selected_rnnt_loss_smoothed(*tensors, symbols, 0, workspace_bytes=WORKSPACE).backward()
+            of_projections(*tensors, symbols=symbols, **BLANK, workspace_bytes=WORKSPACE).backward()
         largest.append(max(n for n in sizes.numels if n % classes))
     assert largest[0] == pytest.approx(largest[1], rel=0.05)
 
@@ -107,11 +105,9 @@ def test_of_tensors_one_gradient_of_each_is_made_and_nothing_else_of_their_size(
     scale_and_workspace = {"am_only_scale": am_only_scale, "workspace_bytes": WORKSPACE}
     saved = []
     with saved_in(saved):
-        tiled_rnnt_loss_smoothed(lm, am, symbols, 0, **scale_and_workspace)
+        tiled(lm, am, symbols, 0, **scale_and_workspace)
     with TensorSizes() as sizes:
-        loss, _ = tiled_rnnt_loss_smoothed(
-            lm, am, symbols, 0, **scale_and_workspace, return_grad=True
-        )
+        loss, _ = tiled(lm, am, symbols, 0, **scale_and_workspace, return_grad=True)
         loss.backward()
     assert sizes.made.count(am.numel()) == sizes.made.count(lm.numel()) == 1
     large = max(n for n in sizes.made if n not in (am.numel(), lm.numel()))

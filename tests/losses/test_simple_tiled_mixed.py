@@ -20,10 +20,11 @@ from simple_losses import (
     structure_gate,
     symbols_and_boundary,
     tensors,
+    tiled,
     workspace_of,
 )
 
-from panda_icefall.losses.simple_tiled import Logits, Projection, rnnt_loss_smoothed_of
+from panda_icefall.losses.simple_tiled import Logits, Projection
 
 LOSSES = [of_am_projection, of_lm_projection]
 
@@ -58,7 +59,7 @@ def test_each_projection_rounds_its_own_operands(dtypes, monkeypatch):
 
     def ours(*data, **arguments):
         am, lm = (Projection.of(data[3 * i : 3 * i + 3], dtypes[i]) for i in range(2))
-        return rnnt_loss_smoothed_of(lm, am, workspace_bytes=workspace_bytes, **arguments)
+        return tiled(lm, am, workspace_bytes=workspace_bytes, **arguments)
 
     rounded = [t if dtypes[i // 3] is None else t.to(dtypes[i // 3]) for i, t in enumerate(data)]
     expected = run(materialised, [t.double() for t in rounded], **arguments)
@@ -108,7 +109,7 @@ def test_loss_occupations_and_gradients_are_those_of_k2(kind, scales, loss, monk
 def test_shapes_that_do_not_fit_are_refused(am, lm, symbols, error, message):
     ids = symbols_and_boundary()[0]
     with pytest.raises(error, match=message):
-        rnnt_loss_smoothed_of(Logits.of((torch.zeros(lm),)), Logits.of((torch.zeros(am),)), ids, 0)
+        tiled(Logits.of((torch.zeros(lm),)), Logits.of((torch.zeros(am),)), ids, 0)
 
 
 @pytest.mark.parametrize(
@@ -130,4 +131,4 @@ def test_dtypes_and_devices_that_do_not_fit_are_refused(changed, error, message)
         given[name] = given[name].to(**how)
     am, lm = (Logits.of((given[name],)) for name in ("am", "lm"))
     with pytest.raises(error, match=message):
-        rnnt_loss_smoothed_of(lm, am, given["symbols"], 0)
+        tiled(lm, am, given["symbols"], 0)

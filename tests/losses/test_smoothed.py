@@ -4,9 +4,9 @@ import sys
 
 import pytest
 import torch
+from simple_losses import tiled
 
 from panda_icefall.losses import k2_functions
-from panda_icefall.losses.simple_tiled import tiled_rnnt_loss_smoothed
 from panda_icefall.losses.smoothed import rnnt_loss_simple, rnnt_loss_smoothed
 
 BLANK = 3
@@ -137,7 +137,7 @@ FAR_APART = {
 }
 
 
-@pytest.mark.parametrize("function", [rnnt_loss_smoothed, tiled_rnnt_loss_smoothed])
+@pytest.mark.parametrize("function", [rnnt_loss_smoothed, tiled])
 @pytest.mark.parametrize(("scales", "share"), [((0.0, 0.0), 0.5), ((0.25, 0.1), 0.375)])
 def test_where_am_and_lm_are_far_apart_the_gradient_sums_to_0(function, scales, share):
     """The products of probabilities are 0 in float32: all of k2's gradient goes to the maxima."""
@@ -154,7 +154,7 @@ def test_where_am_and_lm_are_far_apart_the_gradient_sums_to_0(function, scales, 
 
 
 @pytest.mark.k2
-@pytest.mark.parametrize("function", [rnnt_loss_smoothed, tiled_rnnt_loss_smoothed])
+@pytest.mark.parametrize("function", [rnnt_loss_smoothed, tiled])
 @pytest.mark.parametrize("scales", SCALES)
 @pytest.mark.parametrize("level", [50.0, 73.0])
 def test_far_apart_the_gradients_are_those_of_k2_in_fp32(function, scales, level):

@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from oracle import dense_selected_log_probs
 
 from panda_icefall.normalizer import (
     RowProgram,
@@ -10,7 +11,6 @@ from panda_icefall.normalizer import (
     Slot,
     Step,
     TileCounters,
-    dense_selected_log_probs,
     selected_log_probs,
 )
 

@@ -1,11 +1,23 @@
 """``weight=None``: the rows of a program are the logits, and exist for a tile's sites only."""
 
+import functools
+
 import gates
 import pytest
 import torch
 
-from panda_icefall.losses.hat import dense_hat_log_probs, selected_hat_log_probs
-from panda_icefall.normalizer import RowProgram, RowTable, Slot, Step, TilePlan, selected_log_probs
+from panda_icefall.losses.heads import HatHead
+from panda_icefall.normalizer import (
+    RowLogits,
+    RowProgram,
+    RowTable,
+    Slot,
+    Step,
+    TileOptions,
+    TilePlan,
+    selected_log_probs,
+)
+from panda_icefall.normalizer.op import select
 from panda_icefall.normalizer.plan import TileCosts
 
 FRAMES, STATES, N, C = 11, 7, 77, 31
@@ -80,14 +92,10 @@ def test_the_hat_log_probs_are_the_dense_ones(workspace_bytes):
     am, lm, program, ids = problem()
     targets = ids[:, 0].clone()
     targets[::9] = 0
-
-    def log_probs(*args, **kwargs):
-        return selected_log_probs(
-            *args, workspace_bytes=workspace_bytes, adjoint_tolerance=0, **kwargs
-        )
-
-    ours = selected_hat_log_probs(log_probs, program, None, None, targets)
-    dense = dense_hat_log_probs(logits_of(am, lm), targets)
+    options = TileOptions(workspace_bytes, adjoint_tolerance=0)
+    log_probs = functools.partial(select, live=None, options=options, counters=None)
+    ours = HatHead().of_rows(RowLogits(program), targets, 0, log_probs)
+    dense = HatHead().of_logits(logits_of(am, lm), targets, 0)
     torch.testing.assert_close(ours, dense, rtol=1e-11, atol=1e-13)
     grads = [torch.autograd.grad(x[0].sum() + 2 * x[1].sum(), (am, lm)) for x in (ours, dense)]
     torch.testing.assert_close(*grads, rtol=1e-11, atol=1e-13)

@@ -3,8 +3,9 @@
 import pytest
 import torch
 from gates import C, H, N, in_dtype, low_precision_gate, rounding_gate, run, structure_gate, values
+from oracle import dense_selected_log_probs
 
-from panda_icefall.normalizer import TileCounters, dense_selected_log_probs, selected_log_probs
+from panda_icefall.normalizer import TileCounters, selected_log_probs
 
 KINDS = ("flat", "peaked", "shifted", "negative")
 # Bytes: one site and one class at a time; prime-ish tiles; exactly all; far more than the problem.

@@ -6,8 +6,9 @@ Without a GPU the kernels run in Triton's interpreter, so shapes are tiny.
 import pytest
 import torch
 from gates import NAMES, dense, in_dtype, rms, run, values
+from oracle import dense_selected_log_probs
 
-from panda_icefall.normalizer import dense_selected_log_probs, selected_log_probs, torch_rows
+from panda_icefall.normalizer import selected_log_probs, torch_rows
 
 pytest.importorskip("triton", reason="needs triton: pip install triton")
 # In the interpreter numpy tells of -inf minus -inf, and of what older Tritons do with it.

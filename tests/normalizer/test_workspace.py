@@ -5,7 +5,7 @@ import types
 import pytest
 import torch
 
-from panda_icefall.normalizer import TileCounters, selected_log_probs, workspace
+from panda_icefall.normalizer import TileCounters, options, selected_log_probs, workspace
 from panda_icefall.normalizer.workspace import MIB, auto_workspace_bytes, last_level_cache_bytes
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -78,12 +78,12 @@ def tiles(hidden_dim, workspace_bytes):
 
 
 def test_none_takes_what_the_device_gives(monkeypatch):
-    monkeypatch.setattr("panda_icefall.normalizer.op.auto_workspace_bytes", lambda device: 2**20)
+    monkeypatch.setattr(options, "auto_workspace_bytes", lambda device: 2**20)
     assert tiles(16, None) == tiles(16, 2**20)
 
 
 def test_without_a_bound_even_the_widest_joiner_has_useful_tiles(monkeypatch):
-    monkeypatch.setattr("panda_icefall.normalizer.op.auto_workspace_bytes", lambda device: 1_000)
+    monkeypatch.setattr(options, "auto_workspace_bytes", lambda device: 1_000)
     assert tiles(1_000, None) <= 12
     with pytest.raises(ValueError, match="workspace_bytes: got 1000, expected at least"):
         tiles(1_000, 1_000)

@@ -5,8 +5,9 @@ against float64 is larger than the rule allows (rules and figures: see the docst
 """
 
 import torch
+from oracle import dense_selected_log_probs
 
-from panda_icefall.normalizer import dense_selected_log_probs, selected_log_probs
+from panda_icefall.normalizer import selected_log_probs
 
 N, H, C, K = 97, 13, 211, 3
 

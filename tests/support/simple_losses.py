@@ -5,15 +5,15 @@ import torch.nn.functional as F
 from gates import rms
 
 from panda_icefall.losses.simple_tiled import (
-    arcs,
+    Logits,
+    Projection,
     plan,
-    rnnt_loss_smoothed_of,
-    selected_rnnt_loss_smoothed,
     tiled_rnnt_loss_smoothed,
 )
-from panda_icefall.losses.simple_tiled.logits import Logits
-from panda_icefall.losses.simple_tiled.projection import Projection
-from panda_icefall.losses.smoothed import rnnt_loss_smoothed
+from panda_icefall.losses.simple_tiled import loss as tiled_loss
+from panda_icefall.losses.smoothed import Scales, rnnt_loss_smoothed, smoothed_arcs
+from panda_icefall.losses.spec import LatticeSpec
+from panda_icefall.normalizer import TileOptions
 
 B, T, S, C, AM_WIDTH, LM_WIDTH = 5, 11, 4, 37, 7, 6
 BLANK = 3
@@ -57,26 +57,41 @@ def symbols_and_boundary(kind="flat", classes=C):
     return symbols, boundary
 
 
-def of_projections(*data, **arguments):
+def tiled(
+    lm, am, symbols, termination_symbol, lm_only_scale=0.1, am_only_scale=0.1, boundary=None,
+    rnnt_type="regular", delay_penalty=0.0, reduction="mean", return_grad=False,
+    *, workspace_bytes=None, counters=None,
+):  # fmt: skip
+    """The tiled loss with k2's arguments."""
+    spec = LatticeSpec(
+        symbols=symbols, termination_symbol=termination_symbol, boundary=boundary,
+        rnnt_type=rnnt_type, delay_penalty=delay_penalty, reduction=reduction,
+    )  # fmt: skip
+    return tiled_rnnt_loss_smoothed(
+        lm, am, spec, Scales(lm_only_scale, am_only_scale), TileOptions(workspace_bytes),
+        return_grad=return_grad, counters=counters,
+    )  # fmt: skip
+
+
+def of_projections(*data, head_dtype=None, **arguments):
     """The tiled loss of both projections' six tensors."""
-    return selected_rnnt_loss_smoothed(*data, **arguments)
+    am, lm = (Projection.of(data[i : i + 3], head_dtype) for i in (0, 3))
+    return tiled(lm, am, **arguments)
 
 
 def of_tensors(*data, **arguments):
     """The tiled loss of am and lm that exist."""
-    return tiled_rnnt_loss_smoothed(F.linear(*data[3:]), F.linear(*data[:3]), **arguments)
+    return tiled(F.linear(*data[3:]), F.linear(*data[:3]), **arguments)
 
 
 def of_am_projection(*data, **arguments):
     """The tiled loss of a projection for am and of an lm that exists."""
-    am, lm = Projection.of(data[:3]), Logits.of((F.linear(*data[3:]),))
-    return rnnt_loss_smoothed_of(lm, am, **arguments)
+    return tiled(F.linear(*data[3:]), Projection.of(data[:3]), **arguments)
 
 
 def of_lm_projection(*data, **arguments):
     """The tiled loss of an am that exists and of a projection for lm."""
-    am, lm = Logits.of((F.linear(*data[:3]),)), Projection.of(data[3:])
-    return rnnt_loss_smoothed_of(lm, am, **arguments)
+    return tiled(Projection.of(data[3:]), F.linear(*data[:3]), **arguments)
 
 
 def materialised(*data, **arguments):
@@ -112,21 +127,25 @@ def arcs_by_formula(
 
 def arcs_of_projections(*data, **arguments):
     am, lm = (Projection.of(data[i : i + 3]) for i in (0, 3))
-    return _tiled_arcs(am, lm, **arguments)
+    return _arcs(tiled_loss.tiled_arcs, lm, am, **arguments)
 
 
 def arcs_of_tensors(*data, **arguments):
     am, lm = (Logits.of((F.linear(*data[i : i + 3]),)) for i in (0, 3))
-    return _tiled_arcs(am, lm, **arguments)
+    return _arcs(tiled_loss.tiled_arcs, lm, am, **arguments)
 
 
-def _tiled_arcs(
-    am, lm, symbols, termination_symbol, lm_only_scale, am_only_scale, workspace_bytes, **_
-):
-    return arcs.smoothed_arcs(
-        am, lm, symbols, termination_symbol, [T] * B, lm_only_scale, am_only_scale,
-        workspace_bytes=workspace_bytes,
-    )  # fmt: skip
+def dense_arcs(*data, workspace_bytes, **arguments):
+    return _arcs(smoothed_arcs, F.linear(*data[3:]), F.linear(*data[:3]), **arguments)
+
+
+def _arcs(
+    arcs, lm, am, symbols, termination_symbol, lm_only_scale, am_only_scale, workspace_bytes=None,
+    **_,
+):  # fmt: skip
+    spec = LatticeSpec(symbols=symbols, termination_symbol=termination_symbol)
+    options = () if arcs is smoothed_arcs else (TileOptions(workspace_bytes),)
+    return arcs(lm, am, spec, Scales(lm_only_scale, am_only_scale), *options)
 
 
 def run_arcs(op, data, seed=0, **arguments):
@@ -164,7 +183,7 @@ def workspace_of(utterances, tile_classes, patch, casts_weight=False, itemsize=8
     """A workspace that gives these tiles of the longest utterances, or of some of their frames."""
     states = S + 1
     patch.setattr(plan, "USEFUL_CLASSES", min(tile_classes, C))
-    patch.setattr(arcs, "USEFUL_ROWS", utterances * (T + states))
+    patch.setattr(tiled_loss, "USEFUL_ROWS", utterances * (T + states))
     widths = AM_WIDTH + LM_WIDTH
     numbers = frames * AM_WIDTH + states * (LM_WIDTH + widths) + tile_classes * (frames + states)
     weight = tile_classes * widths if casts_weight else 0

@@ -19,7 +19,7 @@ class Adjoints:
 
     Attributes:
       mass, lm_mass, unigram_mass: by the masses themselves, not their logarithms.
-      peaks: `[B, S+1, T]`, by the maxima of am and lm alike; None: nothing reaches them.
+      peaks: ``[B, S+1, T]``, by the maxima of am and lm alike; None: nothing reaches them.
       unigram: by its values where they are selected.
       am_selected, lm_selected: by the selected values.
     """
@@ -44,7 +44,7 @@ def add_gradients(
     am_grads: Parts,
     lm_grads: Parts,
 ) -> None:
-    """Add the gradients of both sources' parts; `adjoints.unigram` is added to as well."""
+    """Add the gradients of both sources' parts; ``adjoints.unigram`` is added to as well."""
     for utterances, live in plan.blocks_on(ids.device):
         am_rows = am.open(utterances, live, am_grads)
         lm_rows = lm.open(utterances, lm.all_rows, lm_grads)
@@ -93,8 +93,9 @@ def _give_to_peaks(grad: Tensor, exp: Tensor, by_peak: Tensor) -> None:
     """Add the derivative by a row's maximum to the class that has it, the first of equal ones.
 
     Args:
-      grad, exp: `[n, length, c]`; `exp` is 1 at the maximum, `grad` is multiplied by it later.
-      by_peak: `[n, length]`, 0 afterwards in the rows whose maximum is in this tile.
+      grad, exp: ``[n, length, c]``; ``exp`` is 1 at the maximum, ``grad`` is multiplied by it
+        later.
+      by_peak: ``[n, length]``, 0 afterwards in the rows whose maximum is in this tile.
     """
     top, index = exp.max(dim=2)
     given = torch.where(top == 1.0, by_peak, torch.zeros_like(by_peak))

@@ -13,11 +13,11 @@ from panda_icefall.losses.simple_tiled.source import LogitBlock, LogitSource, Pa
 
 @dataclass(frozen=True)
 class Logits(LogitSource):
-    """A tensor `[B, R, C]`, the only part."""
+    """A tensor ``[B, R, C]``, the only part."""
 
     @classmethod
     def of(cls, parts: Sequence[Tensor | None]) -> Logits:
-        """The source that reads the tensor `[B, R, C]`, float32 or float64.
+        """The source that reads the tensor ``[B, R, C]``, float32 or float64.
 
         Raises:
           ValueError: it has other than 3 dimensions.
@@ -67,9 +67,9 @@ class _LogitRows(LogitBlock):
             self._grad.index_put_(self._places(ids), grad, accumulate=True)
 
     def close(self) -> None:
-        """Nothing was kept back."""
+        """No gradient was kept."""
 
     def _places(self, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Indices that broadcast to `[n, K, length]`."""
+        """Indices that broadcast to ``[n, K, length]``."""
         row = torch.arange(self._rows.start, self._rows.stop, device=ids.device)
         return self._utterances.view(-1, 1, 1), row, ids.unsqueeze(2)

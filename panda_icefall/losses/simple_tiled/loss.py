@@ -1,227 +1,140 @@
-"""The smoothed transducer loss in tiles of classes: of two projections, or of their outputs.
+"""The smoothed transducer loss in tiles of classes: of am and lm, or of their projections.
 
 With both scales 0 it is the simple loss.
 """
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor
 
 from panda_icefall.dynamo import opaque
-from panda_icefall.losses.input_checks import check_logits
-from panda_icefall.losses.lattice_terms import (
-    NEG_INF,
-    Loss,
-    check_lattice_inputs,
-    close_symbol_arcs,
-    score,
-)
-from panda_icefall.losses.simple_tiled.arcs import smoothed_arcs
-from panda_icefall.losses.simple_tiled.checks import check_projections, check_sources
+from panda_icefall.losses.lattices.full import Loss, loss_of_arcs, symbol_arcs
+from panda_icefall.losses.logit_checks import check_logits
 from panda_icefall.losses.simple_tiled.logits import Logits
-from panda_icefall.losses.simple_tiled.projection import Projection
-from panda_icefall.losses.simple_tiled.source import LogitSource
-from panda_icefall.normalizer import TileCounters, auto_workspace_bytes
+from panda_icefall.losses.simple_tiled.plan import (
+    USEFUL_ROWS,
+    USEFUL_ROWS_ON_DEVICE,
+    SimpleTilePlan,
+)
+from panda_icefall.losses.simple_tiled.source import LogitSource, check_sources
+from panda_icefall.losses.simple_tiled.terms import simple_terms
+from panda_icefall.losses.smoothed import Scales, mixed_arcs
+from panda_icefall.losses.spec import LatticeSpec, check_spec
+from panda_icefall.normalizer import TileCounters, TileOptions
 from panda_icefall.normalizer.autocast import no_autocast
 
 
 @opaque
-def selected_rnnt_loss_smoothed(
-    am_input: Tensor,
-    am_weight: Tensor,
-    am_bias: Tensor | None,
-    lm_input: Tensor,
-    lm_weight: Tensor,
-    lm_bias: Tensor | None,
-    symbols: Tensor,
-    termination_symbol: int,
-    boundary: Tensor | None = None,
-    rnnt_type: str = "regular",
-    lm_only_scale: float = 0.1,
-    am_only_scale: float = 0.1,
-    delay_penalty: float = 0.0,
-    reduction: str | None = "mean",
-    return_grad: bool = False,
+def tiled_rnnt_loss_smoothed(
+    lm: Tensor | LogitSource,
+    am: Tensor | LogitSource,
+    spec: LatticeSpec,
+    scales: Scales,
+    options: TileOptions,
     *,
-    head_dtype: torch.dtype | None = None,
-    workspace_bytes: int | None = None,
+    return_grad: bool = False,
     counters: TileCounters | None = None,
 ) -> Loss:
-    """The smoothed transducer loss of two linear layers that are never materialised.
+    """The smoothed transducer loss of am and lm, tensors or projections, without a copy of either.
 
-    Equal to `k2.rnnt_loss_smoothed(lm=F.linear(lm_input, lm_weight, lm_bias),
-    am=F.linear(am_input, am_weight, am_bias), ...)` without the `[B, S+1, C]` and `[B, T, C]`
-    tensors, forward or backward. Utterances of like length share a tile, and frames behind
-    the last `t_end` of their tile are not evaluated.
+    Equal to ``k2.rnnt_loss_smoothed``. Of a projection the ``[B, S+1, C]`` or ``[B, T, C]`` tensor
+    does not exist, forward or backward; of a tensor no other of its size is made but its gradient.
+    Utterances of like length share a tile, and frames after the last ``t_end`` of their tile are
+    not evaluated.
 
     Args:
-      am_input: `[B, T, D_am]`, what the encoder's projection to classes reads.
-      am_weight, am_bias: `[C, D_am]` and `[C]` or None.
-      lm_input: `[B, S+1, D_lm]`, what the predictor's projection reads.
-      lm_weight, lm_bias: `[C, D_lm]` and `[C]` or None.
-      symbols, termination_symbol, boundary, rnnt_type, lm_only_scale, am_only_scale,
-        delay_penalty, reduction, return_grad: as in `smoothed.rnnt_loss_smoothed`.
-      head_dtype: dtype that inputs, weights and biases are rounded to first, as autocast does for
-        a linear layer; the arithmetic after that is in float32, the projections' outputs are not
-        rounded. None: all six tensors have one dtype, float32 or float64.
-      workspace_bytes: upper bound of a tile's scratch, in bytes. None: by the device, see
-        `panda_icefall.normalizer.auto_workspace_bytes`.
-      counters: adds up tiles and seconds of forward and backward, or None.
+      lm: ``[B, S+1, C]`` unnormalised log-probs of the predictor, float32 or float64. Half ones are
+        refused, as they would have to be copied: ``smoothed.rnnt_loss_smoothed`` takes them.
+      am: ``[B, T, C]`` unnormalised log-probs of the encoder. The arithmetic of both has one dtype;
+        what two projections round their operands to may differ.
+      spec: of the full lattice; checked here.
+      scales: of the LM-only and the AM-only part.
+      options: of the tiles; only the workspace matters here.
+      return_grad: also return the occupations, for ``get_rnnt_prune_ranges``.
+      counters: adds up tiles and seconds of forward and backward.
 
     Returns:
-      The loss in nats, `[B]` for `none`, else a scalar; with `return_grad`
-      `(loss, (px_grad, py_grad))` as k2. float64 for float64 inputs, else float32.
-      Differentiable once, in all six tensors.
+      The loss in nats, ``[B]`` for "none", else a scalar; with ``return_grad``
+      ``(loss, (px_grad, py_grad))`` as k2. float64 for float64 arithmetic, else float32.
+      Differentiable once, in the parts of both.
 
     Raises:
       ValueError: a shape, a device, an id, a boundary row, an option or the workspace.
       TypeError: a dtype.
 
     Note:
-      Sums over classes and sites accumulate in the result's dtype. Saved for backward: the six
-      tensors, what remains of the classes (`[B, S+1, T]` and smaller), and with `am_only_scale`
-      the unigram `[C]`. Backward recomputes the projections. On CUDA three device syncs, a copy of
-      B numbers to the device in each direction, and what the recursion does.
+      Sums over classes and sites accumulate in the result's dtype. Saved for backward: the parts,
+      what remains of the classes (``[B, S+1, T]`` and smaller), and with ``am_only`` the unigram
+      ``[C]``. Backward computes the projections and the exponentials again. On CUDA three device
+      syncs, a copy of B numbers to the device in each direction, and what k2's recursion does.
 
     Source:
       k2.rnnt_loss_smoothed; Kuang et al., "Pruned RNN-T for fast, memory-efficient ASR training",
       section 3.
     """
-    check_projections(
-        (am_input, am_weight, am_bias), (lm_input, lm_weight, lm_bias), symbols, head_dtype
-    )
-    return _loss_of(
-        Projection.of((am_input, am_weight, am_bias), head_dtype),
-        Projection.of((lm_input, lm_weight, lm_bias), head_dtype),
-        symbols, termination_symbol, lm_only_scale, am_only_scale, boundary, rnnt_type,
-        delay_penalty, reduction, return_grad, workspace_bytes, counters,
-    )  # fmt: skip
-
-
-@opaque
-def tiled_rnnt_loss_smoothed(
-    lm: Tensor,
-    am: Tensor,
-    symbols: Tensor,
-    termination_symbol: int,
-    lm_only_scale: float = 0.1,
-    am_only_scale: float = 0.1,
-    boundary: Tensor | None = None,
-    rnnt_type: str = "regular",
-    delay_penalty: float = 0.0,
-    reduction: str | None = "mean",
-    return_grad: bool = False,
-    *,
-    workspace_bytes: int | None = None,
-    counters: TileCounters | None = None,
-) -> Loss:
-    """The smoothed transducer loss of am and lm that exist, without a copy of either.
-
-    Equal to `k2.rnnt_loss_smoothed` with the same arguments; no tensor of the size of am or lm is
-    made but the gradient of each. For am and lm that are projections,
-    `selected_rnnt_loss_smoothed` does without these too.
-
-    Args:
-      lm: `[B, S+1, C]` unnormalised log-probs of the predictor, float32 or float64.
-      am: `[B, T, C]` unnormalised log-probs of the encoder, of the dtype of `lm`. Half ones are
-        refused, as they would have to be copied: `smoothed.rnnt_loss_smoothed` takes them.
-      symbols, termination_symbol, lm_only_scale, am_only_scale, boundary, rnnt_type,
-        delay_penalty, reduction, return_grad: as in `smoothed.rnnt_loss_smoothed`.
-      workspace_bytes, counters: as in `selected_rnnt_loss_smoothed`.
-
-    Returns:
-      As `selected_rnnt_loss_smoothed`, in the dtype of am. Differentiable once, in am and lm.
-
-    Raises:
-      ValueError: a shape, a device, an id, a boundary row, an option or the workspace.
-      TypeError: a dtype.
-
-    Note:
-      Saved for backward: am, lm, and what remains of the classes (`[B, S+1, T]` and smaller).
-      Backward takes the exponentials again.
-
-    Source:
-      k2.rnnt_loss_smoothed.
-    """
-    check_logits(lm, am, symbols)
-    return _loss_of(
-        Logits.of((am,)), Logits.of((lm,)),
-        symbols, termination_symbol, lm_only_scale, am_only_scale, boundary, rnnt_type,
-        delay_penalty, reduction, return_grad, workspace_bytes, counters,
-    )  # fmt: skip
-
-
-@opaque
-def rnnt_loss_smoothed_of(
-    lm: LogitSource,
-    am: LogitSource,
-    symbols: Tensor,
-    termination_symbol: int,
-    lm_only_scale: float = 0.1,
-    am_only_scale: float = 0.1,
-    boundary: Tensor | None = None,
-    rnnt_type: str = "regular",
-    delay_penalty: float = 0.0,
-    reduction: str | None = "mean",
-    return_grad: bool = False,
-    *,
-    workspace_bytes: int | None = None,
-    counters: TileCounters | None = None,
-) -> Loss:
-    """The smoothed transducer loss of a projection and a tensor, or of two of either kind.
-
-    Args:
-      lm, am: `Projection` or `Logits` of `[B, S+1, C]` and `[B, T, C]`, whose arithmetic has one
-        dtype; what two projections round their operands to may differ.
-      symbols, termination_symbol, lm_only_scale, am_only_scale, boundary, rnnt_type,
-        delay_penalty, reduction, return_grad: as in `smoothed.rnnt_loss_smoothed`.
-      workspace_bytes, counters: as in `selected_rnnt_loss_smoothed`.
-
-    Returns:
-      As `selected_rnnt_loss_smoothed`. Differentiable once, in the parts of both.
-
-    Raises:
-      ValueError: a shape, a device, an id, a boundary row, an option or the workspace.
-      TypeError: a dtype.
-    """
-    check_sources(am, lm, symbols)
-    return _loss_of(
-        am, lm, symbols, termination_symbol, lm_only_scale, am_only_scale, boundary, rnnt_type,
-        delay_penalty, reduction, return_grad, workspace_bytes, counters,
-    )  # fmt: skip
-
-
-def _loss_of(
-    am: LogitSource,
-    lm: LogitSource,
-    symbols: Tensor,
-    termination_symbol: int,
-    lm_only_scale: float,
-    am_only_scale: float,
-    boundary: Tensor | None,
-    rnnt_type: str,
-    delay_penalty: float,
-    reduction: str | None,
-    return_grad: bool,
-    workspace_bytes: int | None,
-    counters: TileCounters | None,
-) -> Loss:
-    """The loss of any two sources whose shapes and dtypes fit."""
-    B, T = symbols.shape[0], am.rows
-    check_lattice_inputs(
-        symbols, None, termination_symbol, boundary, rnnt_type, reduction,
-        num_classes=am.classes, T=T,
-    )  # fmt: skip
-    if workspace_bytes is None:
-        workspace_bytes = auto_workspace_bytes(am.device)
-    t_ends = [T] * B if boundary is None else boundary[:, 3].tolist()
+    if isinstance(am, Tensor) and isinstance(lm, Tensor):
+        check_logits(lm, am, spec.symbols)
+        am, lm = Logits.of((am,)), Logits.of((lm,))
+    else:
+        am, lm = _source(am), _source(lm)
+        check_sources(am, lm, spec.symbols)
+    check_spec(spec, am.classes, am.rows)
     with no_autocast(am.device):
-        px, py = smoothed_arcs(
-            am, lm, symbols, termination_symbol, t_ends, lm_only_scale, am_only_scale,
-            workspace_bytes=workspace_bytes, counters=counters,
-        )  # fmt: skip
-        if rnnt_type == "regular":
-            px = torch.cat((px, px.new_full((B, lm.rows - 1, 1), NEG_INF)), dim=2)
-        px = close_symbol_arcs(px, py, boundary, rnnt_type)
-        return score(px, py, boundary, rnnt_type, delay_penalty, reduction, return_grad)
+        px, py = tiled_arcs(lm, am, spec, scales, options, counters)
+        px = symbol_arcs(px, py, spec)
+        return loss_of_arcs(px, py, spec, return_grad)
+
+
+def tiled_arcs(
+    lm: LogitSource,
+    am: LogitSource,
+    spec: LatticeSpec,
+    scales: Scales,
+    options: TileOptions,
+    counters: TileCounters | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Symbol arcs ``[B, S, T]`` and blank arcs ``[B, S+1, T]``, nats, in the dtype of arithmetic.
+
+    Equal to what ``k2.get_rnnt_logprobs_smoothed`` gives at the frames of each utterance; the
+    values after them are finite and mean nothing.
+
+    Raises:
+      ValueError: the workspace cannot hold one utterance with a single class.
+    """
+    symbols, boundary = spec.symbols, spec.boundary
+    B, S = symbols.shape
+    make_plan = functools.partial(
+        SimpleTilePlan.make,
+        states=lm.rows,
+        classes=am.classes,
+        widths=(am.width, lm.width),
+        itemsize=torch.finfo(am.dtype).bits // 8,
+        workspace_bytes=options.workspace_on(am.device),
+        casts_weight=am.casts_weight or lm.casts_weight,
+        useful_rows=USEFUL_ROWS if am.device.type == "cpu" else USEFUL_ROWS_ON_DEVICE,
+    )
+    plan = make_plan([am.rows] * B if boundary is None else boundary[:, 3].tolist())
+    unigram_plan = make_plan([0] * B) if scales.am_only != 0.0 else None
+    ids = torch.cat((symbols, symbols.new_full((B, 1), spec.termination_symbol)), dim=1)
+    terms = simple_terms(am, lm, ids, plan, unigram_plan, counters)
+    unigram = None
+    if terms.unigram_logp is not None and terms.unigram_log_mass is not None:
+        px_unigram, py_unigram = terms.unigram_logp.unsqueeze(2).split((S, 1), dim=1)
+        unigram = px_unigram, py_unigram, terms.unigram_log_mass.unsqueeze(1)
+    # The maxima of am and lm cancel in each part.
+    return mixed_arcs(
+        scales,
+        terms.am_selected,
+        terms.lm_selected.diagonal(dim1=1, dim2=2)[:, :S].unsqueeze(2),
+        terms.lm_selected[:, S].unsqueeze(2),
+        terms.log_mass,
+        terms.lm_log_mass.unsqueeze(2),
+        unigram,
+    )
+
+
+def _source(logits: Tensor | LogitSource) -> LogitSource:
+    return Logits.of((logits,)) if isinstance(logits, Tensor) else logits

@@ -32,7 +32,7 @@ class Block:
 
 @dataclass(frozen=True)
 class SimpleTilePlan:
-    """Tiles of some utterances by some classes over `[B, T, C]` and `[B, S+1, C]`.
+    """Tiles of some utterances by some classes over ``[B, T, C]`` and ``[B, S+1, C]``.
 
     Attributes:
       classes: C.
@@ -70,7 +70,7 @@ class SimpleTilePlan:
           classes: C >= 1.
           widths: input dimensions of the am and of the lm projection; 0 where there is none.
           itemsize: bytes of one number in the accumulation dtype.
-          workspace_bytes: upper bound of `tile_bytes`.
+          workspace_bytes: upper bound of ``tile_bytes``.
           casts_weight: whether a tile of each weight has to be cast first, in two steps.
           useful_rows: frames and states of a block beyond which it takes no more utterances.
 
@@ -132,12 +132,12 @@ class SimpleTilePlan:
         return len(self.blocks) * -(-self.classes // self.tile_classes)
 
     def class_tiles(self) -> list[tuple[int, int]]:
-        """Half-open class intervals that cover `[0, classes)`."""
+        """Half-open class intervals that cover ``[0, classes)``."""
         step = self.tile_classes
         return [(low, min(low + step, self.classes)) for low in range(0, self.classes, step)]
 
     def blocks_on(self, device: torch.device) -> Iterator[tuple[Tensor, slice]]:
-        """Each block's utterances, int64 `[n]` on the device, and its frames; one copy to it."""
+        """Each block's utterances, int64 ``[n]`` on the device, and its frames; one copy to it."""
         order = [b for block in self.blocks for b in block.utterances]
         parts = torch.tensor(order, device=device, dtype=torch.int64).split(
             [len(block.utterances) for block in self.blocks]

@@ -14,10 +14,12 @@ from panda_icefall.losses.simple_tiled.source import LogitBlock, LogitSource, Pa
 
 @dataclass(frozen=True)
 class Projection(LogitSource):
-    """`F.linear(input, weight, bias)` `[B, R, C]`; the parts are these three tensors.
+    """``F.linear(input, weight, bias)`` ``[B, R, C]``; the parts are these three tensors.
 
     Attributes:
-      head_dtype: dtype that all three are rounded to first, or None.
+      head_dtype: dtype that all three are rounded to first, as autocast does for a linear layer;
+        the arithmetic after that is in float32, and the outputs are not rounded. None: all three
+        have one dtype, float32 or float64.
     """
 
     head_dtype: torch.dtype | None = None
@@ -26,7 +28,7 @@ class Projection(LogitSource):
     def of(
         cls, parts: Sequence[Tensor | None], head_dtype: torch.dtype | None = None
     ) -> Projection:
-        """The projection of `input` `[B, R, D]` by `weight` `[C, D]` and `bias` `[C]` or None."""
+        """Of ``input`` ``[B, R, D]``, ``weight`` ``[C, D]`` and ``bias`` ``[C]`` or None."""
         input, weight, _ = parts
         assert input is not None
         assert weight is not None
@@ -55,7 +57,7 @@ class Projection(LogitSource):
 
 
 class _ProjectedRows(LogitBlock):
-    """A block's rows, gathered once, and their gradients, sent to the input once."""
+    """A block's rows, gathered once, and their gradients, added to the input's once."""
 
     def __init__(self, source: Projection, utterances: Tensor, rows: slice, grads: Parts) -> None:
         input, weight, self._bias = source.parts

@@ -10,12 +10,14 @@ from typing import Optional
 import torch
 from torch import Tensor
 
+from panda_icefall.losses.logit_checks import WIDE, check_fit
+
 Parts = tuple[Optional[Tensor], ...]
 
 
 @dataclass(frozen=True)
 class LogitSource(ABC):
-    """Unnormalised log-probs `[B, R, C]` of R frames or states, and a scratch to compute them in.
+    """Unnormalised log-probs ``[B, R, C]`` of R frames or states, and a scratch to compute them in.
 
     Attributes:
       parts: the tensors that autograd knows.
@@ -46,9 +48,9 @@ class LogitSource(ABC):
         """Some rows of some utterances.
 
         Args:
-          utterances: int64 `[n]`, all different.
-          rows: the same `length` neighbours of each; begin and end are given.
-          grads: where gradients are added, as from `zeros_of_parts`; None reads only.
+          utterances: int64 ``[n]``, all different.
+          rows: the same ``length`` neighbours of each; begin and end are given.
+          grads: where gradients are added, as from ``zeros_of_parts``; None reads only.
         """
 
     def zeros_of_parts(self, needs: Sequence[bool]) -> Parts:
@@ -59,14 +61,11 @@ class LogitSource(ABC):
         )
 
     @property
-    def utterances(self) -> int:
-        """B, of the first part as of the whole."""
+    def shape(self) -> tuple[int, int, int]:
+        """``[B, R, C]``."""
         first = self.parts[0]
         assert first is not None
-        return first.shape[0]
-
-    def __str__(self) -> str:
-        return f"shape ({self.utterances}, {self.rows}, {self.classes})"
+        return first.shape[0], self.rows, self.classes
 
     @property
     def all_rows(self) -> slice:
@@ -90,38 +89,63 @@ class LogitSource(ABC):
 
 
 class LogitBlock(ABC):
-    """Rows `[n, length]` of a source, read and differentiated by classes."""
+    """Rows ``[n, length]`` of a source, read and differentiated by classes."""
 
     @abstractmethod
     def tile(self, low: int, high: int) -> Tensor:
-        """`[n, length, high - low]`, the classes `[low, high)`, in the source's buffer "tile"."""
+        """``[n, length, high - low]``, classes ``[low, high)``, in the source's buffer "tile"."""
 
     @abstractmethod
     def at(self, ids: Tensor) -> Tensor:
-        """`[n, K, length]`, all rows at the classes `ids`, int64 `[n, K]`."""
+        """``[n, K, length]``, all rows at the classes ``ids``, int64 ``[n, K]``."""
 
     @abstractmethod
     def add(self, grad: Tensor, low: int, high: int) -> None:
-        """Send a tile's gradient `[n, length, high - low]` on."""
+        """Add the gradient ``[n, length, high - low]`` of a tile."""
 
     @abstractmethod
     def add_at(self, ids: Tensor, grad: Tensor) -> None:
-        """Send the gradient `[n, K, length]` of `at` on; classes may repeat."""
+        """Add the gradient ``[n, K, length]`` of ``at``; classes may repeat."""
 
     @abstractmethod
     def close(self) -> None:
-        """Send on what gradients were kept until the last tile."""
+        """Add the gradients that were kept until the last tile."""
+
+
+def check_sources(am: LogitSource, lm: LogitSource, symbols: Tensor) -> None:
+    """Refuse sources that do not fit each other or the symbols.
+
+    Args:
+      am, lm: of ``[B, T, C]`` and ``[B, S+1, C]``; the parts of each fit each other.
+      symbols: ``[B, S]``.
+
+    Raises:
+      ValueError: a shape or a device.
+      TypeError: a dtype.
+    """
+    if am.dtype not in WIDE:
+        raise TypeError(
+            f"am: got {am.dtype}, expected torch.float32 or torch.float64; pass am.float()"
+        )
+    if lm.dtype != am.dtype:
+        raise TypeError(f"lm: got {lm.dtype}, expected am's {am.dtype}; convert one of them")
+    for name, device in (("lm", lm.device), ("symbols", symbols.device)):
+        if device != am.device:
+            raise ValueError(f"{name}: got device {device}, expected am's {am.device}")
+    if 0 in am.shape:
+        raise ValueError(f"am: got shape {am.shape}, expected [B, T, C], none of them 0")
+    check_fit(lm.shape, am.shape, symbols)
 
 
 def raise_peak(peak: Tensor, tile: Tensor) -> Tensor:
     """Raise running maxima in place to those of a further tile of classes.
 
     Args:
-      peak: `[n, length]`, -inf before the first tile.
-      tile: `[n, length, c]`.
+      peak: ``[n, length]``, -inf before the first tile.
+      tile: ``[n, length, c]``.
 
     Returns:
-      `[n, length]`, the factors of what was summed before: 0 where that was nothing.
+      ``[n, length]``, the factors of what was summed before: 0 where that was nothing.
     """
     before = peak.clone()
     torch.maximum(peak, tile.amax(dim=2), out=peak)
@@ -129,7 +153,7 @@ def raise_peak(peak: Tensor, tile: Tensor) -> Tensor:
 
 
 def exp_below_(tile: Tensor, peak: Tensor) -> Tensor:
-    """`exp(tile - peak)` in place, of a tile `[n, length, c]` and maxima `[n, length]`.
+    """``exp(tile - peak)`` in place, of a tile ``[n, length, c]`` and maxima ``[n, length]``.
 
     In forward and backward alike: rounded in another way, the gradient of a softmax would no
     longer sum to 0.
@@ -138,5 +162,5 @@ def exp_below_(tile: Tensor, peak: Tensor) -> Tensor:
 
 
 def _subtrahend(peak: Tensor) -> Tensor:
-    """0 for -inf, which minus itself is no number; NaN and +inf stay, so that trouble shows."""
+    """0 for -inf, which minus itself is no number; NaN and +inf stay, so that they show."""
     return peak.masked_fill(peak == float("-inf"), 0.0)

@@ -1,15 +1,15 @@
 """The simple loss's sums over classes, in tiles of utterances by classes.
 
-With the maxima over classes `am_peak`, `lm_peak`, `a = exp(am - am_peak)` `[B, T, C]` and
-`l = exp(lm - lm_peak)` `[B, S+1, C]`, all that the loss needs of the C classes is
+With the maxima over classes ``am_peak``, ``lm_peak``, ``a = exp(am - am_peak)`` ``[B, T, C]`` and
+``l = exp(lm - lm_peak)`` ``[B, S+1, C]``, all that the loss needs of the C classes is
 
     mass[b, s, t]      = sum_c l[b, s, c] a[b, t, c]       the joint normaliser
     lm_mass[b, s]      = sum_c l[b, s, c]                  that of lm alone
     unigram[c]         = mean_bs l[b, s, c] / lm_mass[b, s] + tiny
     unigram_mass[b, t] = sum_c unigram[c] a[b, t, c]       that of am and the unigram
 
-and am, lm at the symbols and the blank. A tile is gone after its turn: running maxima rescale
-what was summed before, and `gradients` computes the tiles again.
+and am, lm at the symbols and the blank. No tile is kept: running maxima rescale what was summed
+before, and ``gradients`` computes the tiles again.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ class Masses:
     """The sums over classes of the module's formulas; 1 at frames outside the plan's blocks.
 
     Attributes:
-      am_peak, lm_peak: `[B, T]` and `[B, S+1]`.
-      mass: `[B, S+1, T]`.
-      lm_mass: `[B, S+1]`.
-      unigram, unigram_mass: `[C]` and `[B, T]`, or None where the unigram is not wanted.
+      am_peak, lm_peak: ``[B, T]`` and ``[B, S+1]``.
+      mass: ``[B, S+1, T]``.
+      lm_mass: ``[B, S+1]``.
+      unigram, unigram_mass: ``[C]`` and ``[B, T]``, or None where the unigram is not wanted.
     """
 
     am_peak: Tensor
@@ -50,9 +50,10 @@ class Sums(Masses):
     """What remains of the C classes.
 
     Attributes:
-      am_selected: `[B, S+1, T]`, am at the symbol of each s and, for the last s, at the blank;
-        relative to `am_peak`, and 0 at frames outside the plan's blocks.
-      lm_selected: `[B, S+1, S+1]`, lm at the same classes, the states last; relative to `lm_peak`.
+      am_selected: ``[B, S+1, T]``, am at the symbol of each s and, for the last s, at the blank;
+        relative to ``am_peak``, and 0 at frames outside the plan's blocks.
+      lm_selected: ``[B, S+1, S+1]``, lm at the same classes, the states last; relative to
+        ``lm_peak``.
     """
 
     am_selected: Tensor
@@ -69,8 +70,8 @@ def sum_over_classes(
     """The sums, from one pass over the classes; a unigram takes two of lm before it.
 
     Args:
-      am, lm: to `[B, T, C]` and `[B, S+1, C]`.
-      ids: int64 `[B, S+1]`, the symbols and, in the last column, the blank.
+      am, lm: to ``[B, T, C]`` and ``[B, S+1, C]``.
+      ids: int64 ``[B, S+1]``, the symbols and, in the last column, the blank.
       plan: the tiles.
       unigram_plan: tiles of the states alone; None where no unigram is wanted.
     """

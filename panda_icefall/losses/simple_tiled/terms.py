@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,12 +23,12 @@ class SimpleTerms:
     """Log-probs in nats; those of am and lm, and the masses, are relative to their maxima.
 
     Attributes:
-      am_selected: `[B, S+1, T]`, am at the symbols and, for the last s, at the blank.
-      lm_selected: `[B, S+1, S+1]`, lm at the same classes, the states last.
-      log_mass: `[B, S+1, T]`, joint normaliser.
-      lm_log_mass: `[B, S+1]`, normaliser of lm alone.
-      unigram_logp: `[B, S+1]` at the symbols and, for the last s, at the blank; or None.
-      unigram_log_mass: `[B, T]`, normaliser of am and the unigram; or None.
+      am_selected: ``[B, S+1, T]``, am at the symbols and, for the last s, at the blank.
+      lm_selected: ``[B, S+1, S+1]``, lm at the same classes, the states last.
+      log_mass: ``[B, S+1, T]``, joint normaliser.
+      lm_log_mass: ``[B, S+1]``, normaliser of lm alone.
+      unigram_logp: ``[B, S+1]`` at the symbols and, for the last s, at the blank; or None.
+      unigram_log_mass: ``[B, T]``, normaliser of am and the unigram; or None.
     """
 
     am_selected: Tensor
@@ -51,20 +50,21 @@ def simple_terms(
     """The terms of the arcs, differentiable once in the parts of both sources.
 
     Args:
-      am: `[B, T, C]`.
-      lm: `[B, S+1, C]`, of the same dtype.
-      ids: int64 `[B, S+1]`, the symbols and, in the last column, the blank.
+      am: ``[B, T, C]``.
+      lm: ``[B, S+1, C]``, of the same dtype.
+      ids: int64 ``[B, S+1]``, the symbols and, in the last column, the blank.
       plan: the tiles; frames outside its blocks have no meaning.
       unigram_plan: tiles of the states alone, for the unigram; None where it is not wanted.
       counters: adds up tiles and seconds, or None.
 
     Saved for backward: the parts, the ids, the masses, the maxima, the unigram.
 
-    The maxima cancel but for k2's tiny in the joint normaliser: through it `tiny / (mass + tiny)`
+    The maxima cancel but for k2's tiny in the joint normaliser: through it ``tiny / (mass + tiny)``
     of an arc's gradient goes to the classes of the maxima, as in k2. It is below every rounding,
     and is left out, unless am and lm disagree by 70 nats (float32) or 670 (float64).
     One device sync, to know that.
     """
+    counters = TileCounters() if counters is None else counters
     call = _Call(am.remake, lm.remake, len(am.parts), plan, unigram_plan, counters)
     with no_autocast(am.device):
         return SimpleTerms(*_SimpleTerms.apply(call, ids, *am.parts, *lm.parts))
@@ -79,7 +79,7 @@ class _Call:
     am_parts: int
     plan: SimpleTilePlan
     unigram_plan: SimpleTilePlan | None
-    counters: TileCounters | None
+    counters: TileCounters
 
     def sources(self, parts: Sequence[Tensor | None]) -> tuple[LogitSource, LogitSource]:
         return self.make_am(parts[: self.am_parts]), self.make_lm(parts[self.am_parts :])
@@ -89,25 +89,18 @@ class _Call:
         """Tiles of forward; backward has as many."""
         return self.plan.tiles + (2 * self.unigram_plan.tiles if self.unigram_plan else 0)
 
-    def timed(self, phase: str, device: torch.device) -> contextlib.AbstractContextManager[None]:
-        """Adds the time of the enclosed work, "forward" or "backward", to the counters."""
-        if self.counters is None:
-            return contextlib.nullcontext()
-        return self.counters.timed(phase, device)
-
 
 class _SimpleTerms(torch.autograd.Function):
-    """Autograd node from the parts of the sources to the fields of `SimpleTerms`."""
+    """Autograd node from the parts of the sources to the fields of ``SimpleTerms``."""
 
     @staticmethod
     def forward(  # type: ignore[override]
         ctx: Any, call: _Call, ids: Tensor, *parts: Tensor | None
     ) -> tuple[Tensor | None, ...]:
         am, lm = call.sources(parts)
-        with call.timed("forward", ids.device):
+        with call.counters.timed("forward", ids.device):
             sums = sum_over_classes(am, lm, ids, call.plan, call.unigram_plan)
-        if call.counters is not None:
-            call.counters.tiles_forward += call.tiles
+        call.counters.tiles_forward += call.tiles
         ctx.call = call
         least = _tiny(sums.mass) / torch.finfo(sums.mass.dtype).eps
         ctx.reaches_peaks = any(ctx.needs_input_grad) and bool((sums.mass < least).any())
@@ -134,13 +127,12 @@ class _SimpleTerms(torch.autograd.Function):
         am, lm = call.sources(parts)
         am_grads = am.zeros_of_parts(needs[: call.am_parts])
         lm_grads = lm.zeros_of_parts(needs[call.am_parts :])
-        with no_autocast(ids.device), call.timed("backward", ids.device):
+        with no_autocast(ids.device), call.counters.timed("backward", ids.device):
             add_gradients(
                 am, lm, ids, call.plan, call.unigram_plan, sums,
                 _adjoints(ids, sums, ctx.reaches_peaks, *grads), am_grads, lm_grads,
             )  # fmt: skip
-        if call.counters is not None:
-            call.counters.tiles_backward += call.tiles
+        call.counters.tiles_backward += call.tiles
         wanted = zip((*am_grads, *lm_grads), parts)
         return (None, None, *(None if g is None else g.to(part.dtype) for g, part in wanted))
 

@@ -10,12 +10,12 @@ from panda_icefall.losses.simple_tiled.source import LogitSource, Parts, exp_bel
 
 
 def unigram_of(lm: LogitSource, plan: SimpleTilePlan) -> Tensor:
-    """`mean(softmax(lm), dim=(0, 1)) + tiny` `[C]`, from two passes over the classes.
+    """``mean(softmax(lm), dim=(0, 1)) + tiny`` ``[C]``, from two passes over the classes.
 
     As in k2, the padding of shorter utterances counts as states.
 
     Args:
-      lm: to `[B, S+1, C]`; its buffers are given back.
+      lm: to ``[B, S+1, C]``; its buffers are given back.
       plan: tiles of the states, without any frame.
     """
     unigram, sites = lm.full(lm.classes), 0
@@ -41,9 +41,9 @@ def unigram_backward(
     """Add the gradient of lm that comes through the unigram, in two passes over the classes.
 
     Args:
-      lm, plan: as in `unigram_of`.
-      peak: `[B, S+1]`, maxima of lm over the classes.
-      adjoint: `[C]`, derivative of the loss by the unigram.
+      lm, plan: as in ``unigram_of``.
+      peak: ``[B, S+1]``, maxima of lm over the classes.
+      adjoint: ``[C]``, derivative of the loss by the unigram.
       lm_grads: gradients to add to.
     """
     for utterances, _ in plan.blocks_on(lm.device):

@@ -1,4 +1,4 @@
-"""Arcs from per-site log-probs, the score of a lattice, and what the losses refuse."""
+"""Arcs from per-site log-probs, and the score of a lattice."""
 
 import math
 import sys
@@ -7,12 +7,7 @@ import pytest
 import torch
 
 from panda_icefall.lattice import torch_recursion
-from panda_icefall.losses.lattice_terms import (
-    check_lattice_inputs,
-    pruned_px_py,
-    pruned_score,
-    score,
-)
+from panda_icefall.losses import pruned_px_py, pruned_score, score
 
 NEG_INF = float("-inf")
 B, T, S, S_RANGE = 3, 5, 4, 3
@@ -228,107 +223,6 @@ def test_arcs_are_those_of_k2(rnnt_type):
     got = pruned_px_py(target_logp, logp[..., 1], RANGES, S, BOUNDARY, rnnt_type)
     for arcs, reference in zip(got, expected):
         torch.testing.assert_close(arcs, reference, rtol=1e-12, atol=0)
-
-
-# check_lattice_inputs
-
-C = 7
-
-
-def check(**changed):
-    arguments = {
-        "symbols": torch.randint(C, (B, S), generator=torch.Generator().manual_seed(0)),
-        "ranges": RANGES,
-        "termination_symbol": 0,
-        "boundary": BOUNDARY,
-        "rnnt_type": "regular",
-        "reduction": "mean",
-        "num_classes": C,
-    }
-    check_lattice_inputs(**(arguments | changed))
-
-
-def with_entry(tensor, index, value):
-    tensor = tensor.clone()
-    tensor[index] = value
-    return tensor
-
-
-SYMBOLS = torch.ones(B, S, dtype=torch.int64)
-
-
-@pytest.mark.parametrize(
-    "changed",
-    [
-        {},
-        {"boundary": None},
-        {"ranges": None, "T": T},
-        {"rnnt_type": "modified"},
-        {"symbols": torch.full((B, S), C - 1), "termination_symbol": C - 1},
-        {"symbols": SYMBOLS[:, :0], "ranges": RANGES[:, :, :1] * 0, "boundary": None},
-        {"ranges": None, "T": S - 1, "boundary": None},
-    ],
-)
-def test_fit_inputs_pass(changed):
-    check(**changed)
-
-
-@pytest.mark.parametrize(
-    ("changed", "message"),
-    [
-        ({"symbols": SYMBOLS[0]}, r"symbols: got shape \(4,\), expected \[B, S\]"),
-        ({"symbols": with_entry(SYMBOLS, (1, 2), C)}, r"symbols: got id 7 .*b=1 at s=2.*C=7"),
-        ({"symbols": with_entry(SYMBOLS, (2, 0), -1)}, r"symbols: got id -1 .*b=2 at s=0"),
-        ({"ranges": RANGES[:, :, 0]}, r"ranges: got shape \(3, 5\), expected \[B, T, s_range\]"),
-        ({"ranges": RANGES[:2]}, r"ranges: got shape \(2, 5, 3\), expected .*\[3, T, 1..5\]"),
-        ({"ranges": torch.arange(6).expand(B, T, 6)}, r"ranges: got shape \(3, 5, 6\)"),
-        ({"ranges": RANGES.to("meta")}, r"ranges: got device meta"),
-        ({"ranges": RANGES + 1}, r"ranges: got \[3, 4, 5\] .*b=0 at t=4.* states in 0..S=4"),
-        ({"ranges": RANGES - 1}, r"ranges: got \[-1, 0, 1\] .*b=0 at t=0"),
-        ({"ranges": with_entry(RANGES, (2, 3, 1), 0)}, r"ranges: got \[0, 0, 2\] .*b=2 at t=3"),
-        ({"ranges": RANGES.flip(2)}, r"ranges: got \[2, 1, 0\]"),
-        ({"boundary": BOUNDARY[:, :3]}, r"boundary: got shape \(3, 3\), expected \[B, 4\] = \[3"),
-        ({"boundary": BOUNDARY[:2]}, r"boundary: got shape \(2, 4\)"),
-        ({"boundary": with_entry(BOUNDARY, (1, 3), 6)}, r"boundary: got \[0, 0, 3, 6\].*b=1.*T=5"),
-        ({"boundary": with_entry(BOUNDARY, (2, 2), 5)}, r"boundary: got \[0, 0, 5, 2\].*b=2.*S=4"),
-        ({"boundary": BOUNDARY.to("meta")}, r"boundary: got device meta, expected cpu"),
-        ({"rnnt_type": "monotonic"}, r"rnnt_type: got 'monotonic', expected one of regular"),
-        ({"reduction": "batchmean"}, r"reduction: got 'batchmean', expected one of none"),
-        ({"termination_symbol": C}, r"termination_symbol: got 7, expected 0 <= id < C=7"),
-        ({"termination_symbol": -1}, r"termination_symbol: got -1"),
-        (
-            {"ranges": RANGES[:, :3], "boundary": None, "rnnt_type": "modified"},
-            r"rnnt_type: got 'modified' with T=3 < S=4, expected T >= S",
-        ),
-        (
-            {"ranges": None, "T": 3, "boundary": None, "rnnt_type": "constrained"},
-            r"rnnt_type: got 'constrained' with T=3 < S=4",
-        ),
-    ],
-)
-def test_unfit_values_are_refused_saying_what_and_where(changed, message):
-    with pytest.raises(ValueError, match=message):
-        check(**changed)
-
-
-@pytest.mark.parametrize(
-    ("changed", "message"),
-    [
-        ({"symbols": SYMBOLS.int()}, r"symbols: got torch.int32, expected torch.int64"),
-        ({"ranges": RANGES.int()}, r"ranges: got torch.int32, expected torch.int64"),
-        ({"boundary": BOUNDARY.float()}, r"boundary: got torch.float32, expected torch.int64"),
-        ({"termination_symbol": 0.0}, r"termination_symbol: got float, expected int"),
-    ],
-)
-def test_unfit_dtypes_are_refused(changed, message):
-    with pytest.raises(TypeError, match=message):
-        check(**changed)
-
-
-def test_a_single_class_leaves_only_the_blank():
-    check(symbols=torch.zeros(B, S, dtype=torch.int64), num_classes=1)
-    with pytest.raises(ValueError, match=r"symbols: got id 1 .* C=1"):
-        check(symbols=SYMBOLS, num_classes=1)
 
 
 def test_a_nan_log_prob_makes_the_loss_nan():

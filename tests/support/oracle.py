@@ -1,4 +1,4 @@
-"""The dense truth in float64, for tests and contract checks: simple, slow, ``[N, C]`` kept."""
+"""The dense truth in float64: simple, slow, ``[N, C]`` kept."""
 
 from __future__ import annotations
 

@@ -1,0 +1,1 @@
+"""Lattices: from the log-probs of arcs, or of sites, to the loss. One file for each kind."""
