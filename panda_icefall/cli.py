@@ -10,7 +10,7 @@ import click
 import panda_icefall
 from panda_icefall.routing import PandaError
 from panda_icefall.runs import UsageError, run_recipe, split_panda_arguments
-from panda_icefall.runs.corpora import CORPORA
+from panda_icefall.runs.data.catalog import CORPORA
 from panda_icefall.runs.errors import exit_with
 
 __all__ = ["main"]
@@ -82,7 +82,7 @@ def synth(
     icefall_root: Path,
 ) -> None:
     """Write a data folder on which the recipes of CORPUS train, in their own layout."""
-    from panda_icefall.runs.synth.data_folder import synth_data
+    from panda_icefall.runs.data.synthetic import synth_data
 
     try:
         synth_data(corpus, out, icefall_root, utterances, lang, vocab, seed)
@@ -182,7 +182,7 @@ def patch_revert(recipe: Path) -> None:
     from panda_icefall.runs.patching.recipe_file import revert_patch
 
     result = revert_patch(recipe)
-    verb = "taken out of" if result.is_changed else "not there, nothing to take out of"
+    verb = "taken out of" if result.is_changed else "not patched:"
     click.echo(f"{verb} {result.path}")
 
 

@@ -8,13 +8,13 @@ placed by the code behind `panda-icefall patch apply`.
 """
 
 import argparse
+import difflib
 import subprocess
 import sys
 from pathlib import Path
 
+from panda_icefall.runs.patching.lines import add_lines
 from panda_icefall.runs.patching.manifest import MANIFEST_PATH, KnownFile, Manifest, sha256
-from panda_icefall.runs.patching.placement import insert, place
-from panda_icefall.runs.patching.unified_diff import zero_context_diff
 
 COMMIT = "36e0420c7e3e849a25b3d24dbf913c424f3d23c9"
 RECIPES = ("aishell/ASR/zipformer", "librispeech/ASR/zipformer", "wenetspeech/ASR/zipformer")
@@ -35,12 +35,19 @@ def write_patch(root: Path, recipe: str, out: Path) -> KnownFile:
     """Write the patch file of one recipe."""
     path = f"egs/{recipe}/train.py"
     source = file_in_commit(root, path)
-    insertions = place(source)
-    diff = zero_context_diff(path, insertions)
+    patched = add_lines(source)
+    diff = zero_context_diff(path, source, patched)
     name = f"icefall/{recipe.replace('/', '-')}.patch"
     (out / name).parent.mkdir(parents=True, exist_ok=True)
     (out / name).write_bytes(diff)
-    return KnownFile(path, sha256(source), sha256(insert(source, insertions)), name, sha256(diff))
+    return KnownFile(path, sha256(source), sha256(patched), name, sha256(diff))
+
+
+def zero_context_diff(path: str, before: bytes, after: bytes) -> bytes:
+    """A patch for ``git apply --unidiff-zero`` that carries no line of the file it patches."""
+    sides = (before.splitlines(keepends=True), after.splitlines(keepends=True))
+    names = (f"a/{path}".encode(), f"b/{path}".encode())
+    return b"".join(difflib.diff_bytes(difflib.unified_diff, *sides, *names, n=0))
 
 
 def file_in_commit(root: Path, path: str) -> bytes:

@@ -99,9 +99,9 @@ def test_updates_may_stand_before_the_recipe_or_after_it(command, train_py, monk
 
 def test_synth_hands_its_options_to_the_generator(command, monkeypatch, tmp_path):
     seen = []
-    fake = types.ModuleType("panda_icefall.runs.synth.data_folder")
+    fake = types.ModuleType("panda_icefall.runs.data.synthetic")
     fake.synth_data = lambda *given: seen.append(given)
-    monkeypatch.setitem(sys.modules, "panda_icefall.runs.synth.data_folder", fake)
+    monkeypatch.setitem(sys.modules, "panda_icefall.runs.data.synthetic", fake)
     where = f"--out {tmp_path} --icefall-root {tmp_path}"
     words = f"{where} --utterances 7 --lang bbpe --vocab 50 --seed 3"
     status, text, _ = command("synth", "aishell", *words.split())

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Union
 
-from panda_icefall.runs.doctor.failed_imports import explained_imports
+from panda_icefall.runs.doctor.imports import explained_imports
 from panda_icefall.runs.options import PandaOptions
 from panda_icefall.runs.recipe_module import RecipeFile, panda_group_in_help, wants_help
 from panda_icefall.runs.supervised import ExitStatus, supervised

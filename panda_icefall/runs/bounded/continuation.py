@@ -13,7 +13,7 @@ import torch
 import panda_icefall
 from panda_icefall.runs.bounded.config import BoundedConfig
 from panda_icefall.runs.bounded.plan import Stage
-from panda_icefall.runs.doctor.checkout import examine_checkout
+from panda_icefall.runs.doctor.imports import examine_checkout
 from panda_icefall.runs.errors import UsageError
 from panda_icefall.runs.memory.log import finite_json, run_versions
 

@@ -14,13 +14,9 @@ from panda_icefall.runs.bounded.config import BoundedConfig, load_config
 from panda_icefall.runs.bounded.continuation import read_earlier, run_inputs
 from panda_icefall.runs.bounded.plan import Stage, child_environment, plan_stages
 from panda_icefall.runs.bounded.recipe_options import check_recipe_options
-from panda_icefall.runs.corpora import (
-    check_data,
-    check_icefall_root,
-    data_arguments,
-    find_corpus,
-)
-from panda_icefall.runs.doctor.failed_imports import require_imports
+from panda_icefall.runs.data.catalog import data_arguments, find_corpus
+from panda_icefall.runs.data.check import check_data, check_icefall_root
+from panda_icefall.runs.doctor.imports import require_imports
 from panda_icefall.runs.errors import UsageError
 from panda_icefall.runs.options import split_panda_arguments
 from panda_icefall.runs.recipe_module import RecipeFile

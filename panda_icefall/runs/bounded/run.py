@@ -22,9 +22,9 @@ from panda_icefall.runs.bounded.stage import (
     held_signals,
     run_stage,
 )
+from panda_icefall.runs.data.synthetic import synth_data
 from panda_icefall.runs.errors import UsageError
 from panda_icefall.runs.run_report import open_console
-from panda_icefall.runs.synth.data_folder import synth_data
 
 __all__ = ["run_bounded"]
 

@@ -3,12 +3,11 @@
 import dataclasses
 import json
 from dataclasses import dataclass
-from typing import Optional
 
 from rich.console import Console
 from rich.text import Text
 
-__all__ = ["Diagnosis", "Finding", "ok", "print_diagnosis", "problem", "warning"]
+__all__ = ["PROBLEM", "Diagnosis", "Finding", "ok", "print_diagnosis", "problem", "warning"]
 
 OK, WARNING, PROBLEM = "ok", "warning", "problem"
 _STYLES = {OK: "green", WARNING: "yellow", PROBLEM: "bold red"}
@@ -28,7 +27,7 @@ class Finding:
     subject: str
     level: str
     text: str
-    advice: Optional[str] = None
+    advice: str | None = None
 
 
 def ok(subject: str, text: str) -> Finding:
@@ -77,7 +76,7 @@ class Diagnosis:
         return json.dumps(content, indent=2)
 
 
-def print_diagnosis(diagnosis: Diagnosis, console: Optional[Console] = None) -> None:
+def print_diagnosis(diagnosis: Diagnosis, console: Console | None = None) -> None:
     """Print one line per finding to stdout, its advice below it, and the counts at the end.
 
     Lines are never broken, so that a command in an advice can be copied.

@@ -1,17 +1,15 @@
 """The installed k2: what it was built for, whether that is the installed torch, what is patched."""
 
 import ast
-import importlib.metadata
 import importlib.util
 import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Optional
 
+from panda_icefall.runs.doctor.environment import TorchBuild, installed_version
 from panda_icefall.runs.doctor.findings import OK, Finding, ok, problem, warning
 from panda_icefall.runs.doctor.probes import Answer
-from panda_icefall.runs.doctor.torch_build import TorchBuild
 
 __all__ = ["K2Install", "examine_k2", "examine_routing", "find_k2", "wheel_suffix"]
 
@@ -34,10 +32,10 @@ class K2Install:
     """
 
     folder: Path
-    version: Optional[str]
-    torch: Optional[str]
-    cuda: Optional[str]
-    other_python: Optional[Path] = None
+    version: str | None
+    torch: str | None
+    cuda: str | None
+    other_python: Path | None = None
 
     @property
     def target(self) -> str:
@@ -48,16 +46,13 @@ class K2Install:
         return f"torch {self.torch.split('+')[0]}{on}"
 
 
-def find_k2() -> Optional[K2Install]:
+def find_k2() -> K2Install | None:
     """The k2 that ``import k2`` would take, without importing it; ``None`` without one."""
     spec = importlib.util.find_spec("k2")
     if spec is None or spec.origin is None:  # a mere folder called k2 has no origin
         return None
     folder = Path(spec.origin).parent
-    try:
-        version: Optional[str] = importlib.metadata.version("k2")
-    except importlib.metadata.PackageNotFoundError:
-        version = None
+    version = installed_version("k2")
     torch, cuda = _built_for(folder / "torch_version.py")
     named = re.search(r"\+(?:cuda(?P<cuda>[\d.]+?)|cpu)\.torch(?P<torch>[\d.]+)$", version or "")
     if torch is None and named is not None:
@@ -65,20 +60,20 @@ def find_k2() -> Optional[K2Install]:
     return K2Install(folder, version, torch, cuda, _extension_of_other_python(folder.parent))
 
 
-def _extension_of_other_python(site_packages: Path) -> Optional[Path]:
+def _extension_of_other_python(site_packages: Path) -> Path | None:
     """The file ``_k2.cpython-39-*.so``, say, beside a k2 whose ``_k2`` cannot be found."""
     if importlib.util.find_spec("_k2") is not None:
         return None
     return next((path for path in sorted(site_packages.glob("_k2.*")) if _python_of(path)), None)
 
 
-def _python_of(extension: Path) -> Optional[str]:
+def _python_of(extension: Path) -> str | None:
     """``3.9`` for the names ``*.cpython-39-*.so`` and ``*.cp39-win_amd64.pyd``."""
     found = re.search(r"\.cp(?:ython-)?(\d)(\d+)", extension.name)
     return None if found is None else f"{found[1]}.{found[2]}"
 
 
-def _built_for(torch_version_py: Path) -> tuple[Optional[str], Optional[str]]:
+def _built_for(torch_version_py: Path) -> tuple[str | None, str | None]:
     """The two constants of k2's generated ``torch_version.py``, without running it."""
     values: dict[str, str] = {}
     if torch_version_py.is_file():
@@ -97,7 +92,7 @@ def wheel_suffix(torch: TorchBuild) -> str:
     return f"+{built_for}.torch{torch.release}"
 
 
-def examine_k2(k2: Optional[K2Install], torch: TorchBuild, imported: Answer) -> list[Finding]:
+def examine_k2(k2: K2Install | None, torch: TorchBuild, imported: Answer) -> list[Finding]:
     """Whether k2 is there, imports, and was built for the installed torch.
 
     Args:
@@ -109,24 +104,21 @@ def examine_k2(k2: Optional[K2Install], torch: TorchBuild, imported: Answer) -> 
         return [
             warning(
                 "k2",
-                "not installed; stand-in functions of panda-icefall serve recipes written for "
-                "them, icefall's own recipes need k2 itself",
+                "not installed; recipes that call panda-icefall's own functions run without it, "
+                "icefall's own recipes need k2 itself",
                 _which_wheel(torch),
             )
         ]
+    abi = _examine_abi(k2, torch)
     if k2.other_python is not None:
-        abi = _examine_abi(k2, torch)
         return [_built_for_other_python(k2, torch), *([] if abi.level == OK else [abi])]
-    findings = []
     if imported.error is not None:
         version = k2.version or "of unknown version"
         text = f"{version} at {k2.folder} cannot be imported: {imported.error}"
-        findings.append(problem("k2", text, _which_wheel(torch)))
+        findings = [problem("k2", text, _which_wheel(torch)), abi]
     else:
-        findings.append(_describe(k2, imported))
-    findings.append(_examine_abi(k2, torch))
-    is_cpu_only = imported.facts.get("with_cuda") == "False"
-    if torch.gpus and is_cpu_only:
+        findings = [_describe(k2, imported), abi]
+    if torch.gpus and imported.facts.get("with_cuda") == "False":
         text = f"is built without CUDA, torch {torch.version} finds {torch.gpus[0].name}"
         findings.append(
             warning("k2 on GPU", f"k2 {text}: its functions run on CPU only", _which_wheel(torch))
@@ -144,21 +136,19 @@ def _built_for_other_python(k2: K2Install, torch: TorchBuild) -> Finding:
     reinstall = "pip install --no-deps --force-reinstall"
     known = WHEEL_HASHES.get((k2.version or "", _python()))
     if known is not None:
-        return problem(
-            "k2",
-            text,
+        advice = (
             f"wheels of k2 {k2.version} are all tagged py3-none-any, and pip takes any of them; "
             f"put the line `k2=={k2.version} --hash=sha256:{known}` into a file, and "
-            f"`{reinstall} -r <that file>`",
+            f"`{reinstall} -r <that file>`"
         )
-    tag = _python().replace(".", "")
-    return problem(
-        "k2",
-        text,
-        "pip takes any wheel tagged py3-none-any, as all of k2 1.23.4 are: download the one for "
-        f"your Python from the index page (`unzip -l` lists _k2.cpython-{tag}-* in it) and "
-        f"`{reinstall} <file>`; or, for k2 1.24 and later, {_which_wheel(torch)}",
-    )
+    else:
+        tag = _python().replace(".", "")
+        advice = (
+            "pip takes any wheel tagged py3-none-any, as all of k2 1.23.4 are: download the one "
+            f"for your Python from the index page (`unzip -l` lists _k2.cpython-{tag}-* in it) and "
+            f"`{reinstall} <file>`; or, for k2 1.24 and later, {_which_wheel(torch)}"
+        )
+    return problem("k2", text, advice)
 
 
 def _python() -> str:
@@ -207,6 +197,6 @@ def examine_routing(applied: Answer) -> Finding:
         return ok("patched by --use-panda 1", ", ".join(applied.facts["replaced"]))
     return problem(
         "patched by --use-panda 1",
-        f"nothing can be: {applied.error}",
-        "mend the import of k2, or take a k2 whose functions have the parameters named here",
+        f"nothing: {applied.error}",
+        "fix the k2 import, or install a supported k2",
     )

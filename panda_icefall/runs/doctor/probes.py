@@ -6,9 +6,9 @@ import signal
 import subprocess
 import sys
 from dataclasses import dataclass, field
-from typing import Any, Callable, Optional
+from typing import Any, Callable
 
-__all__ = ["Answer", "ask"]
+__all__ = ["Answer", "ask", "error_line"]
 
 TIMEOUT_SECONDS = 300
 _CHILD = (
@@ -28,7 +28,7 @@ class Answer:
     """
 
     facts: dict[str, Any] = field(default_factory=dict)
-    error: Optional[str] = None
+    error: str | None = None
 
 
 def ask(probe: str) -> Answer:
@@ -58,12 +58,17 @@ def _last_words(status: int, stderr: str) -> str:
     return f"the process ended with status {status}{said}"
 
 
+def error_line(error: Exception) -> str:
+    """An exception's type and message, in one line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+
+
 def answer(probe: str) -> None:
     """In the child: run one probe and print its answer as the last line of stdout."""
     try:
         content: dict[str, Any] = {"facts": _PROBES[probe]()}
     except Exception as error:
-        content = {"error": f"{type(error).__name__}: {' '.join(str(error).split())}"}
+        content = {"error": error_line(error)}
     print("\n" + json.dumps(content))
 
 

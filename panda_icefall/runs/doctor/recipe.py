@@ -1,18 +1,38 @@
-"""Whether a recipe's training script has what the launcher wraps, and where its files are."""
+"""What a recipe's code says: what the launcher wraps, which loss it calls, what routing misses."""
 
 import ast
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Optional
 
+from panda_icefall.routing.hosts import (
+    HOSTS,
+    OWN_FUNCTIONS,
+    REPLACED_NAMES,
+    SYMBOLS,
+    Kind,
+    names_of,
+)
 from panda_icefall.runs.doctor.findings import Finding, ok, problem, warning
-from panda_icefall.runs.doctor.recipe_losses import examine_losses
+from panda_icefall.runs.doctor.imports import examine_imports
+from panda_icefall.runs.doctor.k2_build import find_k2
 from panda_icefall.runs.doctor.recipe_sources import RecipeSources, Source
 from panda_icefall.runs.errors import UsageError
 from panda_icefall.runs.recipe_module import RecipeFile
 
-__all__ = ["examine_imports", "examine_recipe", "find_train_py", "how_to_get"]
+__all__ = ["examine_losses", "examine_recipe", "find_train_py"]
 
 _EXPECTED = "an icefall recipe with compute_loss() and train_one_epoch()"
+
+(_ROUTED,), (_RECORDED,) = names_of(Kind.PRUNED_LOSS), names_of(Kind.PRUNING)
+_OTHER_LOSSES = {symbol.name for symbol in SYMBOLS if symbol.is_loss} | set(
+    "CTCLoss LFMMILoss mwer_loss cross_entropy CrossEntropyLoss".split()
+)
+
+_TOO_EARLY = (
+    "is bound before the patch in processes spawned for --world-size above 1, and in any process "
+    "of a train.py with the lines of `panda-icefall patch`"
+)
+_OR_ELSE = "; or start the unpatched recipe by panda-icefall run, with --world-size 1"
 
 
 def find_train_py(recipe: Path) -> Path:
@@ -20,35 +40,28 @@ def find_train_py(recipe: Path) -> Path:
     return (recipe / "train.py" if recipe.is_dir() else recipe).resolve()
 
 
-def examine_recipe(recipe: Path, sources: RecipeSources) -> list[Finding]:
+def examine_recipe(sources: RecipeSources) -> list[Finding]:
     """Everything that can be said of a recipe without importing it.
 
     Args:
-      recipe: Its folder, or one of its training scripts.
       sources: The files its training script is made of.
     """
-    train_py = find_train_py(recipe)
+    train_py = sources.train_py
     try:
         RecipeFile(train_py).require_guard()
     except UsageError as error:
         others = sorted(path.name for path in train_py.parent.glob("train*.py"))
-        if train_py.exists() or not others:
-            return [problem("recipe", str(error), f"name the folder of {_EXPECTED}")]
-        advice = f"name one of its training scripts instead: {', '.join(others)}"
+        advice = f"name the folder of {_EXPECTED}"
+        if others and not train_py.exists():
+            advice = f"name one of its training scripts instead: {', '.join(others)}"
         return [problem("recipe", str(error), advice)]
+    names = (str(source.path.relative_to(train_py.parent)) for source in sources.of_recipe)
     return [
-        ok("recipe", f"{train_py} with a main guard, made of {_names(sources)}"),
+        ok("recipe", f"{train_py} with a main guard, made of {', '.join(names)}"),
         *_examine_functions(sources),
         *examine_imports(sources),
         *examine_losses(sources),
     ]
-
-
-def _names(sources: RecipeSources) -> str:
-    return ", ".join(
-        str(source.path.relative_to(sources.of_recipe[0].path.parent))
-        for source in sources.of_recipe
-    )
 
 
 def _examine_functions(sources: RecipeSources) -> list[Finding]:
@@ -83,7 +96,7 @@ def _examine_parameters(
     missing = [parameter for parameter in needed if parameter not in given]
     if missing:
         text = f"{where} has the parameters ({', '.join(given)}), none named {', '.join(missing)}"
-        return problem(f"{name}()", text, "name them as icefall does; the launcher goes by name")
+        return problem(f"{name}()", text, "name them as icefall does; the launcher looks for these")
     return ok(f"{name}()", f"{where} takes {', '.join(needed)}")
 
 
@@ -94,7 +107,7 @@ def _parameters(function: ast.FunctionDef) -> list[str]:
 
 def _definition(
     sources: RecipeSources, source: Source, name: str, depth: int = 0
-) -> Optional[tuple[Source, ast.FunctionDef]]:
+) -> tuple[Source, ast.FunctionDef] | None:
     """A top-level function of a file, or of the neighbour it is imported from."""
     for statement in source.tree.body:
         if isinstance(statement, ast.FunctionDef) and statement.name == name:
@@ -109,33 +122,147 @@ def _definition(
     return None
 
 
-def examine_imports(sources: RecipeSources) -> list[Finding]:
-    """Files that cannot be read, and modules that are nowhere."""
-    findings = [
-        problem("imports", f"{path.name} cannot be read: {reason}", "mend the checkout")
-        for path, reason in sources.unreadable.items()
-    ]
-    findings += [
-        problem(
-            "imports",
-            f"{importer.name} imports {module}, which is neither beside it nor installed",
-            how_to_get(module, sources),
+def examine_losses(sources: RecipeSources) -> list[Finding]:
+    """The pruned loss of a recipe, functions bound past the patch, and scripted joiners."""
+    has_k2 = find_k2() is not None
+    findings = list(_examine_uses(sources))
+    for source in sources.of_recipe:
+        findings += _imported_by_name(source)
+        findings += _kept_at_import(source)
+        if has_k2:
+            findings += _stand_in_of_k2(source)
+    for source in sources.of_recipe:
+        findings += _scripted_joiners(source)
+    return findings
+
+
+def _examine_uses(sources: RecipeSources) -> Iterator[Finding]:
+    routed, recorded, others = [], [], []
+    for source in sources.of_recipe:
+        for name, line in _uses(source):
+            owner, _, function = name.rpartition(".")
+            where = f"{name} ({source.path.name}:{line})"
+            if owner in HOSTS and function == _ROUTED:
+                routed.append(where)
+            elif owner in HOSTS and function == _RECORDED:
+                recorded.append(where)
+            elif owner and function in _OTHER_LOSSES:
+                others.append(where)
+    if not routed:
+        calls = f"it calls {', '.join(others)}" if others else "no known loss is called either"
+        yield problem(
+            "pruned loss",
+            f"k2.{_ROUTED} is called in none of the recipe's files; {calls}",
+            "train this recipe without --use-panda, or give it the pruned transducer loss",
         )
-        for module, importer in sources.missing.items()
-    ]
-    return findings or [ok("imports", "all modules the recipe imports are there")]
+        return
+    yield ok("pruned loss", f"it calls {', '.join(routed)}")
+    if not recorded:
+        yield problem(
+            "pruning",
+            f"k2.{_RECORDED} is called in none of the recipe's files; a joiner on inputs that were "
+            "pruned otherwise is not recorded, and no loss will be routed",
+            f"prune with k2.{_RECORDED}(), or train this recipe without --use-panda",
+        )
 
 
-def how_to_get(module: str, sources: RecipeSources) -> str:
-    """What to do about a top-level module that a recipe imports and that is nowhere."""
-    if module == "icefall":
-        if sources.root is None:
-            return "clone icefall, and export PYTHONPATH=<its folder>:$PYTHONPATH"
-        return f"export PYTHONPATH={sources.root}:$PYTHONPATH"
-    if module == "k2":
-        return "install the k2 wheel that the finding on k2 names"
-    corpus_folder = sources.train_py.parents[1]
-    # A recipe's folder is often called as the package it trains: it must hold what is imported.
-    if sources.has_parts_in(corpus_folder, module):
-        return f"export PYTHONPATH={corpus_folder}:$PYTHONPATH, as this recipe's own scripts expect"
-    return f"install {module}, or mend the checkout if it is a file of the recipe"
+def _uses(source: Source) -> Iterator[tuple[str, int]]:
+    """Full names of all functions and modules that the file reads, with their lines."""
+    for node in ast.walk(source.tree):
+        if isinstance(node, (ast.Attribute, ast.Name)) and isinstance(node.ctx, ast.Load):
+            name = source.full_name(node)
+            if name is not None:
+                yield name, node.lineno
+
+
+def _imported_by_name(source: Source) -> Iterator[Finding]:
+    for node in ast.walk(source.tree):
+        if not isinstance(node, ast.ImportFrom) or node.module is None:
+            continue
+        names = [alias.name for alias in node.names if alias.name in REPLACED_NAMES]
+        statement = f"`from {node.module} import {', '.join(names)}`"
+        where = f"{source.path.name}:{node.lineno} has {statement}"
+        advice = f"import the module, as `import k2`, and call k2.{'(), k2.'.join(names)}()"
+        if names and node.module in HOSTS:
+            yield warning("import by name", f"{where}, which {_TOO_EARLY}", advice + _OR_ELSE)
+        elif names and node.module.startswith("k2."):
+            text = f"{where}: the patch is in k2, and does not reach {node.module}"
+            yield problem("import by name", text, advice)
+
+
+def _kept_at_import(source: Source) -> Iterator[Finding]:
+    """Functions that are read, and not called, while the file is imported."""
+    called = {id(node.func) for node in ast.walk(source.tree) if isinstance(node, ast.Call)}
+    for node in _run_at_import(source.tree):
+        if not isinstance(node, ast.Attribute) or id(node) in called:
+            continue
+        owner, _, function = (source.full_name(node) or "").rpartition(".")
+        if owner in HOSTS and function in REPLACED_NAMES:
+            where = f"{source.path.name}:{node.lineno} keeps {owner}.{function}"
+            advice = f"call k2.{function}() where it is used"
+            yield warning("kept at import", f"{where}, which {_TOO_EARLY}", advice + _OR_ELSE)
+
+
+def _run_at_import(tree: ast.AST) -> Iterator[ast.AST]:
+    """All nodes outside of function bodies."""
+    for child in ast.iter_child_nodes(tree):
+        yield child
+        if isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            for part in (*child.decorator_list, child.args):
+                yield from ast.walk(part)
+        elif isinstance(child, ast.Lambda):
+            yield from ast.walk(child.args)
+        else:
+            yield from _run_at_import(child)
+
+
+def _stand_in_of_k2(source: Source) -> Iterator[Finding]:
+    """The stand-in for a k2 that is there, imported on no condition and called."""
+    uses = {name for name, _ in _uses(source)}
+    if uses.isdisjoint(f"{OWN_FUNCTIONS}.{name}" for name in REPLACED_NAMES):
+        return
+    conditional = {
+        id(inner)
+        for outer in ast.walk(source.tree)
+        if isinstance(outer, ast.ExceptHandler)
+        or (isinstance(outer, ast.If) and not isinstance(outer.test, ast.Constant))
+        for inner in ast.walk(outer)
+    }
+    for node in ast.walk(source.tree):
+        if isinstance(node, ast.Import):
+            names = {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names = {str(node.module), *(f"{node.module}.{alias.name}" for alias in node.names)}
+        else:
+            continue
+        if OWN_FUNCTIONS in names and id(node) not in conditional:
+            yield problem(
+                "stand-in for k2",
+                f"{source.path.name}:{node.lineno} imports {OWN_FUNCTIONS} where k2 is "
+                "installed: the patch is in k2, and no loss will be routed",
+                "`import k2`, and the stand-in only where that raises ImportError",
+            )
+            return
+
+
+def _scripted_joiners(source: Source) -> Iterator[Finding]:
+    for node in ast.walk(source.tree):
+        if isinstance(node, ast.Call) and source.full_name(node.func) == "torch.jit.script":
+            what = ", ".join(ast.unparse(argument) for argument in node.args)
+        elif isinstance(node, ast.ClassDef) and _is_scripted(source, node):
+            what = node.name
+        else:
+            continue
+        if "joiner" in what.lower():
+            yield problem(
+                "scripted joiner",
+                f"{source.path.name}:{node.lineno} compiles {what} with torch.jit, which takes "
+                "tensors only and refuses a recorded joiner",
+                "train with the joiner as it is; script it for export",
+            )
+
+
+def _is_scripted(source: Source, node: ast.ClassDef) -> bool:
+    bases = {source.full_name(base) for base in node.bases}
+    marks = {source.full_name(mark) for mark in node.decorator_list}
+    return bool(bases & {"torch.jit.ScriptModule"} or marks & {"torch.jit.script"})

@@ -6,7 +6,6 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Optional
 
 __all__ = ["RecipeSources", "Source"]
 
@@ -27,7 +26,7 @@ class Source:
     package: str = ""
     names: dict[str, str] = field(default_factory=dict)
 
-    def full_name(self, expression: ast.expr) -> Optional[str]:
+    def full_name(self, expression: ast.expr) -> str | None:
         """The dotted name of ``a`` or ``a.b.c`` with its import written out; else ``None``."""
         if isinstance(expression, ast.Name):
             return self.names.get(expression.id, expression.id)
@@ -55,7 +54,7 @@ class RecipeSources:
       imports_icefall: Whether one of the files imports the ``icefall`` package.
     """
 
-    def __init__(self, train_py: Path, icefall_root: Optional[Path] = None) -> None:
+    def __init__(self, train_py: Path, icefall_root: Path | None = None) -> None:
         self.of_recipe: list[Source] = []
         self.needed: dict[str, Path] = {}
         self.unreadable: dict[Path, str] = {}
@@ -72,7 +71,7 @@ class RecipeSources:
             if not _is_importable(top, self._names_in(top))
         }
 
-    def module(self, name: str) -> Optional[Source]:
+    def module(self, name: str) -> Source | None:
         """The file of the recipe's folder that ``import name`` would run."""
         path = _file_of(self._folder, name)
         return None if path is None else self._by_path.get(path)
@@ -121,7 +120,7 @@ class RecipeSources:
             self.needed.setdefault(top, importer)
 
 
-def _file_of(folder: Path, module: str) -> Optional[Path]:
+def _file_of(folder: Path, module: str) -> Path | None:
     path = folder.joinpath(*module.split("."))
     for candidate in (path / "__init__.py", path.with_name(path.name + ".py")):
         if candidate.is_file() or candidate.is_symlink():

@@ -15,7 +15,7 @@ import sys
 import uuid
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Optional, TextIO
+from typing import Any, TextIO
 
 import torch
 
@@ -139,10 +139,10 @@ class MemoryLog:
     def __init__(self, path: Path, rank: int, options: PandaOptions, device: torch.device) -> None:
         self.path = rank_path(path, rank)
         self.rank = rank
-        self.error: Optional[str] = None
+        self.error: str | None = None
         self.losses_bytes = 0
         self._run_id = uuid.uuid4().hex[:12]
-        self._file: Optional[TextIO] = _open(self.path)
+        self._file: TextIO | None = _open(self.path)
         settings = {
             k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(options).items()
         }

@@ -9,8 +9,7 @@ from torch import nn
 
 from panda_icefall.runs.counters import CounterLedger
 from panda_icefall.runs.memory.log import MemoryLog
-from panda_icefall.runs.memory.part_watch import LOSS_PARTS, PartWatch
-from panda_icefall.runs.memory.parts import Part, PartMeter
+from panda_icefall.runs.memory.part_watch import LOSS_PARTS, Part, PartMeter, PartWatch
 from panda_icefall.runs.memory.probe import MemoryProbe, return_free_memory
 
 __all__ = ["PhaseRecorder"]

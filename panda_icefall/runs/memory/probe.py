@@ -5,7 +5,7 @@ import ctypes
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Optional, Union
+from typing import Any
 
 import torch
 
@@ -34,7 +34,7 @@ class MemoryReading:
     device: str
     current_bytes: int
     peak_bytes: int
-    reserved_bytes: Optional[int] = None
+    reserved_bytes: int | None = None
     is_since_start: bool = False
 
     def as_row(self) -> dict[str, Any]:
@@ -62,7 +62,7 @@ class MemoryProbe:
         the allocator's peak for the whole process.
     """
 
-    def __init__(self, device: Union[str, torch.device]) -> None:
+    def __init__(self, device: str | torch.device) -> None:
         self.device = torch.device(device)
         self._is_since_start = False
 

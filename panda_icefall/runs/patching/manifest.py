@@ -4,10 +4,8 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Optional
 
 import panda_icefall
-from panda_icefall.runs.errors import UsageError
 
 __all__ = ["MANIFEST_PATH", "KnownFile", "Manifest", "describe_content", "sha256"]
 
@@ -43,23 +41,15 @@ class Manifest:
 
     def dumps(self) -> str:
         """The manifest as JSON text."""
-        content = {"commit": self.commit, "files": [asdict(file) for file in self.files]}
-        return json.dumps(content, indent=2) + "\n"
+        return json.dumps(asdict(self), indent=2) + "\n"
 
     @classmethod
-    def read(cls, path: Path) -> Optional["Manifest"]:
-        """The manifest in the file at ``path``; ``None`` where there is no such file.
-
-        Raises:
-          UsageError: The file is no manifest.
-        """
+    def read(cls, path: Path) -> "Manifest | None":
+        """The manifest in the file at ``path``; ``None`` where there is no such file."""
         if not path.is_file():
             return None
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            return cls(content["commit"], tuple(KnownFile(**file) for file in content["files"]))
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UsageError(f"{path} is no manifest of patches: {error!r}") from error
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return cls(content["commit"], tuple(KnownFile(**file) for file in content["files"]))
 
 
 def sha256(content: bytes) -> str:
@@ -67,26 +57,20 @@ def sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def describe_content(train_py: Path, unpatched: bytes, manifest: Optional[Manifest]) -> str:
-    """Say how the unpatched content of a training script compares with the pinned commit's.
+def describe_content(train_py: Path, unpatched: bytes, manifest: Manifest | None) -> str:
+    """One line on how a training script without PANDA's lines compares with the pinned commit's.
 
     Args:
       train_py: The script's resolved path; its end tells which known file it is.
       unpatched: Its bytes without PANDA's lines.
       manifest: What is known; ``None`` where no manifest is at hand.
-
-    Returns:
-      One line.
     """
     if manifest is None:
         return "not compared with a known commit: there is no manifest beside this installation"
     for known in manifest.files:
-        parts = Path(known.path).parts
-        if train_py.parts[-len(parts) :] == parts:
+        if train_py.as_posix().endswith(f"/{known.path}"):
             same = sha256(unpatched) == known.sha256_before
-            verdict = (
-                "the same as" if same else "not the same as (the lines are placed all the same)"
-            )
+            verdict = "the same as" if same else "not the same as (the lines are placed anyway)"
             return f"unpatched content: {verdict} in icefall {manifest.commit}"
     script = f"{train_py.parent.name}/{train_py.name}"
     return f"not compared with a known commit: no patch file is kept for this {script}"

@@ -1,19 +1,25 @@
 """The patch in files: put into a recipe's train.py, taken out again, looked at."""
 
+import contextlib
 import os
 import stat
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from panda_icefall.runs.atomic_file import replace_file
 from panda_icefall.runs.doctor.findings import PROBLEM
-from panda_icefall.runs.doctor.recipe_losses import examine_losses
+from panda_icefall.runs.doctor.recipe import examine_losses
 from panda_icefall.runs.doctor.recipe_sources import RecipeSources
 from panda_icefall.runs.errors import UsageError
+from panda_icefall.runs.patching.lines import (
+    PatchKind,
+    PatchState,
+    add_lines,
+    check_removal,
+    read_state,
+)
 from panda_icefall.runs.patching.manifest import MANIFEST_PATH, Manifest, describe_content
-from panda_icefall.runs.patching.placement import insert, place
-from panda_icefall.runs.patching.removal import check_removal
-from panda_icefall.runs.patching.state import PatchKind, PatchState, read_state
 
 __all__ = ["PatchResult", "apply_patch", "check_patch", "describe_check", "revert_patch"]
 
@@ -55,19 +61,16 @@ def apply_patch(recipe: Path, *, is_forced: bool = False) -> PatchResult:
         training script, has no loss that can be routed, holds the patch in part, or cannot be
         written.
     """
-    path = _find(recipe)
-    source = _read(path)
-    state = read_state(source)
-    if state.kind is PatchKind.PARTIAL:
-        raise UsageError(_named(path, _partial_message(state, recipe)))
-    if state.kind is PatchKind.APPLIED:
-        return PatchResult(path, state.kind, False, state.lines, state.unpatched)
-    try:
-        patched = insert(source, place(source))
+    path, source, state = _read(recipe)
+    with _named(path):
+        if state.kind is PatchKind.PARTIAL:
+            raise UsageError(_partial_message(state, recipe))
+        if state.kind is PatchKind.APPLIED:
+            return PatchResult(path, state.kind, False, state.lines, state.unpatched)
+        patched = add_lines(source)
         if not is_forced:
             _require_routable(path)
-    except UsageError as error:
-        raise UsageError(_named(path, str(error))) from error
+        _require_writable(path)
     _write(path, patched)
     return PatchResult(path, PatchKind.APPLIED, True, read_state(patched).lines, source)
 
@@ -85,19 +88,16 @@ def revert_patch(recipe: Path) -> PatchResult:
       UsageError: The file is missing, is a link, has a line of the patch that was edited, would
         be broken without the lines, or cannot be written.
     """
-    path = _find(recipe)
-    source = _read(path)
-    state = read_state(source)
-    if state.edited:
-        raise UsageError(_named(path, _partial_message(state, recipe)))
-    if state.kind is not PatchKind.UNPATCHED:
-        try:
-            check_removal(source, state)
-        except UsageError as error:
-            raise UsageError(_named(path, str(error))) from error
-        _write(path, state.unpatched)
-    is_changed = state.kind is not PatchKind.UNPATCHED
-    return PatchResult(path, PatchKind.UNPATCHED, is_changed, state.lines, state.unpatched)
+    path, _, state = _read(recipe)
+    if state.kind is PatchKind.UNPATCHED:
+        return PatchResult(path, state.kind, False, (), state.unpatched)
+    with _named(path):
+        if state.edited:
+            raise UsageError(_partial_message(state, recipe))
+        check_removal(state)
+        _require_writable(path)
+    _write(path, state.unpatched)
+    return PatchResult(path, PatchKind.UNPATCHED, True, state.lines, state.unpatched)
 
 
 def check_patch(recipe: Path) -> PatchResult:
@@ -106,21 +106,19 @@ def check_patch(recipe: Path) -> PatchResult:
     Raises:
       UsageError: The file is missing or is a link.
     """
-    path = _find(recipe)
-    source = _read(path)
-    state = read_state(source)
+    path, source, state = _read(recipe)
+    lines, refusal = state.lines, ""
     if state.kind is PatchKind.PARTIAL:
         refusal = _partial_message(state, recipe)
-        return PatchResult(path, state.kind, False, state.lines, state.unpatched, refusal)
-    if state.kind is PatchKind.APPLIED:
-        return PatchResult(path, state.kind, False, state.lines, state.unpatched)
-    try:
-        _require_writable(path)
-        lines = read_state(insert(source, place(source))).lines
-        _require_routable(path)
-    except UsageError as error:
-        return PatchResult(path, state.kind, False, (), source, str(error))
-    return PatchResult(path, state.kind, False, lines, source)
+    elif state.kind is PatchKind.UNPATCHED:
+        try:
+            _require_writable(path)
+            patched = add_lines(source)
+            _require_routable(path)
+            lines = read_state(patched).lines
+        except UsageError as error:
+            refusal = str(error)
+    return PatchResult(path, state.kind, False, lines, state.unpatched, refusal)
 
 
 def describe_check(result: PatchResult) -> str:
@@ -136,6 +134,16 @@ def describe_check(result: PatchResult) -> str:
             f"  {describe_content(result.path, result.unpatched, Manifest.read(MANIFEST_PATH))}",
         ]
     )
+
+
+def _read(recipe: Path) -> tuple[Path, bytes, PatchState]:
+    """The file of a recipe, its bytes, and what they hold of the patch."""
+    path = _find(recipe)
+    try:
+        source = path.read_bytes()
+    except OSError as error:
+        raise UsageError(f"RECIPE_DIR: cannot read {path}: {error}") from error
+    return path, source, read_state(source)
 
 
 def _find(recipe: Path) -> Path:
@@ -154,19 +162,12 @@ def _find(recipe: Path) -> Path:
     return path.resolve()
 
 
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise UsageError(f"RECIPE_DIR: cannot read {path}: {error}") from error
-
-
 def _require_routable(path: Path) -> None:
     for finding in examine_losses(RecipeSources(path)):
         if finding.level == PROBLEM:
             raise UsageError(
                 f"{finding.subject}: {finding.text}; {finding.advice}; `panda-icefall patch apply "
-                "--force` puts the lines in all the same"
+                "--force` puts the lines in anyway"
             )
 
 
@@ -179,10 +180,6 @@ def _require_writable(path: Path) -> None:
 
 def _write(path: Path, content: bytes) -> None:
     try:
-        _require_writable(path)
-    except UsageError as error:
-        raise UsageError(_named(path, str(error))) from error
-    try:
         replace_file(path, content, keep_mode=True, is_synced=True)
     except OSError as error:
         raise UsageError(f"RECIPE_DIR: cannot write {path}: {error}") from error
@@ -190,12 +187,17 @@ def _write(path: Path, content: bytes) -> None:
 
 def _partial_message(state: PatchState, recipe: Path) -> str:
     if state.edited:
-        return f"{state.reason}; take that line out by hand"
+        return f"{state.reason}; remove that line by hand"
     return (
-        f"the patch is there in part: {state.reason}; take it out with "
+        f"the patch is incomplete: {state.reason}; take it out with "
         f"`panda-icefall patch revert {recipe}` first"
     )
 
 
-def _named(path: Path, message: str) -> str:
-    return f"RECIPE_DIR: {path}: {message}"
+@contextlib.contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Put the file's path ahead of what is said of it."""
+    try:
+        yield
+    except UsageError as error:
+        raise UsageError(f"RECIPE_DIR: {path}: {error}") from error

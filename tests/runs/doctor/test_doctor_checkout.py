@@ -5,9 +5,9 @@ import sys
 
 import pytest
 
-from panda_icefall.runs.doctor.checkout import (
+from panda_icefall.runs.doctor.imports import (
     examine_checkout,
-    examine_import,
+    examine_icefall_import,
     find_root,
     imported_root,
 )
@@ -87,14 +87,14 @@ def test_a_machine_without_git_is_a_warning(clone, tmp_path, monkeypatch):
 def test_an_icefall_folder_that_is_none_is_a_problem(tmp_path):
     finding = examine_checkout(tmp_path)
     assert finding.level == "problem"
-    assert f"{tmp_path} holds no icefall/__init__.py" in finding.text
+    assert f"{tmp_path} has no icefall/__init__.py" in finding.text
     assert "--icefall-root" in finding.advice
-    assert examine_import(tmp_path, is_needed=True) == []
+    assert examine_icefall_import(tmp_path, is_needed=True) == []
 
 
 def test_no_icefall_at_all_is_a_warning():
     assert examine_checkout(None).level == "warning"
-    assert examine_import(None, is_needed=True) == []
+    assert examine_icefall_import(None, is_needed=True) == []
 
 
 def test_the_root_is_the_named_one_else_that_around_the_recipe(copy, tmp_path):
@@ -121,12 +121,12 @@ def test_else_the_root_is_the_importable_one(importable, tmp_path):
 
 def test_an_importable_root_is_fine_and_another_one_a_warning(importable, tmp_path):
     copy = importable
-    (finding,) = examine_import(copy, is_needed=True)
+    (finding,) = examine_icefall_import(copy, is_needed=True)
     assert finding.level == "ok"
     other = tmp_path / "other"
     (other / "icefall").mkdir(parents=True)
     (other / "icefall" / "__init__.py").touch()
-    (finding,) = examine_import(other, is_needed=True)
+    (finding,) = examine_icefall_import(other, is_needed=True)
     assert finding.level == "warning"
     assert f"finds {copy}, not {other}" in finding.text
 
@@ -135,7 +135,7 @@ def test_an_importable_root_is_fine_and_another_one_a_warning(importable, tmp_pa
 def test_a_root_outside_pythonpath_is_a_problem_where_a_recipe_needs_it(
     copy, monkeypatch, is_needed, level
 ):
-    monkeypatch.setattr("panda_icefall.runs.doctor.checkout.imported_root", lambda: None)
-    (finding,) = examine_import(copy, is_needed)
+    monkeypatch.setattr("panda_icefall.runs.doctor.imports.imported_root", lambda: None)
+    (finding,) = examine_icefall_import(copy, is_needed)
     assert finding.level == level
     assert finding.advice == f"export PYTHONPATH={copy}:$PYTHONPATH"

@@ -66,7 +66,7 @@ def test_the_embedded_recipe_has_no_problem(doctor):
 def test_a_wrong_icefall_root_is_a_problem_and_status_one(doctor, tmp_path):
     status, document, found = doctor("--icefall-root", tmp_path)
     assert (status, document["problems"]) == (1, 1)
-    assert "holds no icefall/__init__.py" in found["icefall"]["text"]
+    assert "has no icefall/__init__.py" in found["icefall"]["text"]
 
 
 @pytest.mark.k2

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from panda_icefall.runs.doctor.environment import Gpu, TorchBuild, read_torch
 from panda_icefall.runs.doctor.k2_build import (
     K2Install,
     examine_k2,
@@ -16,7 +17,6 @@ from panda_icefall.runs.doctor.k2_build import (
     wheel_suffix,
 )
 from panda_icefall.runs.doctor.probes import Answer, ask
-from panda_icefall.runs.doctor.torch_build import Gpu, TorchBuild, read_torch
 
 K2 = K2Install(Path("k2"), "1.23.4", "1.13.1+cu117", "11.7")
 TORCH = TorchBuild("1.13.1+cu117", cuda="11.7")

@@ -4,8 +4,8 @@ import re
 
 import pytest
 
-from panda_icefall.runs.doctor import bound_early
-from panda_icefall.runs.doctor.recipe_losses import examine_losses
+from panda_icefall.runs.doctor import recipe
+from panda_icefall.runs.doctor.recipe import examine_losses
 from panda_icefall.runs.doctor.recipe_sources import RecipeSources
 
 CALLS = "k2.rnnt_loss_pruned(k2.do_rnnt_pruning(1))"
@@ -17,7 +17,7 @@ def installed(monkeypatch):
 
     def say(is_installed):
         found = "some k2" if is_installed else None
-        monkeypatch.setattr(bound_early, "find_k2", lambda: found)
+        monkeypatch.setattr(recipe, "find_k2", lambda: found)
 
     say(False)
     return say
@@ -79,7 +79,7 @@ def test_a_recipe_without_the_pruned_loss_is_a_problem_naming_its_own(findings, 
 
 def test_a_recipe_without_any_known_loss_says_so(findings):
     (finding,) = findings("x = [f()() for f in ()]\nx[0].rnnt_loss_pruned()\n")
-    assert "no loss that is known is called either" in finding.text
+    assert "no known loss is called either" in finding.text
 
 
 @pytest.mark.parametrize("module", ["k2", "panda_icefall.losses.k2_functions"])

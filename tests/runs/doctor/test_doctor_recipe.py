@@ -48,14 +48,14 @@ def write(tmp_path):
 
 
 def examined(recipe, root=None):
-    return examine_recipe(recipe, RecipeSources(find_train_py(recipe), root))
+    return examine_recipe(RecipeSources(find_train_py(recipe), root))
 
 
 def not_ok(recipe, root=None):
     return [finding for finding in examined(recipe, root) if finding.level != "ok"]
 
 
-def test_a_recipe_with_all_it_needs_has_nothing_to_mend(write):
+def test_a_recipe_with_all_it_needs_has_nothing_to_fix(write):
     recipe = write()
     findings = {finding.subject: finding.text for finding in examined(recipe)}
     assert not_ok(recipe) == []
@@ -169,7 +169,7 @@ def test_a_module_that_is_nowhere_is_a_problem_with_its_importer(write):
     assert finding.text == (
         "train.py imports no_such_module, which is neither beside it nor installed"
     )
-    assert "install no_such_module, or mend the checkout" in finding.advice
+    assert "install no_such_module, or fix the checkout" in finding.advice
 
 
 def test_imports_that_may_fail_are_left_alone(write):
@@ -210,7 +210,7 @@ def test_a_recipes_folder_is_not_the_package_that_it_is_called_after(
         monkeypatch.syspath_prepend(recipe.parent)
     (finding,) = not_ok(recipe)
     assert finding.level == "problem"
-    assert finding.advice.startswith("install no_such_whisper, or mend the checkout")
+    assert finding.advice.startswith("install no_such_whisper, or fix the checkout")
 
 
 def test_packages_beside_the_script_are_followed_with_relative_imports(write):

@@ -6,7 +6,7 @@ import os
 import pytest
 import torch
 
-from panda_icefall.runs.doctor.torch_build import (
+from panda_icefall.runs.doctor.environment import (
     Gpu,
     TorchBuild,
     examine_gpus,

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from panda_icefall.runs import UsageError
-from panda_icefall.runs.doctor.failed_imports import explained_imports, require_imports
+from panda_icefall.runs.doctor.imports import explained_imports, require_imports
 
 TRAIN = """
 {imports}
@@ -132,7 +132,7 @@ def test_any_other_module_is_named_with_the_line_that_imports_it(command, train_
         sys.modules.pop("helper_of_toy", None)
     assert status == 2
     assert f"{path.parent / 'helper_of_toy.py'}:2 imports no_such_module" in error
-    assert "install no_such_module, or mend the checkout" in error
+    assert "install no_such_module, or fix the checkout" in error
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,8 @@ import itertools
 
 import pytest
 
-from panda_icefall.runs.memory import parts as module
-from panda_icefall.runs.memory.parts import Part, PartMeter
+from panda_icefall.runs.memory import part_watch as module
+from panda_icefall.runs.memory.part_watch import Part, PartMeter
 from panda_icefall.runs.memory.probe import MemoryReading
 
 

@@ -4,7 +4,7 @@ import functools
 
 import pytest
 
-from panda_icefall.runs.patching.placement import DECORATOR
+from panda_icefall.runs.patching.lines import DECORATOR
 
 SOURCE = (
     "import os\nfrom other import compute_loss, train_one_epoch\n"
@@ -27,7 +27,7 @@ def test_a_recipe_goes_through_all_states(patch, tmp_path):
     assert status == 0
     assert text.splitlines()[:2] == [str(name), "  unpatched, applicable: lines 3 and 4"]
     assert text.splitlines()[2].startswith("  not compared with a known commit")
-    assert patch("revert", tmp_path) == (0, f"not there, nothing to take out of {name}\n", "")
+    assert patch("revert", tmp_path) == (0, f"not patched: {name}\n", "")
     assert patch("apply", tmp_path) == (0, f"applied to {name}: lines 3 and 4\n", "")
     assert patch("apply", tmp_path) == (0, f"already applied to {name}: lines 3 and 4\n", "")
     assert patch("check", train_py)[:2][1].splitlines()[1] == "  applied: lines 3 and 4"
@@ -44,7 +44,7 @@ def test_check_ends_with_status_one_where_the_patch_cannot_be_applied(patch, tmp
     (tmp_path / "train.py").write_text(SOURCE.replace("def", f"{DECORATOR.decode()}\ndef"))
     status, text, _ = patch("check", tmp_path)
     assert status == 1
-    assert "partly applied: the patch is there in part" in text
+    assert "partly applied: the patch is incomplete" in text
 
 
 @pytest.mark.parametrize("verb", ["apply", "revert"])

@@ -11,7 +11,6 @@ import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Optional
 
 from panda_icefall.runs.errors import UsageError
 
@@ -19,7 +18,6 @@ __all__ = ["CORPORA", "FBANK", "MUSAN", "Corpus", "Lang", "data_arguments", "fin
 
 FBANK = "fbank"
 MUSAN = "musan_cuts.jsonl.gz"
-
 
 # A switch of icefall may be written in any of these ways (its str2bool).
 _BOOLEANS = {
@@ -33,12 +31,12 @@ class Lang:
     """A kind of vocabulary that recipes of a corpus train with.
 
     Attributes:
-      folder: its folder in the data folder; ``{C}`` stands for the number of classes.
-      counted: the file that the recipe reads the number of classes from.
-      opened: every file that training opens.
-      option: the recipe's option; it names the folder, or the model where `counted` is one.
+      folder: Its folder in the data folder; ``{C}`` stands for the number of classes.
+      counted: The file that the recipe reads the number of classes from.
+      opened: Every file that training opens.
+      option: The recipe's option; it names the folder, or the model where ``counted`` is one.
       published_classes: C of the published recipes.
-      prepare: the command that makes it, in the corpus folder.
+      prepare: The command that makes it, in the corpus folder.
     """
 
     folder: str
@@ -48,7 +46,7 @@ class Lang:
     published_classes: int
     prepare: str
 
-    def folder_in(self, data: Path, vocab_size: Optional[int] = None) -> Path:
+    def folder_in(self, data: Path, vocab_size: int | None = None) -> Path:
         """Its folder for C classes, by default the published ones, in a data folder."""
         return data / self.folder.format(C=vocab_size or self.published_classes)
 
@@ -58,16 +56,16 @@ class Corpus:
     """A corpus folder of icefall and the data that its pruned-transducer recipes read.
 
     Attributes:
-      title: the corpus, as its owners write it.
-      language: of its speakers.
-      folder: where the recipes and ``prepare.sh`` lie, in an icefall checkout.
-      train: the training manifest for each value of `subset_option`; the first is the recipe's
+      title: The corpus, as its owners write it.
+      language: Of its speakers.
+      folder: Where the recipes and ``prepare.sh`` lie, in an icefall checkout.
+      train: The training manifest for each value of ``subset_option``; the first is the recipe's
         default.
-      dev, test: the manifests that validation and decoding open.
-      langs: its vocabularies by kind; the first one is the usual one.
-      prepare_fbank, prepare_musan: the commands that make the manifests, in the corpus folder.
-      subset_option: the recipe's option that chooses the training manifest, "" where it has none.
-      opens_unused_noise: whether the noise manifest is opened with ``--enable-musan 0`` too.
+      dev, test: The manifests that validation and decoding open.
+      langs: Its vocabularies by kind; the first one is the usual one.
+      prepare_fbank, prepare_musan: The commands that make the manifests, in the corpus folder.
+      subset_option: The recipe's option that chooses the training manifest, "" where it has none.
+      opens_unused_noise: Whether the noise manifest is opened with ``--enable-musan 0`` too.
     """
 
     title: str
@@ -95,7 +93,7 @@ class Corpus:
         """The training manifest that a recipe opens when started with these arguments.
 
         Raises:
-          UsageError: `subset_option` names a subset that the recipes do not know.
+          UsageError: ``subset_option`` names a subset that the recipes do not know.
         """
         default = next(iter(self.train))
         if not self.subset_option:
@@ -116,13 +114,21 @@ class Corpus:
 
 
 def _value_of(option: str, arguments: Sequence[str], default: str) -> str:
-    """The value that argparse would give an option: the last one, after a space or a `=`."""
+    """The value that argparse would give an option: the last one, after a space or a ``=``."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument(option, dest="value", nargs="?", const="", default=default)
     return str(parser.parse_known_args(list(arguments))[0].value)
 
 
-_CHAR_FILES = ("tokens.txt", "words.txt", "L.pt")
+def _characters(published_classes: int, prepare: str) -> Lang:
+    opened = ("tokens.txt", "words.txt", "L.pt")
+    return Lang("lang_char", "tokens.txt", opened, "--lang-dir", published_classes, prepare)
+
+
+def _pieces(kind: str, prepare: str) -> Lang:
+    model = f"{kind}.model"
+    return Lang(f"lang_{kind}_{{C}}", model, (model,), "--bpe-model", 500, prepare)
+
 
 CORPORA: Mapping[str, Corpus] = {
     "aishell": Corpus(
@@ -133,22 +139,8 @@ CORPORA: Mapping[str, Corpus] = {
         dev=("aishell_cuts_dev.jsonl.gz",),
         test=("aishell_cuts_test.jsonl.gz",),
         langs={
-            "char": Lang(
-                folder="lang_char",
-                counted="tokens.txt",
-                opened=_CHAR_FILES,
-                option="--lang-dir",
-                published_classes=4336,
-                prepare="./prepare.sh --stage 5 --stop-stage 6",
-            ),
-            "bbpe": Lang(
-                folder="lang_bbpe_{C}",
-                counted="bbpe.model",
-                opened=("bbpe.model",),
-                option="--bpe-model",
-                published_classes=500,
-                prepare="./prepare.sh --stage 5 --stop-stage 7",
-            ),
+            "char": _characters(4336, "./prepare.sh --stage 5 --stop-stage 6"),
+            "bbpe": _pieces("bbpe", "./prepare.sh --stage 5 --stop-stage 7"),
         },
         prepare_fbank="./prepare.sh --stage 0 --stop-stage 3",
         prepare_musan="./prepare.sh --stage 0 --stop-stage 4",
@@ -161,14 +153,7 @@ CORPORA: Mapping[str, Corpus] = {
         dev=("cuts_DEV_fixed.jsonl.gz",),
         test=("cuts_TEST_NET.jsonl.gz", "cuts_TEST_MEETING.jsonl.gz"),
         langs={
-            "char": Lang(
-                folder="lang_char",
-                counted="tokens.txt",
-                opened=_CHAR_FILES,
-                option="--lang-dir",
-                published_classes=5537,
-                prepare="./prepare.sh --stage 15 --stop-stage 16",
-            ),
+            "char": _characters(5537, "./prepare.sh --stage 15 --stop-stage 16"),
         },
         # Stage 23 corrects the transcripts of DEV and L: the recipes open the `_fixed` manifests.
         prepare_fbank=(
@@ -190,14 +175,7 @@ CORPORA: Mapping[str, Corpus] = {
         dev=("librispeech_cuts_dev-clean.jsonl.gz", "librispeech_cuts_dev-other.jsonl.gz"),
         test=("librispeech_cuts_test-clean.jsonl.gz", "librispeech_cuts_test-other.jsonl.gz"),
         langs={
-            "bpe": Lang(
-                folder="lang_bpe_{C}",
-                counted="bpe.model",
-                opened=("bpe.model",),
-                option="--bpe-model",
-                published_classes=500,
-                prepare="./prepare.sh --stage 5 --stop-stage 5",
-            ),
+            "bpe": _pieces("bpe", "./prepare.sh --stage 5 --stop-stage 5"),
         },
         prepare_fbank="./prepare.sh --stage 0 --stop-stage 3",
         prepare_musan="./prepare.sh --stage 0 --stop-stage 4",
@@ -216,19 +194,17 @@ def find_corpus(name: str) -> Corpus:
     return CORPORA[name]
 
 
-def data_arguments(
-    corpus: str, lang: str, data: Path, vocab_size: Optional[int] = None
-) -> list[str]:
+def data_arguments(corpus: str, lang: str, data: Path, vocab_size: int | None = None) -> list[str]:
     """The recipe's options that point it at a data folder.
 
     Args:
-      corpus: a name in `CORPORA`.
-      lang: kind of the vocabulary, as `Corpus.langs` has them.
-      data: the data folder; made absolute, since recipes run in their own folder.
-      vocab_size: classes C; by default the published ones.
+      corpus: A name in ``CORPORA``.
+      lang: Kind of the vocabulary, as ``Corpus.langs`` has them.
+      data: The data folder; made absolute, since recipes run in their own folder.
+      vocab_size: Classes C; by default the published ones.
 
     Raises:
-      UsageError: no such corpus, or no such vocabulary in it.
+      UsageError: No such corpus, or no such vocabulary in it.
     """
     vocabulary = find_corpus(corpus).lang(lang)
     data = data.expanduser().resolve()

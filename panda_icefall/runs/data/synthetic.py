@@ -5,26 +5,20 @@
     panda-icefall run zipformer/train.py \\
       --manifest-dir OUT/fbank --lang-dir OUT/lang_char --num-buckets 2 --enable-musan 0
 
-`OUT` takes the place of the recipe's ``data`` folder; `panda_icefall.runs.corpora` says what a
-recipe reads there.
+``OUT`` takes the place of the recipe's ``data`` folder; ``catalog.py`` says what a recipe reads
+there.
 """
 
 import importlib.util
 import os
 import shutil
 import sys
-from collections.abc import Iterable
 from pathlib import Path
-from typing import Optional, Union
 
-from panda_icefall.runs.corpora import Corpus, check_icefall_root, find_corpus
-from panda_icefall.runs.corpora.catalog import FBANK
-from panda_icefall.runs.synth.lang import (
-    PACKAGES,
-    check_vocab_size,
-    spoken_units,
-    write_lang,
-)
+from panda_icefall.runs.data import fbank
+from panda_icefall.runs.data.catalog import FBANK, Corpus, find_corpus
+from panda_icefall.runs.data.check import check_icefall_root
+from panda_icefall.runs.data.lang import PACKAGES, check_vocab_size, spoken_units, write_lang
 
 __all__ = ["MissingBackendError", "synth_data"]
 
@@ -45,46 +39,47 @@ class MissingBackendError(ModuleNotFoundError):
 
 def synth_data(
     corpus: str,
-    out: Union[str, Path],
-    icefall_root: Union[str, Path],
+    out: Path,
+    icefall_root: Path,
     utterances: int = 160,
-    lang: Optional[str] = None,
-    vocab_size: Optional[int] = None,
+    lang: str | None = None,
+    vocab_size: int | None = None,
     seed: int = 42,
 ) -> None:
-    """Write features, transcripts and vocabulary for the recipes of a corpus into `out`.
+    """Write features, transcripts and vocabulary for the recipes of a corpus into ``out``.
 
-    `out` appears at once and complete: everything is written into a hidden sibling folder that is
-    renamed at the end, or removed when something fails. The features lie where the manifests say
-    by absolute path, so `out` cannot be moved afterwards. The same arguments give the same
+    ``out`` appears at once and complete: everything is written into a hidden sibling folder that
+    is renamed at the end, or removed when something fails. The features lie where the manifests
+    say by absolute path, so ``out`` cannot be moved afterwards. The same arguments give the same
     features, transcripts and tokens.
 
     Args:
-      corpus: "aishell", "wenetspeech" or "librispeech".
-      out: folder to create, the recipe's ``data``; it may exist if it is empty.
-      icefall_root: an icefall checkout, for its ``local/`` scripts; only read.
-      utterances: training utterances, >= 1, of 5 to 18 characters or syllables and 1.4 to 9.3 s;
+      corpus: ``aishell``, ``wenetspeech`` or ``librispeech``.
+      out: Folder to create, the recipe's ``data``; it may exist if it is empty.
+      icefall_root: An icefall checkout, for its ``local/`` scripts; only read.
+      utterances: Training utterances, >= 1, of 5 to 18 characters or syllables and 1.4 to 9.3 s;
         every training subset that the recipes can choose holds all of them. Each dev and test set
-        gets a tenth of it, at least 10. The recipe's `--num-buckets` must not exceed it.
-      lang: kind of vocabulary: "char", "bbpe" (AISHELL only) or "bpe" (LibriSpeech); by default
-        the corpus' usual one.
-      vocab_size: classes C of the joiner, as the recipe itself computes them; by default those
+        gets a tenth of it, at least 10. The recipe's ``--num-buckets`` must not exceed it.
+      lang: Kind of vocabulary: ``char``, ``bbpe`` (AISHELL only) or ``bpe`` (LibriSpeech); by
+        default the corpus' usual one.
+      vocab_size: Classes C of the joiner, as the recipe itself computes them; by default those
         of the published recipes. A BPE vocabulary is limited by the text: sentencepiece says how.
-      seed: any int; names the data.
+      seed: Any int; names the data.
 
     Raises:
-      UsageError: no such corpus or vocabulary, or `icefall_root` is no icefall checkout.
-      ValueError: `utterances` or `vocab_size` out of range.
-      FileExistsError: `out` is a file or a folder with something in it.
+      UsageError: No such corpus or vocabulary, or ``icefall_root`` is no icefall checkout.
+      ValueError: ``utterances`` or ``vocab_size`` out of range.
+      FileExistsError: ``out`` is a file or a folder with something in it.
       MissingBackendError: k2, lhotse or sentencepiece is not installed, where it is needed.
-      RuntimeError: one of the recipe's own scripts failed.
+      FileNotFoundError: The checkout lacks one of the recipe's own scripts.
+      RuntimeError: One of them failed.
     """
     layout = find_corpus(corpus)
     lang = lang if lang is not None else next(iter(layout.langs))
     vocab_size = layout.lang(lang).published_classes if vocab_size is None else vocab_size
-    out = Path(out).expanduser().resolve()
+    out = out.expanduser().resolve()
     _check_request(out, utterances, lang, vocab_size)
-    root = check_icefall_root(Path(icefall_root))
+    root = check_icefall_root(icefall_root)
 
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = out.with_name(f".{out.name}.partial-{os.getpid()}")
@@ -117,11 +112,7 @@ def _check_request(out: Path, utterances: int, lang: str, vocab_size: int) -> No
             f"out: got {out}, which exists and is not empty, expected a new or empty folder; "
             "remove it or choose another"
         )
-    _check_packages(PACKAGES[lang])
-
-
-def _check_packages(names: Iterable[str]) -> None:
-    for name in names:
+    for name in PACKAGES[lang]:
         if importlib.util.find_spec(name) is None:
             raise MissingBackendError(
                 f"{name}: got no such module in {sys.executable}, expected it for the recipe's "
@@ -134,8 +125,6 @@ def _write_fbank(
 ) -> list[str]:
     """Write all cut manifests with their features; return the transcripts of all sets."""
     from rich.progress import Progress
-
-    from panda_icefall.runs.synth import fbank
 
     folder.mkdir()
     held_out = max(MIN_HELD_OUT_UTTERANCES, utterances // 10)

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from panda_icefall.runs.corpora import CORPORA, check_data
-from panda_icefall.runs.synth.data_folder import synth_data
+from panda_icefall.runs.data.catalog import CORPORA
+from panda_icefall.runs.data.check import check_data
+from panda_icefall.runs.data.synthetic import synth_data
 
 pytestmark = [pytest.mark.k2, pytest.mark.icefall]
 

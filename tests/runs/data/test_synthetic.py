@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from panda_icefall.runs import UsageError
-from panda_icefall.runs.corpora import CORPORA, check_data, count_classes
-from panda_icefall.runs.synth import data_folder, lang
-from panda_icefall.runs.synth.data_folder import MissingBackendError, synth_data
+from panda_icefall.runs.data import lang, synthetic
+from panda_icefall.runs.data.catalog import CORPORA
+from panda_icefall.runs.data.check import check_data, count_classes
+from panda_icefall.runs.data.synthetic import MissingBackendError, synth_data
 
 UTTERANCES = 12
 SIZES = {"aishell": 53, "wenetspeech": 61, "librispeech": 97}
@@ -19,7 +20,7 @@ SIZES = {"aishell": 53, "wenetspeech": 61, "librispeech": 97}
 @pytest.fixture
 def without_k2(monkeypatch):
     """The small checkout's scripts need no k2."""
-    monkeypatch.setattr(data_folder, "PACKAGES", dict.fromkeys(lang.PACKAGES, ("lhotse",)))
+    monkeypatch.setattr(synthetic, "PACKAGES", dict.fromkeys(lang.PACKAGES, ("lhotse",)))
 
 
 @pytest.fixture
@@ -86,7 +87,7 @@ def test_an_output_that_holds_something_is_refused_and_left_alone(tmp_path, requ
 def test_a_missing_package_is_named_with_its_install_line_and_nothing_is_written(
     tmp_path, small_checkout, monkeypatch, corpus, kind, module
 ):
-    monkeypatch.setattr(data_folder, "PACKAGES", {kind: (module,)})
+    monkeypatch.setattr(synthetic, "PACKAGES", {kind: (module,)})
     assert module in lang.PACKAGES[kind]
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(MissingBackendError, match=rf"{module}: got no such module.*pip install"):
@@ -134,7 +135,7 @@ def made(tmp_path_factory, small_checkout):
     """Each corpus' data, made once."""
     folder = tmp_path_factory.mktemp("made")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(data_folder, "PACKAGES", dict.fromkeys(lang.PACKAGES, ("lhotse",)))
+        patch.setattr(synthetic, "PACKAGES", dict.fromkeys(lang.PACKAGES, ("lhotse",)))
         for corpus, size in SIZES.items():
             (folder / corpus).mkdir()
             synth_data(

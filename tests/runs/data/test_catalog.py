@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from panda_icefall.runs import UsageError
-from panda_icefall.runs.corpora import CORPORA, data_arguments, find_corpus
+from panda_icefall.runs.data.catalog import CORPORA, data_arguments, find_corpus
 
 RECIPES = [
     ("aishell", "char", "zipformer/train.py"),

@@ -3,8 +3,7 @@
 import pytest
 
 from panda_icefall.runs import UsageError
-from panda_icefall.runs.patching.placement import DECORATOR, IMPORT, insert, place
-from panda_icefall.runs.patching.unified_diff import zero_context_diff
+from panda_icefall.runs.patching.lines import DECORATOR, IMPORT, add_lines
 
 SHAPE = b'''"""A recipe."""
 import argparse
@@ -32,7 +31,7 @@ if __name__ == "__main__":
 
 
 def lines_of(source):
-    return insert(source, place(source)).splitlines(keepends=True)
+    return add_lines(source).splitlines(keepends=True)
 
 
 def test_the_import_follows_the_last_import_and_the_decorator_precedes_main():
@@ -46,8 +45,7 @@ def test_the_import_follows_the_last_import_and_the_decorator_precedes_main():
 @pytest.mark.parametrize("ending", [b"\n", b"\r\n", b"\r"])
 def test_the_lines_end_as_their_neighbours_do(ending):
     source = SHAPE.replace(b"\n", ending)
-    patched = insert(source, place(source))
-    assert patched == insert(SHAPE, place(SHAPE)).replace(b"\n", ending)
+    assert add_lines(source) == add_lines(SHAPE).replace(b"\n", ending)
 
 
 def test_mixed_endings_stay_as_they_are():
@@ -106,7 +104,7 @@ def test_other_ways_to_write_a_recipe_are_taken(old, new):
 def test_an_unknown_shape_is_refused_with_what_was_looked_for(old, new, message):
     assert old in SHAPE
     with pytest.raises(UsageError, match=message):
-        place(SHAPE.replace(old, new))
+        add_lines(SHAPE.replace(old, new))
 
 
 def test_a_recipe_without_imports_is_refused():
@@ -115,12 +113,4 @@ def test_a_recipe_without_imports_is_refused():
         b"def main(): ...\nmain()\nimport late\n"
     )
     with pytest.raises(UsageError, match=r"looked for an import .* ahead of main\(\), found none"):
-        place(source)
-
-
-def test_the_diff_carries_no_line_of_the_recipe():
-    diff = zero_context_diff("egs/x/train.py", place(SHAPE))
-    assert diff == (
-        b"--- a/egs/x/train.py\n+++ b/egs/x/train.py\n"
-        b"@@ -6,0 +7 @@\n+" + IMPORT + b"\n@@ -16,0 +18 @@\n+" + DECORATOR + b"\n"
-    )
+        add_lines(source)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from panda_icefall.runs.synth import fbank
+from panda_icefall.runs.data import fbank
 
 
 def draw(seed, name="train", num_units=31):

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from panda_icefall.runs import UsageError
-from panda_icefall.runs.corpora import check_data, check_icefall_root
+from panda_icefall.runs.data.check import check_data, check_icefall_root
 
 CASES = [
     ("aishell", "char", 31),

@@ -1,6 +1,6 @@
-"""The units of synthetic speech."""
+"""What synthetic speech is made of."""
 
-from panda_icefall.runs.synth.units import MAX_CHARACTERS, characters, syllables
+from panda_icefall.runs.data.lang import MAX_CHARACTERS, characters, syllables
 
 
 def test_every_possible_vocabulary_has_distinct_printable_characters():

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from panda_icefall.runs.corpora.catalog import MUSAN
+from panda_icefall.runs.data.catalog import MUSAN
 
 __all__ = [
     "NUM_MEL_BINS",
@@ -48,7 +48,7 @@ FRAMES_PER_NOISE = 1000
 
 
 def named_generator(seed: int, name: str) -> torch.Generator:
-    """A CPU generator whose stream depends on `seed` and `name` only.
+    """A CPU generator whose stream depends on ``seed`` and ``name`` only.
 
     Streams of different names are independent, so adding utterances to one split leaves the
     others as they were.
@@ -60,8 +60,8 @@ def unit_patterns(num_units: int, seed: int) -> Tensor:
     """Log-energy above the background for each unit, as a sequence of formant shapes.
 
     Args:
-      num_units: how many units, >= 1.
-      seed: the data's seed.
+      num_units: How many units, >= 1.
+      seed: The data's seed.
 
     Returns:
       float32 [num_units, 3, 80], in log-energy (nats), >= 0.
@@ -83,7 +83,7 @@ def draw_units(num_units: int, generator: torch.Generator) -> Tensor:
     often enough to learn them, whatever the size of the vocabulary.
 
     Args:
-      num_units: how many units there are to draw from, >= 1.
+      num_units: How many units there are to draw from, >= 1.
       generator: CPU generator; advanced by the draw.
 
     Returns:
@@ -103,7 +103,7 @@ def draw_utterance(patterns: Tensor, generator: torch.Generator) -> tuple[Tensor
     """Draw units and the features of somebody saying them.
 
     Args:
-      patterns: float32 [num_units, 3, 80] from `unit_patterns`.
+      patterns: float32 [num_units, 3, 80] from ``unit_patterns``.
       generator: CPU generator; advanced by the draw.
 
     Returns:
@@ -142,16 +142,16 @@ def write_cuts(
     """Write a set of cuts and its features, one ``.npy`` an utterance.
 
     Args:
-      manifests: file names of the set, each ``*.jsonl.gz``; all of them list the same cuts. The
+      manifests: File names of the set, each ``*.jsonl.gz``; all of them list the same cuts. The
         first one names the cuts and seeds them.
-      utterances: how many cuts, >= 1.
+      utterances: How many cuts, >= 1.
       patterns: float32 [len(units), 3, 80].
-      units: the text of each pattern.
-      language: of the supervisions.
-      seed: the data's seed.
-      folder: where the files are written now.
-      final_folder: where they will lie; manifests name features by this path.
-      advance: called after every utterance.
+      units: The text of each pattern.
+      language: Of the supervisions.
+      seed: The data's seed.
+      folder: Where the files are written now.
+      final_folder: Where they will lie; manifests name features by this path.
+      advance: Called after every utterance.
 
     Returns:
       The transcripts.
@@ -188,13 +188,13 @@ def write_cuts(
 
 
 def write_noise_cuts(cuts: int, seed: int, folder: Path, final_folder: Path) -> None:
-    """Write `musan_cuts.jsonl.gz`: 10 s noise cuts, which recipes open even when unused.
+    """Write ``musan_cuts.jsonl.gz``: 10 s noise cuts, which recipes open even when unused.
 
     Args:
-      cuts: how many, >= 1: lhotse cannot tell what an empty manifest holds.
-      seed: the data's seed.
-      folder: where the files are written now.
-      final_folder: where they will lie.
+      cuts: How many, >= 1: lhotse cannot tell what an empty manifest holds.
+      seed: The data's seed.
+      folder: Where the files are written now.
+      final_folder: Where they will lie.
     """
     from lhotse import CutSet, NumpyFilesWriter
 

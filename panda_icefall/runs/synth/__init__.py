@@ -1,1 +1,0 @@
-"""Synthetic data in the recipes' own layouts."""
