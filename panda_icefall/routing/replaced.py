@@ -11,9 +11,9 @@ from typing import Any, Callable
 from torch import Tensor
 
 from panda_icefall.dynamo import is_traced, opaque
-from panda_icefall.engine_choice import check_engine
 from panda_icefall.losses import dense
 from panda_icefall.losses.pruning import check_pruning_form
+from panda_icefall.normalizer import TileOptions
 from panda_icefall.routing import routed_loss, routed_simple_loss
 from panda_icefall.routing.deferred import DeferredJoint
 from panda_icefall.routing.errors import PandaError
@@ -31,11 +31,9 @@ Function = Callable[..., Any]
 class Options:
     """How routed losses are computed: see ``panda_icefall.apply``."""
 
-    workspace_bytes: int | None = None
-    adjoint_tolerance: float | None = None
-    engine: str = "auto"
-    projections: Mapping[str, str] | None = None
-    is_strict: bool = False
+    tiles: TileOptions
+    projections: Mapping[str, str] | None
+    is_strict: bool
 
     @classmethod
     def of(
@@ -52,17 +50,15 @@ class Options:
           ValueError, TypeError: an option is out of range, or names no kind of projection.
           MissingEngineError: Triton is asked for and not installed.
         """
-        check_engine(engine)
         if workspace_mib is not None and not 0 < workspace_mib < float("inf"):
             raise ValueError(
                 f"workspace_mib: got {workspace_mib}, expected a number above 0, in MiB, or None"
             )
-        if adjoint_tolerance is not None and not 0 <= adjoint_tolerance < 1:
-            raise ValueError(f"adjoint_tolerance: got {adjoint_tolerance}, expected 0 <= it < 1")
         if projections is not None:
             check_projection_names(projections)
         workspace_bytes = None if workspace_mib is None else int(workspace_mib * 2**20)
-        return cls(workspace_bytes, adjoint_tolerance, engine, projections, strict)
+        tiles = TileOptions(workspace_bytes, adjoint_tolerance, engine)
+        return cls(tiles, projections, strict)
 
 
 @dataclass
@@ -137,9 +133,7 @@ def routed_pruned_loss(original: Function, state: RoutingState) -> Function:
                 loss = routed_loss.compute(
                     logits,
                     as_k2_arguments(given.arguments),
-                    workspace_bytes=options.workspace_bytes,
-                    adjoint_tolerance=options.adjoint_tolerance,
-                    engine=options.engine,
+                    options.tiles,
                     counters=counters.tiles,
                     observer=current_observer(),
                 )
@@ -191,9 +185,7 @@ def simple_loss_in_tiles(original: Function, state: RoutingState) -> Function:
             counters.add(LossTotals(simple_losses_dense=1))
             return original(*given.args, **given.kwargs)
         loss = routed_simple_loss.compute(
-            as_k2_arguments(arguments),
-            workspace_bytes=options.workspace_bytes,
-            counters=counters.simple_tiles,
+            as_k2_arguments(arguments), options.tiles, counters=counters.simple_tiles
         )
         is_deferred = any(isinstance(arguments[name], StandIn) for name in ("am", "lm"))
         say_non_finite_simple_loss(loss[0] if isinstance(loss, tuple) else loss)

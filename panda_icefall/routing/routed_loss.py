@@ -34,10 +34,8 @@ def why_not(logits: SiteTensor) -> str | None:
 def compute(
     logits: SiteTensor,
     arguments: Mapping[str, Any],
+    options: TileOptions,
     *,
-    workspace_bytes: int | None,
-    adjoint_tolerance: float | None,
-    engine: str,
     counters: TileCounters,
     observer: Observer | None = None,
 ) -> Tensor:
@@ -46,7 +44,7 @@ def compute(
     Args:
       logits: recorded; ``why_not`` gave None.
       arguments: those of k2.rnnt_loss_pruned by name.
-      workspace_bytes, adjoint_tolerance, engine: as in ``TileOptions``.
+      options: how tiles are cut and computed.
       counters: totals to add to.
       observer: as in ``selected_rnnt_loss_pruned``.
     """
@@ -74,7 +72,7 @@ def compute(
             row_logits,
             LatticeSpec.of(arguments),
             head_of(use_hat_loss),
-            TileOptions(workspace_bytes, adjoint_tolerance, engine),
+            options,
             counters=counters,
             observer=observer,
         )

@@ -46,15 +46,13 @@ def takes(arguments: Mapping[str, Any]) -> bool:
     )
 
 
-def compute(
-    arguments: Mapping[str, Any], *, workspace_bytes: int | None, counters: TileCounters
-) -> Loss:
+def compute(arguments: Mapping[str, Any], options: TileOptions, *, counters: TileCounters) -> Loss:
     """The loss that ``k2.rnnt_loss_smoothed`` or ``rnnt_loss_simple`` would return.
 
     Args:
       arguments: theirs by name; the simple loss has no scales. ``why_not`` was asked for each of
         ``am`` and ``lm`` that is deferred, and ``takes`` for both.
-      workspace_bytes: as in ``TileOptions``.
+      options: how tiles are cut and computed.
       counters: totals to add to.
 
     Raises:
@@ -66,7 +64,7 @@ def compute(
         _source(arguments["am"]),
         LatticeSpec.of(arguments),
         Scales(arguments.get("lm_only_scale", 0.0), arguments.get("am_only_scale", 0.0)),
-        TileOptions(workspace_bytes),
+        options,
         return_grad=arguments["return_grad"],
         counters=counters,
     )

@@ -218,9 +218,8 @@ def _run_at_import(tree: ast.AST) -> Iterator[ast.AST]:
 
 def _stand_in_of_k2(source: Source) -> Iterator[Finding]:
     """The stand-in for a k2 that is there, imported on no condition and called."""
-    if {name for name, _ in _uses(source)}.isdisjoint(
-        f"{OWN_FUNCTIONS}.{n}" for n in REPLACED_NAMES
-    ):
+    uses = {name for name, _ in _uses(source)}
+    if uses.isdisjoint(f"{OWN_FUNCTIONS}.{name}" for name in REPLACED_NAMES):
         return
     conditional = {
         id(inner)
