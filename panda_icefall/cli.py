@@ -2,8 +2,9 @@
 
 import functools
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Callable, Optional
+from typing import Any
 
 import click
 
@@ -44,7 +45,7 @@ def run(train_py: str, arguments: tuple[str, ...]) -> Callable[[], int]:
 @click.option("--updates", metavar="INTEGER", help="Batches to compare and train on; default 3.")
 @click.argument("train_py", metavar="TRAIN_PY")
 @click.argument("arguments", metavar="[ARGS]...", nargs=-1, type=click.UNPROCESSED)
-def check(updates: Optional[str], train_py: str, arguments: tuple[str, ...]) -> Callable[[], int]:
+def check(updates: str | None, train_py: str, arguments: tuple[str, ...]) -> Callable[[], int]:
     """Compare dense and routed training of TRAIN_PY on its own first batches, then stop.
 
     Exit status 1 where the contract is violated. --updates may also be one of ARGS.
@@ -76,8 +77,8 @@ def synth(
     corpus: str,
     out: Path,
     utterances: int,
-    lang: Optional[str],
-    vocab: Optional[int],
+    lang: str | None,
+    vocab: int | None,
     seed: int,
     icefall_root: Path,
 ) -> None:
@@ -139,7 +140,7 @@ def bounded(config: Path, icefall_root: Path, **options: Any) -> Callable[[], in
     help="An icefall checkout; default: the one around RECIPE_DIR, or the importable one.",
 )
 @click.option("--json", "is_json", is_flag=True, help="Print the findings as one JSON document.")
-def doctor(recipe: Optional[Path], icefall_root: Optional[Path], is_json: bool) -> int:
+def doctor(recipe: Path | None, icefall_root: Path | None, is_json: bool) -> int:
     """Say what is installed, whether it fits together, and whether RECIPE_DIR can be routed.
 
     Exit status 1 where something will fail.

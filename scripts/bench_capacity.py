@@ -12,8 +12,9 @@ encoder's own memory is not in it. The search ends when the interval is within `
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Callable
+from typing import Any
 
 from benchmarks import results
 from benchmarks.arms import ARMS

@@ -20,7 +20,7 @@ this is compiled, see ``panda_icefall.dynamo``.
 
 from __future__ import annotations
 
-from typing import Any, Union
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,7 +31,7 @@ from panda_icefall.lattice.validation import check_recursion_inputs
 
 NEG_INF = float("-inf")
 
-Scores = Union[Tensor, tuple[Tensor, tuple[Tensor, Tensor]]]
+Scores = Tensor | tuple[Tensor, tuple[Tensor, Tensor]]
 
 
 @opaque

@@ -7,7 +7,8 @@ it as an opaque object, and the function's backward would silently be lost.
 from __future__ import annotations
 
 import threading
-from typing import Any, Callable
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch.nn.parallel import distributed

@@ -7,11 +7,11 @@ import importlib.util
 import inspect
 import logging
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from types import ModuleType
-from typing import Any, Callable
+from typing import Any
 
 from panda_icefall.routing.errors import PandaError, UnknownSignatureError
 

@@ -8,9 +8,9 @@ import logging
 import sys
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType, TracebackType
-from typing import Any, Callable
+from typing import Any
 
 import torch
 from torch import nn

@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 import sys
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any, Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn

@@ -8,8 +8,9 @@ module itself: copies, replicas, exports and checkpoints of it are as without PA
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F

@@ -1,7 +1,7 @@
 """A recipe's data loaders with room for decisions between two batches."""
 
-from collections.abc import Iterator
-from typing import Any, Callable
+from collections.abc import Callable, Iterator
+from typing import Any
 
 __all__ = ["BatchFeed", "FirstBatchOnly"]
 

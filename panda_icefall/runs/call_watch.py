@@ -3,7 +3,8 @@
 import functools
 import sys
 from collections import Counter
-from typing import Any, Callable
+from collections.abc import Callable
+from typing import Any
 
 from panda_icefall.routing import LossTotals
 from panda_icefall.routing.hosts import SYMBOLS, Kind

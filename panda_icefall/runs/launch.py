@@ -4,7 +4,6 @@ import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Union
 
 from panda_icefall.runs.doctor.imports import explained_imports
 from panda_icefall.runs.options import PandaOptions
@@ -14,9 +13,7 @@ from panda_icefall.runs.supervised import ExitStatus, supervised
 __all__ = ["run_recipe"]
 
 
-def run_recipe(
-    train_py: Union[str, Path], recipe_args: Sequence[str], options: PandaOptions
-) -> int:
+def run_recipe(train_py: str | Path, recipe_args: Sequence[str], options: PandaOptions) -> int:
     """Run ``python train_py recipe_args`` in this process, children of ``mp.spawn`` included.
 
     Without any PANDA option nothing is wrapped or replaced. With ``--help`` among the recipe's

@@ -4,9 +4,9 @@ import contextlib
 import functools
 import inspect
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any
 
 from panda_icefall.routing import PandaError
 from panda_icefall.runs.errors import exit_with

@@ -9,10 +9,10 @@ import argparse
 import contextlib
 import dataclasses
 import math
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Callable, Literal, Optional
+from typing import Any, Literal
 
 import panda_icefall
 from panda_icefall import routing
@@ -34,7 +34,7 @@ def option(
     parse: Callable[[str], Any],
     role: Role,
     help_text: str,
-    metavar: Optional[str] = None,
+    metavar: str | None = None,
 ) -> Any:
     """A field of :class:`PandaOptions` that has a flag.
 
@@ -124,12 +124,12 @@ class PandaOptions:
         "the [B, T, s_range, C] logits, and the simple loss without am and lm of C classes. 0 "
         "trains as if started directly.",
     )  # fmt: skip
-    workspace_mib: Optional[float] = option(
+    workspace_mib: float | None = option(
         None, _number(float, "a number of MiB above 0", lambda v: 0 < v < math.inf), "loss",
         "Upper bound of a tile's scratch memory, in MiB; the default is chosen from the device's "
         "caches and free memory. The loss does not depend on it.",
     )  # fmt: skip
-    adjoint_tolerance: Optional[float] = option(
+    adjoint_tolerance: float | None = option(
         None, _number(float, "a number in [0, 1)", lambda v: 0.0 <= v < 1.0), "loss",
         "Share of the absolute adjoint mass that backward may leave out. 0 leaves nothing out; "
         "the default stays below fp32 rounding.",
@@ -139,7 +139,7 @@ class PandaOptions:
         "Kernels of the pruned loss; auto: Triton's on CUDA where it is installed.",
         metavar="{" + ",".join(ENGINES) + "}",
     )  # fmt: skip
-    projections: Optional[Mapping[str, str]] = option(
+    projections: Mapping[str, str] | None = option(
         None, _projections, "loss",
         "Names of the model's projections to classes that the simple loss reads, where they are "
         "not called simple_am_proj and simple_lm_proj: the last part of a module's name, or more "
@@ -151,7 +151,7 @@ class PandaOptions:
         "1 to end the run, with the reason, at the first loss that would be computed as without "
         "PANDA.",
     )  # fmt: skip
-    max_batches: Optional[int] = option(
+    max_batches: int | None = option(
         None, _integer(1), "run",
         "End the run cleanly, with a checkpoint and a summary, after this many training batches.",
     )  # fmt: skip
@@ -160,23 +160,23 @@ class PandaOptions:
         "Compare dense and routed training on copies of the model over this many first batches: "
         "losses, gradients and updated parameters. Training itself is not changed by it.",
     )  # fmt: skip
-    check_update_steps: Optional[int] = option(
+    check_update_steps: int | None = option(
         None, _integer(1), "check",
         "Optimizer steps inside the contract check after which the updated parameters are "
         "compared; default: same as --panda-check-batches. Further batches are only trained on.",
     )  # fmt: skip
-    check_tolerances: Optional[Mapping[str, float]] = option(
+    check_tolerances: Mapping[str, float] | None = option(
         None, _tolerances, "check",
         "Bounds of the contract check in place of its defaults: "
         f"{', '.join(field.name for field in dataclasses.fields(Tolerances))}.",
         metavar="NAME=VALUE,NAME=VALUE",
     )  # fmt: skip
-    memory_log: Optional[Path] = option(  # noqa: RUF009 - a plain field
+    memory_log: Path | None = option(  # noqa: RUF009 - a plain field
         None, _log_path, "run",
         "Write memory, time and loss counters to this file, one row per training step and phase.",
         metavar="FILE.jsonl",
     )  # fmt: skip
-    batch_seed: Optional[int] = option(
+    batch_seed: int | None = option(
         None, _integer(0), "run",
         "Seed the random generators before each training batch from this number and the recipe's "
         "count of batches, so that a run resumed within an epoch draws what the uninterrupted one "

@@ -2,7 +2,7 @@
 
 import argparse
 import difflib
-from typing import NoReturn, Union
+from typing import NoReturn
 
 from panda_icefall.runs.errors import UsageError
 from panda_icefall.runs.options import PandaOptions, spelt
@@ -40,7 +40,7 @@ class _RaisingParser(argparse.ArgumentParser):
 
 
 def split_panda_arguments(
-    arguments: Union[list[str], tuple[str, ...]], *, is_check: bool = False
+    arguments: list[str] | tuple[str, ...], *, is_check: bool = False
 ) -> tuple[PandaOptions, list[str]]:
     """Take PANDA's options out of a command line and leave every other word as it was.
 

@@ -4,10 +4,10 @@ import copy
 import functools
 import inspect
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Callable, Optional
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -45,13 +45,13 @@ class Epoch:
         return self.arguments["model"]
 
     @property
-    def batch_idx_train(self) -> Optional[int]:
+    def batch_idx_train(self) -> int | None:
         """The recipe's own count of training batches, if it keeps one."""
         value = getattr(self.arguments.get("params"), "batch_idx_train", None)
         return value if isinstance(value, int) else None
 
     @property
-    def saved_batches(self) -> Optional[int]:
+    def saved_batches(self) -> int | None:
         """``batch_idx_train`` where the recipe saves ``checkpoint-N.pt`` after this batch."""
         every = getattr(self.arguments.get("params"), "save_every_n", None)
         done = self.batch_idx_train

@@ -10,7 +10,7 @@ import sys
 import types
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Union
+from typing import Any
 
 from panda_icefall.runs.errors import UsageError
 from panda_icefall.runs.panda_arguments import add_panda_arguments
@@ -34,7 +34,7 @@ class RecipeFile:
       UsageError: The path is missing, is no file, or does not hold Python source.
     """
 
-    def __init__(self, train_py: Union[str, Path]) -> None:
+    def __init__(self, train_py: str | Path) -> None:
         path = Path(train_py)
         if path.is_dir():
             raise UsageError(f"TRAIN_PY: got the folder {path}, expected a recipe's train.py")

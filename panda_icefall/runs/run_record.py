@@ -1,6 +1,7 @@
 """``report.json`` of a bounded run as a typed record: its stages, arms, distances and verdicts."""
 
-from typing import Any, Callable, TypeVar
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from pydantic import Field
 

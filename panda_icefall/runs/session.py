@@ -5,9 +5,9 @@ import functools
 import inspect
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Callable, Optional
+from typing import Any
 
 import torch
 
@@ -39,24 +39,24 @@ class TrainingSession:
     """
 
     def __init__(
-        self, options: PandaOptions, rank: int = 0, outcome_folder: Optional[Path] = None
+        self, options: PandaOptions, rank: int = 0, outcome_folder: Path | None = None
     ) -> None:
         self.options = options
         self._outcome_folder = outcome_folder
         self.rank = rank
         self.console = open_console()
         self._started = time.perf_counter()
-        self._ledger: Optional[CounterLedger] = None
+        self._ledger: CounterLedger | None = None
         self._hooks = hooks_for(options, self.console)
         self._device = torch.device("cpu")
         self._wrapped = Swaps()
-        self._epoch: Optional[Epoch] = None
+        self._epoch: Epoch | None = None
         self._batches = 0
         self._steps = 0
         self._steps_settled = 0
         self._is_bounded = False
         self._has_begun = False
-        self._error: Optional[tuple[str, str]] = None
+        self._error: tuple[str, str] | None = None
 
     def install(self, namespace: dict[str, Any], where: str) -> None:
         """Put the wrappers into the globals of a recipe.

@@ -4,9 +4,10 @@ import contextlib
 import functools
 import inspect
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any
 
 import torch.multiprocessing
 

@@ -6,7 +6,8 @@ of calls are kept, as the routing knows a recipe by them.
 
 from __future__ import annotations
 
-from typing import Any, Callable
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn

@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import importlib
 import time
-from collections.abc import Iterator
-from typing import Any, Callable
+from collections.abc import Callable, Iterator
+from typing import Any
 from unittest import mock
 
 import torch

@@ -1,5 +1,7 @@
 """The tiled simple loss's memory as a fact: what is made, what is kept, what the plan says."""
 
+import itertools
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -136,13 +138,13 @@ def test_a_plan_covers_everything_once_and_stays_inside_its_workspace(
     )
     tiles = plan.class_tiles()
     assert (tiles[0][0], tiles[-1][1]) == (0, classes)
-    assert all(a[1] == b[0] for a, b in zip(tiles, tiles[1:]))
+    assert all(a[1] == b[0] for a, b in itertools.pairwise(tiles))
     assert plan.tiles == len(tiles) * len(plan.blocks)
     for b, t_end in enumerate(t_ends):
         cuts = [(block.begin, block.end) for block in plan.blocks if b in block.utterances]
         assert cuts[0][0] == 0
         assert cuts[-1][1] >= t_end
-        assert all(cut[1] == following[0] for cut, following in zip(cuts, cuts[1:]))
+        assert all(cut[1] == following[0] for cut, following in itertools.pairwise(cuts))
     assert plan.tile_bytes <= workspace_bytes
 
 

@@ -1,5 +1,7 @@
 """Tile plans: everything once, inside the workspace, in sizes that a GEMM is good for."""
 
+import itertools
+
 import pytest
 import torch
 
@@ -30,7 +32,7 @@ def test_a_plan_covers_everything_once_and_stays_inside_its_workspace(
     plan = TilePlan.make(sites, classes, costs, workspace_bytes)
     for total, tiles in ((sites, plan.row_tiles()), (classes, plan.class_tiles())):
         assert [i for low, high in tiles for i in (low, high)][:: 2 * len(tiles) - 1] == [0, total]
-        assert all(a[1] == b[0] for a, b in zip(tiles, tiles[1:]))
+        assert all(a[1] == b[0] for a, b in itertools.pairwise(tiles))
     rows = max(high - low for low, high in plan.row_tiles())
     assert rows == plan.tile_rows
     assert costs.tile_bytes(rows, plan.tile_classes) == plan.tile_bytes

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, Union, overload
+from typing import Literal, overload
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ __all__ = ["Loss", "close_symbol_arcs", "loss_of_arcs", "score", "symbol_arcs"]
 
 NEG_INF = float("-inf")
 
-Loss = Union[Tensor, tuple[Tensor, tuple[Tensor, Tensor]]]
+Loss = Tensor | tuple[Tensor, tuple[Tensor, Tensor]]
 
 
 @overload

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -115,7 +116,7 @@ class SimpleTilePlan:
             del by_length[:wanted]
             parts = max(1, -(-frames // most_frames)) if wanted == 1 else 1
             cuts = [frames * part // parts for part in range(parts + 1)]
-            blocks += [Block(utterances, *cut) for cut in zip(cuts, cuts[1:])]
+            blocks += [Block(utterances, *cut) for cut in itertools.pairwise(cuts)]
 
         sizes = [(len(block.utterances), block.end - block.begin) for block in blocks]
         fixed = max((tile_bytes(n, frames, 0) for n, frames in sizes), default=0)

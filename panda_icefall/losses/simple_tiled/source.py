@@ -5,14 +5,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Optional
 
 import torch
 from torch import Tensor
 
 from panda_icefall.losses.logit_checks import WIDE, check_fit
 
-Parts = tuple[Optional[Tensor], ...]
+Parts = tuple[Tensor | None, ...]
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,8 @@ a direction that rounding decides.
 import contextlib
 import dataclasses
 import logging
-from collections.abc import Iterator
-from typing import Any, Callable, NamedTuple, Optional
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -98,7 +98,7 @@ class Contract:
         self._options = options
         self._probe = MemoryProbe(device)
         self._device = device
-        self._arms: Optional[_Arms] = None
+        self._arms: _Arms | None = None
         self.batches_seen = 0
         self.is_complete = False
 
@@ -243,7 +243,7 @@ class Contract:
         result.parameters_twin = compare_parameters(arms.dense.model, arms.twin.model)
         result.violations += final_violations(result)
 
-    def _finish(self, violation: Optional[str] = None) -> None:
+    def _finish(self, violation: str | None = None) -> None:
         if violation is not None:
             self.result.violations.append(violation)
         self.is_complete = True

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Optional
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +19,7 @@ __all__ = [
     "group_of",
 ]
 
-_Pair = tuple[str, Optional[Tensor], Optional[Tensor]]
+_Pair = tuple[str, Tensor | None, Tensor | None]
 
 
 @dataclass(frozen=True)
@@ -163,7 +162,7 @@ def _aligned(dense: Tensor, routed: Tensor) -> tuple[Tensor, Tensor]:
     return dense.masked_fill(same, 0.0), routed.masked_fill(same, 0.0)
 
 
-def _unscaled(gradient: Optional[Tensor], scale: float) -> Optional[Tensor]:
+def _unscaled(gradient: Tensor | None, scale: float) -> Tensor | None:
     return None if gradient is None else gradient.detach().to(torch.float64) / scale
 
 

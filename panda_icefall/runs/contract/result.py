@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import dataclass, field
-from typing import Optional
 
 import torch
 
@@ -112,7 +111,7 @@ class ContractResult:
     parameters: list[Distance] = field(default_factory=list)
     parameters_twin: list[Distance] = field(default_factory=list)
     violations: list[str] = field(default_factory=list)
-    not_routed: Optional[str] = None
+    not_routed: str | None = None
 
     @property
     def without_pruned_gradient(self) -> list[int]:

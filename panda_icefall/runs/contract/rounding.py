@@ -7,8 +7,8 @@ implementations whose log-probs differ by one ulp have gradients that far apart.
 
 import contextlib
 import inspect
-from collections.abc import Iterator
-from typing import Any, Callable
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn

@@ -10,7 +10,7 @@ import hashlib
 import json
 import logging
 from pathlib import Path
-from typing import Any, Union
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -164,7 +164,7 @@ class ModuleNumbers:
                 setattr(modules[name], attribute, value)
 
 
-def _plain_numbers(module: Any) -> dict[str, Union[int, float, bool]]:
+def _plain_numbers(module: Any) -> dict[str, int | float | bool]:
     return {
         name: value
         for name, value in vars(module).items()

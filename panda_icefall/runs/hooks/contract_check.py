@@ -3,7 +3,7 @@
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 from rich.console import Console
 
@@ -29,10 +29,10 @@ class ContractCheck(Hook):
     """
 
     def __init__(self, options: PandaOptions, console: Console) -> None:
-        self.path: Optional[Path] = None
+        self.path: Path | None = None
         self._options = options
         self._console = console
-        self._contract: Optional[Contract] = None
+        self._contract: Contract | None = None
 
     @property
     def violations(self) -> tuple[str, ...]:

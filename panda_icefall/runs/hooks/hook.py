@@ -2,8 +2,8 @@
 
 import contextlib
 import logging
-from collections.abc import Iterable
-from typing import Any, Callable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 from panda_icefall.routing import PandaError
 from panda_icefall.runs.recipe_calls import Epoch, LossCall

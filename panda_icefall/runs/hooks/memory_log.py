@@ -1,9 +1,9 @@
 """The memory log as a hook: opened at the first epoch, with a recorder for every epoch."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Callable, Optional
+from typing import Any
 
 from panda_icefall.runs.contract.training_copy import unwrap_model
 from panda_icefall.runs.hooks.hook import Hook
@@ -26,8 +26,8 @@ class MemoryLogging(Hook):
     def __init__(self, path: Path, options: PandaOptions) -> None:
         self._path = path
         self._options = options
-        self._log: Optional[MemoryLog] = None
-        self._recorder: Optional[PhaseRecorder] = None
+        self._log: MemoryLog | None = None
+        self._recorder: PhaseRecorder | None = None
 
     @contextlib.contextmanager
     def epoch(self, epoch: Epoch) -> Iterator[None]:

@@ -5,7 +5,7 @@ import logging
 import random
 import sys
 from collections.abc import Iterator
-from typing import Any, Optional
+from typing import Any
 
 import torch
 
@@ -34,7 +34,7 @@ class RepeatableBatches(Hook):
 
     def __init__(self, seed: int) -> None:
         self._seed = seed
-        self._numbers: Optional[ModuleNumbers] = None
+        self._numbers: ModuleNumbers | None = None
 
     @contextlib.contextmanager
     def epoch(self, epoch: Epoch) -> Iterator[None]:

@@ -4,8 +4,8 @@ import contextlib
 import logging
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from typing import Any, Callable, Optional
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import torch
 
@@ -38,8 +38,8 @@ class RoutingProof(Hook):
 
     def __init__(
         self,
-        workspace_mib: Optional[float] = None,
-        names: Optional[Mapping[str, str]] = None,
+        workspace_mib: float | None = None,
+        names: Mapping[str, str] | None = None,
     ) -> None:
         self._is_due = True
         self._workspace_mib = workspace_mib

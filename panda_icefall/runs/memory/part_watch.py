@@ -8,8 +8,8 @@ import dataclasses
 import functools
 import sys
 import time
-from collections.abc import Mapping
-from typing import Any, Callable, Optional
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import nn
@@ -59,9 +59,9 @@ class PartWatch:
     def __init__(
         self,
         meter: "PartMeter",
-        model: Optional[nn.Module],
+        model: nn.Module | None,
         optimizer: Any,
-        names: Optional[Mapping[str, str]] = None,
+        names: Mapping[str, str] | None = None,
     ) -> None:
         self._meter = meter
         self._optimizer = optimizer
@@ -126,7 +126,7 @@ class PartWatch:
 class _PartHook:
     """A module hook that tells the meter; copies of it, with a copied model, are silent."""
 
-    def __init__(self, part: str, tell: Optional[Callable[[str], None]] = None) -> None:
+    def __init__(self, part: str, tell: Callable[[str], None] | None = None) -> None:
         self._part = part
         self._tell = tell
 
@@ -190,7 +190,7 @@ class PartMeter:
         self._is_running = False
         self._parts: dict[str, Part] = {}
         self._entered: list[str] = []
-        self._held: Optional[str] = None
+        self._held: str | None = None
         self._since = 0.0
         self._before_bytes = 0
 

@@ -1,8 +1,8 @@
 """The two phases of a training step, measured and logged: ``compute_loss``, ``backward_update``."""
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any, Callable, Optional
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import nn
@@ -37,10 +37,10 @@ class PhaseRecorder:
         device: torch.device,
         tb_writer: Any,
         *,
-        model: Optional[nn.Module] = None,
+        model: nn.Module | None = None,
         optimizer: Any = None,
         scaler: Any = None,
-        projections: Optional[Mapping[str, str]] = None,
+        projections: Mapping[str, str] | None = None,
     ) -> None:
         self._log = log
         self._ledger = ledger
@@ -49,12 +49,12 @@ class PhaseRecorder:
         self._watch = PartWatch(self._meter, model, optimizer, projections)
         self._tb_writer = tb_writer
         self._scaler = scaler
-        self._phase: Optional[str] = None
+        self._phase: str | None = None
         self._values: dict[str, Any] = {}
         self._noted: dict[str, Any] = {}
 
     def around_loss(
-        self, compute_loss: Callable[[], Any], step: int, batch_idx_train: Optional[int]
+        self, compute_loss: Callable[[], Any], step: int, batch_idx_train: int | None
     ) -> Any:
         """Call the recipe's ``compute_loss`` as a phase, and begin the phase that follows it.
 
@@ -77,7 +77,7 @@ class PhaseRecorder:
         self.begin("backward_update", step, batch_idx_train)
         return result
 
-    def begin(self, phase: str, step: int, batch_idx_train: Optional[int]) -> None:
+    def begin(self, phase: str, step: int, batch_idx_train: int | None) -> None:
         """End the phase that is open, if any, and begin ``phase`` of training step ``step``."""
         self.end()
         self._ledger.advance()
@@ -105,7 +105,7 @@ class PhaseRecorder:
         if isinstance(loss, torch.Tensor):
             self._noted["losses_nonfinite"] = int(not loss.detach().isfinite().all())
 
-    def end(self, error: Optional[BaseException] = None) -> None:
+    def end(self, error: BaseException | None = None) -> None:
         """Write the rows of the open phase; does nothing where none is open."""
         if self._phase is None:
             return
@@ -132,7 +132,7 @@ class PhaseRecorder:
         self._log.write_phase(values, self._tb_writer, step)
 
 
-def added_by_losses(readings: Mapping[str, MemoryReading]) -> Optional[int]:
+def added_by_losses(readings: Mapping[str, MemoryReading]) -> int | None:
     """What the losses of a step added, in forward, to the memory that the encoder had left.
 
     Args:

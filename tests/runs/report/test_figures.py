@@ -1,5 +1,6 @@
 """What the figures show, asked of the drawn matplotlib objects."""
 
+import itertools
 import math
 import struct
 
@@ -209,7 +210,7 @@ def test_forty_long_names_neither_overlap_nor_leave_the_figure(drawn):
     boxes = [label.get_window_extent() for label in labels]
     assert min(box.x0 for box in boxes) >= 0
     spans = sorted((box.y0, box.y1) for box in boxes)
-    assert all(upper[0] >= lower[1] - 1 for lower, upper in zip(spans, spans[1:]))
+    assert all(upper[0] >= lower[1] - 1 for lower, upper in itertools.pairwise(spans))
     assert len({label.get_text() for label in labels}) == 44, "shortened names stay apart"
 
 

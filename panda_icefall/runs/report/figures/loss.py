@@ -1,9 +1,9 @@
 """The figure of the losses: curves over each other, their relative difference, the loss scale."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any, Callable
+from typing import TYPE_CHECKING, Any
 
 from panda_icefall.runs.records import Arm
 from panda_icefall.runs.report.figures.style import (

@@ -1,7 +1,8 @@
 """The figures of memory: the peak of every training step, and memory and time by its phases."""
 
 import math
-from typing import TYPE_CHECKING, Callable
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from panda_icefall.runs.records import Arm, phases_of
 from panda_icefall.runs.report import units
