@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 HALVES = (torch.float16, torch.bfloat16)
+WIDE = (torch.float32, torch.float64)
 RNNT_TYPES = ("regular", "modified", "constrained")
 BOUNDARY_FIELDS = "[s_begin, t_begin, s_end, t_end]"
 

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from panda_icefall.lattice.validation import HALVES
-
-WIDE = (torch.float32, torch.float64)
+from panda_icefall.lattice.validation import HALVES, WIDE
 
 
 def check_floats(name: str, values: Tensor, shape: str, *, takes_half: bool = False) -> None:

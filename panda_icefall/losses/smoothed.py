@@ -166,7 +166,8 @@ def mixed_arcs(
       px_lm, py_lm: ``[B, S, 1]`` and ``[B, S+1, 1]``, lm at the symbols and at the blank.
       log_z: ``[B, S+1, T]``, the joint normaliser.
       lm_log_z: ``[B, S+1, 1]``, that of lm alone.
-      unigram: its log-probs at the symbols ``[B, S, 1]`` and at the blank ``[B, 1, 1]``, and the
+      unigram: its log-probs at the symbols ``[B, S, 1]`` and at the blank, which
+        broadcasts to ``[B, 1, 1]``, and the
         normaliser ``[B, 1, T]`` of am and the unigram; None where ``am_only`` is 0.
 
     Returns:

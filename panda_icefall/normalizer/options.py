@@ -12,7 +12,7 @@ from panda_icefall.normalizer.workspace import auto_workspace_bytes
 
 @dataclass(frozen=True)
 class TileOptions:
-    """What one call gets, or all that routing makes.
+    """Options of one call, or of all routed losses.
 
     Attributes:
       workspace_bytes: upper bound of a tile's scratch, in bytes. None: by the device, see
@@ -50,6 +50,3 @@ class TileOptions:
         if self.adjoint_tolerance is None:
             return torch.finfo(dtype).eps / 2
         return self.adjoint_tolerance
-
-
-DEFAULT = TileOptions()

@@ -121,9 +121,9 @@ class Applied:
 
 
 def _swaps_in_torch() -> list[Swap]:
-    """Functions of torch that do not ask ``__torch_function__``: they learn to take stand-ins.
+    """Of functions of torch that do not ask ``__torch_function__``.
 
-    Or they are given the tensors that these stand for.
+    Ours take stand-ins, or turn them into the tensors that they stand for first.
     """
     function: Any = torch.autograd.Function
     swaps = [

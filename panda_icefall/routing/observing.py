@@ -1,4 +1,4 @@
-"""Who looks on: observers of the log-probs of routed losses, and hooks that see no tensor."""
+"""Observers of the log-probs of routed losses, and hooks that see no tensor."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def say_blind_hooks(module: nn.Module) -> None:
 
 
 def forget_blind_hooks() -> None:
-    """Say it again from now on, and look at no loss until then."""
+    """Forget which hooks were reported; check no loss for non-finite values until the next."""
     _said_blind.clear()
     _watched.clear()
 
@@ -140,11 +140,11 @@ def blind_hooks(module: nn.Module) -> list[str]:
     return [
         kind
         for kind, registered in hooks.items()
-        if any(not _is_at_home_here(hook) for hook in registered.values())
+        if any(not _is_own_or_torchs(hook) for hook in registered.values())
     ]
 
 
-def _is_at_home_here(hook: object) -> bool:
+def _is_own_or_torchs(hook: object) -> bool:
     return str(getattr(hook, "__module__", "")).startswith(("panda_icefall.", "torch."))
 
 

@@ -132,10 +132,6 @@ def revert() -> None:
 
     A replacement that somebody else has wrapped or replaced since is left alone, with a warning.
     """
-    _put_back()
-
-
-def _put_back() -> None:
     global _applied
     if _applied is not None:
         _applied.put_back()
@@ -171,7 +167,7 @@ def patched(
             yield
     finally:
         if not was_applied:
-            _put_back()
+            revert()
         elif _applied is not None:
             _state.options = before
 

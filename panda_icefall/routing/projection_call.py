@@ -49,7 +49,7 @@ class ProjectionCall(LateInputs):
 
     @classmethod
     def of(cls, name: str, input: Any, weight: Any, bias: Any = None) -> ProjectionCall | None:
-        """The arguments of an ``F.linear``; None for those that it is better left to judge."""
+        """The arguments of an ``F.linear``; None where torch should raise or run itself."""
         given = [input, weight] if bias is None else [input, weight, bias]
         if not all(isinstance(t, Tensor) and t.device == input.device for t in given):
             return None

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from panda_icefall.dynamo import is_traced
+from panda_icefall.lattice.validation import WIDE
 from panda_icefall.losses.lattices.full import Loss
 from panda_icefall.losses.simple_tiled import Projection, tiled_rnnt_loss_smoothed
 from panda_icefall.losses.smoothed import Scales
@@ -17,8 +18,6 @@ from panda_icefall.normalizer import TileCounters, TileOptions
 from panda_icefall.routing.projections import DeferredProjection
 from panda_icefall.routing.stand_in import StandIn
 
-_WIDE = (torch.float32, torch.float64)
-
 
 def why_not(value: StandIn) -> str | None:
     """Why am or lm, a stand-in, has to become a tensor; None: it need not."""
@@ -26,7 +25,7 @@ def why_not(value: StandIn) -> str | None:
         return "the simple loss"
     if value.is_materialised:
         return "used elsewhere"  # and counted there
-    if value.dtype not in _WIDE:
+    if value.dtype not in WIDE:
         return "not cast to float32"
     if value.grad_enabled != torch.is_grad_enabled():
         return "loss in another grad mode than the projections"
@@ -41,9 +40,7 @@ def takes(arguments: Mapping[str, Any]) -> bool:
     """
     am, lm = arguments["am"], arguments["lm"]
     are_known = all(isinstance(value, (Tensor, DeferredProjection)) for value in (am, lm))
-    return (
-        are_known and am.dtype == lm.dtype in _WIDE and am.device == lm.device and not is_traced()
-    )
+    return are_known and am.dtype == lm.dtype in WIDE and am.device == lm.device and not is_traced()
 
 
 def compute(arguments: Mapping[str, Any], options: TileOptions, *, counters: TileCounters) -> Loss:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import threading
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -64,9 +65,9 @@ class LossTotals:
         for f in dataclasses.fields(LossTotals):
             mine, theirs = getattr(self, f.name), getattr(other, f.name)
             if f.name == "materialised":
-                counts = {
-                    n: mine.get(n, 0) + sign * theirs.get(n, 0) for n in sorted({*mine, *theirs})
-                }
+                # In the order of their first time: the first is often the cause of the others.
+                names = {**mine, **theirs}
+                counts = {n: mine.get(n, 0) + sign * theirs.get(n, 0) for n in names}
                 values[f.name] = {name: count for name, count in counts.items() if count}
             else:
                 values[f.name] = mine + sign * theirs
@@ -96,13 +97,16 @@ class RoutingCounters:
     totals: LossTotals = field(default_factory=LossTotals)
     tiles: TileCounters = field(default_factory=TileCounters)
     simple_tiles: TileCounters = field(default_factory=TileCounters)
+    # Replicas of nn.DataParallel count from threads of their own.
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def reset(self) -> None:
         """Begin again with zeros; what a backward counts later belongs to the old totals."""
         self.totals, self.tiles, self.simple_tiles = LossTotals(), TileCounters(), TileCounters()
 
     def add(self, counted: LossTotals) -> None:
-        self.totals += counted
+        with self._lock:
+            self.totals += counted
 
     def count_joint(self, operation: str) -> None:
         """A recorded joiner was turned into a tensor; said once per operation."""
@@ -121,9 +125,11 @@ class RoutingCounters:
         )
 
     def _count_materialised(self, operation: str, what_happens: str) -> None:
-        if operation not in self.totals.materialised:
+        with self._lock:
+            is_first = operation not in self.totals.materialised
+            self.totals += LossTotals(materialised={operation: 1})
+        if is_first:
             logging.warning("panda: %s; said once", what_happens)
-        self.add(LossTotals(materialised={operation: 1}))
 
     def snapshot(self, replaced: tuple[str, ...]) -> Status:
         """The totals now.

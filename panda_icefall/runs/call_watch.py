@@ -63,7 +63,11 @@ def explain_not_routed(counters: LossTotals, calls: "Counter[str]") -> str:
         ops = ", ".join(f"{op} ({n} times)" for op, n in sorted(counters.materialised.items()))
         parts.append(f"the recorded joiner was turned into a tensor by {ops}")
     if counters.simple_losses_routed:
-        parts.append(f"only simple losses were routed ({counters.simple_losses_routed} times)")
+        parts.append(f"simple losses alone were routed ({counters.simple_losses_routed} times)")
+    if counters.simple_losses_dense:
+        parts.append(
+            f"simple losses were computed as without PANDA ({counters.simple_losses_dense} times)"
+        )
     if calls:
         names = ", ".join(f"{name} ({n} times)" for name, n in sorted(calls.items()))
         parts.append(f"called instead: {names}")

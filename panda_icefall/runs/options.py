@@ -248,5 +248,7 @@ class PandaOptions:
 def spelt(value: Any) -> str:
     """An option's value as the word that gives it."""
     if isinstance(value, Mapping):
-        return ",".join(f"{name}={item}" for name, item in value.items())
+        return ",".join(f"{name}={spelt(item)}" for name, item in value.items())
+    if isinstance(value, float):
+        return repr(value).removesuffix(".0")
     return str(int(value)) if isinstance(value, bool) else str(value)

@@ -371,6 +371,7 @@ def test_wrong_arguments_stop_training_with_a_clear_message(
     monkeypatch.setattr(sys, "argv", ["train.py", f"--exp-dir={tmp_path}", *SMALL_MODEL, *filled])
     with pytest.raises((SystemExit, FileNotFoundError)) as caught:
         recipe.train.main()
+    assert getattr(caught.value, "code", 1) != 0
     assert re.search(message, f"{caught.value} {capsys.readouterr().err}")
 
 

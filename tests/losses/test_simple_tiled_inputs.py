@@ -17,6 +17,7 @@ from simple_losses import (
     workspace_of,
 )
 
+from panda_icefall.losses.simple_tiled import Projection
 from panda_icefall.normalizer import TileCounters
 
 
@@ -84,6 +85,34 @@ def test_unfit_arguments_of_projections_are_refused(changed, message):
     arguments = arguments_of() | changed
     with pytest.raises(ValueError, match=message):
         of_projections(*tensors(dtype=torch.float32), **arguments)
+
+
+@pytest.mark.parametrize(
+    ("changed", "error", "message"),
+    [
+        ({"input": torch.zeros(5, 7)}, ValueError, r"input: got .*\[B, R, D\]"),
+        ({"input": torch.zeros(5, 0, 7)}, ValueError, r"input: got .*B, R >= 1"),
+        ({"weight": torch.zeros(37, 8)}, ValueError, r"weight: got .*expected \[C, 7\]"),
+        ({"weight": torch.zeros(7)}, ValueError, r"weight: got shape \(7,\)"),
+        ({"bias": torch.zeros(1)}, ValueError, r"bias: got shape \(1,\), expected \[37\]"),
+        ({"weight": torch.zeros(37, 7).double()}, TypeError, r"weight: got torch.float64, .*32"),
+        ({"bias": torch.zeros(37).half()}, TypeError, r"bias: got torch.float16"),
+        ({"input": torch.zeros(5, 11, 7).half()}, TypeError, r"input: got torch.float16"),
+        ({"head_dtype": torch.float64}, TypeError, r"head_dtype: got torch.float64"),
+        (
+            {"input": torch.zeros(5, 11, 7).double(), "head_dtype": torch.bfloat16},
+            TypeError,
+            r"input: got torch.float64, .*head_dtype=torch.bfloat16",
+        ),
+        ({"weight": torch.zeros(37, 7, device="meta")}, ValueError, r"weight: got device meta"),
+    ],
+)
+def test_parts_that_make_no_projection_are_refused(changed, error, message):
+    parts = {"input": torch.zeros(5, 11, 7), "weight": torch.zeros(37, 7), "bias": None}
+    head_dtype = changed.get("head_dtype")
+    parts |= {name: value for name, value in changed.items() if name != "head_dtype"}
+    with pytest.raises(error, match=message):
+        Projection.of(tuple(parts.values()), head_dtype)
 
 
 @pytest.mark.parametrize(

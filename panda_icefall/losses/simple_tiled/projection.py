@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from panda_icefall.lattice.validation import HALVES, WIDE
 from panda_icefall.losses.simple_tiled.source import LogitBlock, LogitSource, Parts
 
 
@@ -28,10 +29,16 @@ class Projection(LogitSource):
     def of(
         cls, parts: Sequence[Tensor | None], head_dtype: torch.dtype | None = None
     ) -> Projection:
-        """Of ``input`` ``[B, R, D]``, ``weight`` ``[C, D]`` and ``bias`` ``[C]`` or None."""
-        input, weight, _ = parts
+        """Of ``input`` ``[B, R, D]``, ``weight`` ``[C, D]`` and ``bias`` ``[C]`` or None.
+
+        Raises:
+          ValueError: shapes or devices that do not fit each other.
+          TypeError: dtypes that no linear layer takes together.
+        """
+        input, weight, bias = parts
         assert input is not None
         assert weight is not None
+        _check_parts(input, weight, bias, head_dtype)
         return cls(
             parts=tuple(parts),
             dtype=input.dtype if head_dtype is None else torch.float32,
@@ -54,6 +61,39 @@ class Projection(LogitSource):
         """What the linear layer reads, widened: products of half values are exact in float32."""
         tensor = tensor if self.head_dtype is None else tensor.to(self.head_dtype)
         return tensor.to(self.dtype)
+
+
+def _check_parts(
+    input: Tensor, weight: Tensor, bias: Tensor | None, head_dtype: torch.dtype | None
+) -> None:
+    rounded = (*HALVES, torch.float32)
+    if head_dtype is not None and head_dtype not in rounded:
+        raise TypeError(f"head_dtype: got {head_dtype}, expected None or one of {rounded}")
+    if input.dim() != 3 or 0 in input.shape[:2]:
+        raise ValueError(f"input: got shape {tuple(input.shape)}, expected [B, R, D], B, R >= 1")
+    if weight.dim() != 2 or weight.shape[1] != input.shape[2] or weight.shape[0] == 0:
+        raise ValueError(
+            f"weight: got shape {tuple(weight.shape)}, expected [C, {input.shape[2]}], C >= 1, for "
+            f"input of shape {tuple(input.shape)}"
+        )
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise ValueError(
+            f"bias: got shape {tuple(bias.shape)}, expected [{weight.shape[0]}] or None"
+        )
+    if head_dtype is not None:
+        allowed: tuple[torch.dtype, ...] = rounded
+    else:
+        allowed = (input.dtype,) if input.dtype in WIDE else WIDE
+    for name, tensor in (("input", input), ("weight", weight), ("bias", bias)):
+        if tensor is None:
+            continue
+        if tensor.dtype not in allowed:
+            raise TypeError(
+                f"{name}: got {tensor.dtype}, expected {' or '.join(map(str, allowed))} with "
+                f"head_dtype={head_dtype}"
+            )
+        if tensor.device != input.device:
+            raise ValueError(f"{name}: got device {tensor.device}, expected {input.device}")
 
 
 class _ProjectedRows(LogitBlock):

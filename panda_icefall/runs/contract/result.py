@@ -184,9 +184,9 @@ def backward_violations(result: ContractResult) -> list[str]:
     if not silent or len(silent) < len(result.batches):
         return []
     return [
-        f"the pruned loss had no gradient in the {len(silent)} batch(es) compared (has it the "
-        "weight 0 while the recipe warms up?): nothing of its backward was compared; compare "
-        "batches after the warm-up, e.g. with a shorter --model-warm-step"
+        f"the pruned loss had no gradient in the {len(silent)} batch(es) compared (does the "
+        "recipe give it the weight 0 while it warms up?): nothing of its backward was compared; "
+        "compare batches after the warm-up, e.g. with a shorter --model-warm-step"
     ]
 
 
@@ -194,7 +194,9 @@ def final_violations(result: ContractResult) -> list[str]:
     """The groups whose final parameters are further apart than rounding explains."""
     found = []
     for routed, twin in zip(result.parameters, result.parameters_twin):
-        bound = max(result.tolerances.parameter_rel_l2, TWIN_FACTOR * twin.rel_l2)
+        # A twin that itself went wrong excuses nothing.
+        rounding = TWIN_FACTOR * twin.rel_l2 if math.isfinite(twin.rel_l2) else 0.0
+        bound = max(result.tolerances.parameter_rel_l2, rounding)
         if not routed.rel_l2 <= bound:
             found.append(
                 f"parameters of {routed.group} after {result.update_steps} update(s): "

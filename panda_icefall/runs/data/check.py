@@ -104,7 +104,7 @@ def _check_manifest(
                 f"{name} with features in {stored}, which does not exist, expected them where the "
                 f"manifest says; restore that file or {prepare}"
             )
-        texts = [supervision.get("text") or "" for supervision in cut.get("supervisions") or []]
+        texts = [str(one.get("text") or "") for one in cut.get("supervisions") or []]
         if has_supervisions and not any(text.strip() for text in texts):
             raise UsageError(f"{name} without a transcript, expected a supervision; {prepare}")
 
@@ -118,9 +118,16 @@ def _first_cuts(path: Path, prepare: str) -> list[dict[str, Any]]:
             f"{path}: got a file that does not read as gzipped JSON lines ({error}), expected a "
             f"lhotse cut manifest; {prepare}"
         ) from error
-    if not all(isinstance(cut, dict) for cut in cuts):
+    if not all(map(_is_cut, cuts)):
         raise UsageError(f"{path}: got lines that are no cuts, expected a cut a line; {prepare}")
     return cuts
+
+
+def _is_cut(cut: Any) -> bool:
+    if not isinstance(cut, dict) or not isinstance(cut.get("features") or {}, dict):
+        return False
+    supervisions = cut.get("supervisions") or []
+    return isinstance(supervisions, list) and all(isinstance(one, dict) for one in supervisions)
 
 
 def _stored_features(features: dict[str, Any], corpus_folder: Path) -> Path | None:

@@ -1,4 +1,4 @@
-"""What can be put around the training of a process: one protocol for every such part."""
+"""What a training session calls at its events: one protocol for every part of a run."""
 
 import contextlib
 import logging
@@ -6,17 +6,18 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from panda_icefall.routing import PandaError
+from panda_icefall.runs.errors import NotRoutedError
 from panda_icefall.runs.recipe_calls import Epoch, LossCall
 
 __all__ = ["Hook", "call_each"]
 
 
 class Hook:
-    """One part that hangs on a training session; each method here does nothing.
+    """One part of a training session; each method here does nothing.
 
-    The session calls all its hooks in one order, at every event: none can keep an event from
-    another. What a method raises ends the run, but :meth:`after_batch` and :meth:`close` of the
-    other hooks are called all the same, and the epochs that were entered are left.
+    The session calls its hooks in one order. What a method raises ends the run, but
+    :meth:`after_batch` and :meth:`close` of the other hooks are called all the same, and the epochs
+    that were entered are left.
     """
 
     def epoch(self, epoch: Epoch) -> contextlib.AbstractContextManager[None]:
@@ -45,21 +46,24 @@ class Hook:
 
 
 def call_each(calls: Iterable[Callable[[], None]]) -> None:
-    """Make every call, also after one has raised; the first error is raised at the end.
+    """Make every call, also after one has raised; one error is raised at the end.
 
-    Further errors are logged, with their tracebacks where they are none of PANDA's own.
+    That is the first signal or exit, else the first error. Further ones are logged, with their
+    tracebacks where they are none of PANDA's own.
     """
-    first: BaseException | None = None
+    raised: list[BaseException] = []
     for call in calls:
         try:
             call()
         except BaseException as error:
-            if first is None:
-                first = error
-            else:
-                is_own = isinstance(error, PandaError)
-                logging.error(
-                    "panda: also %s: %s", type(error).__name__, error, exc_info=not is_own
-                )
-    if first is not None:
-        raise first
+            raised.append(error)
+    if not raised:
+        return
+    first = next((error for error in raised if not isinstance(error, Exception)), raised[0])
+    for further in raised:
+        # Two hooks may find that nothing was routed.
+        if further is first or (isinstance(first, NotRoutedError) and type(further) is type(first)):
+            continue
+        traceback = False if isinstance(further, PandaError) else further
+        logging.error("panda: also %s: %s", type(further).__name__, further, exc_info=traceback)
+    raise first

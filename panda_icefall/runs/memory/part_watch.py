@@ -146,13 +146,11 @@ class Part:
       seconds: Their sum.
       stretches: How many there were.
       reading: The memory at the end of the last one, and the peak over all of them, in bytes.
-      before_bytes: The memory at the beginning of the first one.
     """
 
     seconds: float
     stretches: int
     reading: MemoryReading
-    before_bytes: int
 
     def __add__(self, other: "Part") -> "Part":
         """Both one after the other; ``other`` is the later one."""
@@ -162,7 +160,7 @@ class Part:
             is_since_start=self.reading.is_since_start or other.reading.is_since_start,
         )
         stretches = self.stretches + other.stretches
-        return Part(self.seconds + other.seconds, stretches, reading, self.before_bytes)
+        return Part(self.seconds + other.seconds, stretches, reading)
 
     def as_row(self) -> dict[str, Any]:
         """The part under the names that the memory log uses."""
@@ -192,7 +190,6 @@ class PartMeter:
         self._entered: list[str] = []
         self._held: str | None = None
         self._since = 0.0
-        self._before_bytes = 0
 
     def start(self) -> None:
         """Begin a phase, in ``other``."""
@@ -201,7 +198,6 @@ class PartMeter:
         self._held = None
         self._is_running = True
         self._probe.start()
-        self._before_bytes = self._probe.read().current_bytes
         self._since = time.perf_counter()
 
     def enter(self, name: str) -> None:
@@ -252,6 +248,6 @@ class PartMeter:
     def _book(self, name: str) -> None:
         reading = self._probe.read()  # waits for the device: the clock is read after it
         now = time.perf_counter()
-        part = Part(now - self._since, 1, reading, self._before_bytes)
-        self._since, self._before_bytes = now, reading.current_bytes
+        part = Part(now - self._since, 1, reading)
+        self._since = now
         self._parts[name] = self._parts[name] + part if name in self._parts else part

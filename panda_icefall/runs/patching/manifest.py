@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import panda_icefall
+from panda_icefall.runs.errors import UsageError
 
 __all__ = ["MANIFEST_PATH", "KnownFile", "Manifest", "describe_content", "sha256"]
 
@@ -45,11 +46,18 @@ class Manifest:
 
     @classmethod
     def read(cls, path: Path) -> "Manifest | None":
-        """The manifest in the file at ``path``; ``None`` where there is no such file."""
+        """The manifest in the file at ``path``; ``None`` where there is no such file.
+
+        Raises:
+          UsageError: The file is no manifest.
+        """
         if not path.is_file():
             return None
-        content = json.loads(path.read_text(encoding="utf-8"))
-        return cls(content["commit"], tuple(KnownFile(**file) for file in content["files"]))
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            return cls(content["commit"], tuple(KnownFile(**file) for file in content["files"]))
+        except (ValueError, KeyError, TypeError) as error:
+            raise UsageError(f"{path} is no manifest of patches: {error!r}") from error
 
 
 def sha256(content: bytes) -> str:

@@ -83,7 +83,8 @@ def print_contract(result: ContractResult, path: Path, console: Console) -> None
     columns = ("gradient max-abs", "gradient rel-L2", "cosine", "parameters rel-L2", "dense twin")
     groups = Table(Column("group", overflow="fold"), *columns)
     groups.title = (
-        "worst over the updates; dense twin: start perturbed by one ulp, simple losses re-rounded"
+        "worst over the updates; dense twin: start perturbed by one ulp, simple losses rounded "
+        "differently"
     )
     final = {d.group: f"{d.rel_l2:.2e}" for d in result.parameters}
     twin = {d.group: f"{d.rel_l2:.2e}" for d in result.parameters_twin}

@@ -28,7 +28,8 @@ def code(text: str) -> str:
 
 def picture(file_name: str, caption: str) -> str:
     """A figure that lies beside the report, and what it shows."""
-    return f"![{file_name}]({file_name})\n\n*{plain(caption)}*"
+    alternative = plain(caption).replace("[", "(").replace("]", ")")
+    return f"![{alternative}]({file_name})\n\n*{plain(caption)}*"
 
 
 def table(

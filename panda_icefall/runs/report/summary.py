@@ -49,8 +49,8 @@ def print_summary(outcomes: list[RunOutcome], console: Console, options: PandaOp
     console.print(table)
     if any(o.is_bounded for o in outcomes):
         console.print(
-            "The run ended at the bound that was asked for; a checkpoint that it saved of that "
-            "epoch is one of a part of it."
+            "The run ended at the bound that was asked for; a checkpoint of that epoch holds only "
+            "a part of it."
         )
     for outcome in outcomes:
         for label, path in (("memory log", outcome.memory_log), ("contract", outcome.contract)):

@@ -168,9 +168,10 @@ def test_a_file_that_is_no_manifest_is_refused(make_data, content):
         check_aishell(data)
 
 
-def test_lines_that_are_no_cuts_are_refused(make_data, rewrite):
+@pytest.mark.parametrize("line", ["a text", 3, {"features": 3}, {"supervisions": ["a text"]}])
+def test_lines_that_are_no_cuts_are_refused(make_data, rewrite, line):
     data = make_data(*CASES[0])
-    rewrite(data / TRAIN, ["a text", 3])
+    rewrite(data / TRAIN, [line])
     with pytest.raises(UsageError, match="got lines that are no cuts"):
         check_aishell(data)
 

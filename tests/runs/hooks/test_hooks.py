@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from panda_icefall.routing import PandaError
-from panda_icefall.runs import PandaOptions, run_recipe, session
+from panda_icefall.runs import NotRoutedError, PandaOptions, run_recipe, session
 from panda_icefall.runs.hooks import Hook, call_each, hooks_for
 
 MEMORY_LOG = PandaOptions(memory_log=Path("m.jsonl"))
@@ -113,7 +113,26 @@ def test_every_call_is_made_and_the_first_error_raised(caplog):
         call_each([calls[0], lambda: made.append(None), *calls[1:]])
     assert made == [errors[0], None, *errors[1:]]
     assert caplog.messages == ["panda: also ValueError: second", "panda: also PandaError: third"]
-    assert [record.exc_info is not False for record in caplog.records] == [True, False]
+    assert [bool(record.exc_info) for record in caplog.records] == [True, False]
+
+
+def test_a_signal_wins_over_an_error_before_it(caplog):
+    def fail(error):
+        raise error
+
+    errors = [KeyError("first"), KeyboardInterrupt(), SystemExit(3)]
+    with pytest.raises(KeyboardInterrupt), caplog.at_level(logging.ERROR):
+        call_each([functools.partial(fail, error) for error in errors])
+    assert caplog.messages == ["panda: also KeyError: 'first'", "panda: also SystemExit: 3"]
+
+
+def test_that_nothing_was_routed_is_said_once(caplog):
+    def fail():
+        raise NotRoutedError("nothing")
+
+    with pytest.raises(NotRoutedError):
+        call_each([fail, fail])
+    assert caplog.messages == []
 
 
 @pytest.mark.parametrize(

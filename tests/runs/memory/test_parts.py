@@ -129,22 +129,9 @@ def test_the_peak_is_reset_at_each_boundary_and_the_largest_is_kept():
     assert whole.reading.peak_bytes == 40
 
 
-def test_the_memory_before_a_part_is_that_at_the_end_of_the_one_before():
-    probe = Probe(itertools.count())
-    sizes = iter([10, 20, 70, 30])
-    probe.read = lambda: MemoryReading("cpu", next(sizes), 99)
-    meter = PartMeter(probe)
-    meter.start()
-    meter.enter("a")
-    meter.leave("a")
-    _, parts = meter.finish()
-    assert {name: part.before_bytes for name, part in parts.items()} == {"other": 10, "a": 20}
-
-
 def test_one_peak_that_could_not_be_reset_marks_the_sum():
-    first = Part(1.0, 1, MemoryReading("cpu", 3, 9, is_since_start=True), before_bytes=2)
-    both = first + Part(2.0, 1, MemoryReading("cpu", 4, 5), before_bytes=3)
-    assert both.before_bytes == 2
+    first = Part(1.0, 1, MemoryReading("cpu", 3, 9, is_since_start=True))
+    both = first + Part(2.0, 1, MemoryReading("cpu", 4, 5))
     row = both.as_row()
     assert row == {
         "seconds": 3.0,

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from panda_icefall.runs.errors import UsageError
 from panda_icefall.runs.patching.lines import DECORATOR, IMPORT
 from panda_icefall.runs.patching.manifest import (
     MANIFEST_PATH,
@@ -23,6 +24,14 @@ def test_a_manifest_is_read_as_it_was_written(tmp_path):
     path.write_text(manifest.dumps())
     assert Manifest.read(path) == manifest
     assert Manifest.read(tmp_path / "none.json") is None
+
+
+@pytest.mark.parametrize("text", ["{", "{}", '{"commit": "c", "files": [{"path": "p"}]}', "[]"])
+def test_another_file_is_no_manifest(tmp_path, text):
+    path = tmp_path / "manifest.json"
+    path.write_text(text)
+    with pytest.raises(UsageError, match=re.escape(f"{path} is no manifest of patches")):
+        Manifest.read(path)
 
 
 @pytest.mark.parametrize(
