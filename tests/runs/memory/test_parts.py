@@ -114,7 +114,7 @@ def test_nothing_is_heard_outside_of_a_phase_or_unmatched(meter):
 
 
 def test_the_peak_is_reset_at_each_boundary_and_the_largest_is_kept():
-    probe = Probe([1, 5, 40, 7, 30, 9])
+    probe = Probe([5, 40, 7, 30, 9])
     meter = PartMeter(probe)
     meter.start()
     for _ in range(2):
