@@ -6,6 +6,7 @@ are marked slow here, others that are slow by themselves.
 
 import importlib.util
 import os
+import signal
 import sys
 
 import pytest
@@ -29,6 +30,9 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
+    # A shell puts jobs into the background with SIGINT ignored, which their processes inherit.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     bug = config.getoption("--plant")
     if bug is not None:
         import planted
