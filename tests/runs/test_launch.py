@@ -316,7 +316,7 @@ def test_log_checkpoint_and_summary_say_that_panda_was_on_and_with_what(recipe, 
     recipe.edit(SAVED)
     options = PandaOptions(use_panda=True, workspace_mib=2.0)
     assert run_recipe(recipe.train_py, ["--exp-dir", "exp", "--num-epochs", "2"], options) == 0
-    words = "--use-panda 1 --panda-workspace-mib 2.0"
+    words = "--use-panda 1 --panda-workspace-mib 2"
     word = f"panda-icefall {panda_icefall.__version__}: {words}"
     assert caplog.messages.count(f"panda: {word}") == 1
     for epoch in range(2):  # plain text: loads where there is no PANDA

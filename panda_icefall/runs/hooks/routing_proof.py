@@ -118,6 +118,7 @@ def _what_happened(counted: LossTotals, projections: list[str]) -> str:
     if not counted.simple_losses_routed + counted.simple_losses_dense:
         return "no simple loss was seen in the first training batch"
     names = {path.rpartition(".")[2] for path in projections}
-    operations = ", ".join(op for op in counted.materialised if op.partition(":")[0] in names)
+    found = sorted(op for op in counted.materialised if op.partition(":")[0] in names)
+    operations = ", ".join(found)
     why = f" ({operations})" if operations else ""
     return f"every simple loss of the first training batch was given tensors{why}"

@@ -83,6 +83,12 @@ def test_the_bound_in_minutes_may_change_and_nothing_else(earlier, inputs):
         read_earlier(out, inputs())
 
 
+def test_a_link_to_a_file_that_is_gone_is_left_out(inputs):
+    before = inputs()
+    (inputs.recipe / "gone.py").symlink_to(inputs.recipe / "nowhere.py")
+    assert inputs() == before
+
+
 def test_folders_that_hold_no_unfinished_run(earlier, inputs, tmp_path):
     assert read_earlier(tmp_path / "new", inputs()) is None
     (tmp_path / "empty").mkdir()
