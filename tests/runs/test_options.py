@@ -217,7 +217,7 @@ def test_one_workspace_default_for_everybody():
 
 def test_options_are_told_in_the_words_in_which_they_are_typed():
     words = (
-        "--use-panda 1 --panda-workspace-mib 0.5 --panda-adjoint-tolerance 0.0 "
+        "--use-panda 1 --panda-workspace-mib 0.5 --panda-adjoint-tolerance 0 "
         "--panda-max-batches 1 --panda-batch-seed 0 --panda-last-bit-twin 1"
     )
     options, _ = split_panda_arguments(words.split())
