@@ -62,7 +62,7 @@ def rnnt_loss_pruned(
     targets = next_symbols(symbols, ranges, termination_symbol)
     target, blank, _ = dense_log_probs(widened(logits), targets, termination_symbol, use_hat_loss)
     px, py = pruned_px_py(target, blank, ranges, symbols.shape[1], boundary, rnnt_type)
-    return loss_of_arcs(px, py, spec)
+    return loss_of_arcs(px, py, spec, is_checked=True)
 
 
 def dense_log_probs(

@@ -102,7 +102,7 @@ def _loss(lm: Tensor, am: Tensor, spec: LatticeSpec, scales: Scales, return_grad
     with torch.autocast(lm.device.type, enabled=False):
         px, py = smoothed_arcs(widened(lm), widened(am), spec, scales)
         px = symbol_arcs(px, py, spec)
-        return loss_of_arcs(px, py, spec, return_grad)
+        return loss_of_arcs(px, py, spec, return_grad, is_checked=True)
 
 
 def smoothed_arcs(

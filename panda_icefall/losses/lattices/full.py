@@ -85,13 +85,13 @@ def score(
 
 @overload
 def loss_of_arcs(
-    px: Tensor, py: Tensor, options: LatticeOptions, *, is_checked: bool = True
+    px: Tensor, py: Tensor, options: LatticeOptions, *, is_checked: bool
 ) -> Tensor: ...
 
 
 @overload
 def loss_of_arcs(
-    px: Tensor, py: Tensor, options: LatticeOptions, return_grad: bool, *, is_checked: bool = True
+    px: Tensor, py: Tensor, options: LatticeOptions, return_grad: bool, *, is_checked: bool
 ) -> Loss: ...
 
 
@@ -101,9 +101,15 @@ def loss_of_arcs(
     options: LatticeOptions,
     return_grad: bool = False,
     *,
-    is_checked: bool = True,
+    is_checked: bool,
 ) -> Loss:
-    """``score`` of arcs and options that were checked, or of such as the recursion is to check."""
+    """``score`` without its checks of options and frames.
+
+    Args:
+      px, py, return_grad: as in ``score``.
+      options: what ``score`` takes by name.
+      is_checked: whether the boundary and the arcs were checked; else the recursion checks them.
+    """
     if options.delay_penalty > 0.0:
         earliness = options.earliness(px, px.shape[2], py.shape[2])
         px = px + earliness.unsqueeze(1) * options.delay_penalty

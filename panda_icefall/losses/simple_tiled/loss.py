@@ -85,7 +85,7 @@ def tiled_rnnt_loss_smoothed(
     with no_autocast(am.device):
         px, py = tiled_arcs(lm, am, spec, scales, options, counters)
         px = symbol_arcs(px, py, spec)
-        return loss_of_arcs(px, py, spec, return_grad)
+        return loss_of_arcs(px, py, spec, return_grad, is_checked=True)
 
 
 def tiled_arcs(

@@ -66,6 +66,7 @@ class Projection(LogitSource):
 def _check_parts(
     input: Tensor, weight: Tensor, bias: Tensor | None, head_dtype: torch.dtype | None
 ) -> None:
+    """Refuse what ``F.linear`` would refuse or broadcast, and dtypes that it does not take."""
     rounded = (*HALVES, torch.float32)
     if head_dtype is not None and head_dtype not in rounded:
         raise TypeError(f"head_dtype: got {head_dtype}, expected None or one of {rounded}")
