@@ -9,11 +9,28 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from panda_icefall.normalizer import selected_log_probs
-    from panda_icefall.routing import Status, apply, patched, revert, status
+    from panda_icefall.routing import (
+        Status,
+        apply,
+        patched,
+        pruned_transducer_loss,
+        revert,
+        status,
+        transducer_loss,
+    )
 
 __version__ = "0.1.0"
 
-__all__ = ["Status", "apply", "patched", "revert", "selected_log_probs", "status"]
+__all__ = [
+    "Status",
+    "apply",
+    "patched",
+    "pruned_transducer_loss",
+    "revert",
+    "selected_log_probs",
+    "status",
+    "transducer_loss",
+]
 
 
 def __getattr__(name: str) -> Any:

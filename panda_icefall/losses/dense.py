@@ -60,8 +60,8 @@ def rnnt_loss_pruned(
         )
     head_of(use_hat_loss).check(termination_symbol, C)
     targets = next_symbols(symbols, ranges, termination_symbol)
-    target, blank, _ = dense_log_probs(widened(logits), targets, termination_symbol, use_hat_loss)
-    px, py = pruned_px_py(target, blank, ranges, symbols.shape[1], boundary, rnnt_type)
+    found = dense_log_probs(widened(logits), targets, termination_symbol, use_hat_loss)
+    px, py = pruned_px_py(found.target, found.blank, ranges, symbols.shape[1], boundary, rnnt_type)
     return loss_of_arcs(px, py, spec, is_checked=True)
 
 

@@ -33,12 +33,19 @@ class LatticeOptions:
         ``delay_penalty * ((frames - 1) / 2 - t)`` with the ``t_end`` of its utterance, or T, as
         frames. 0 and below adds nothing, as in k2.
       reduction: ``none``, ``mean`` (over utterances) or ``sum``.
+      fastemit_lambda: FastEmit's weight (Yu et al., arXiv:2010.11148) as warp-transducer and NeMo
+        have it: the adjoints of the symbol arcs are scaled by ``1 + fastemit_lambda``, those of the
+        blanks are not, and the reported loss is scaled too.
+      is_final_blank: each utterance ends with a blank on its last frame, as in
+        optimized_transducer, also where ``rnnt_type`` lets a symbol end it.
     """
 
     boundary: Tensor | None = None
     rnnt_type: str = "regular"
     delay_penalty: float = 0.0
     reduction: str | None = "mean"
+    fastemit_lambda: float = 0.0
+    is_final_blank: bool = False
 
     @property
     def is_regular(self) -> bool:
@@ -52,11 +59,32 @@ class LatticeOptions:
             return ((T - 1) / 2 - frame).unsqueeze(0)
         return (self.boundary[:, 3:4].to(like.dtype) - 1) / 2 - frame
 
+    def last_frame(self, T: int, device: torch.device) -> Tensor:
+        """Whether a frame is the last one of its utterance, bool ``[B or 1, T]``."""
+        frame = torch.arange(T, device=device).unsqueeze(0)
+        return frame == (T if self.boundary is None else self.boundary[:, 3:4]) - 1
+
     def loss_of(self, scores: Tensor) -> Tensor:
         """The loss of the utterances' total log-probs ``[B]``, negated and reduced, in nats."""
+        costs = -scores
+        if self.fastemit_lambda:
+            costs = costs + self.fastemit_lambda * costs.detach()
+        return self.reduced(costs)
+
+    def reduced(self, costs: Tensor) -> Tensor:
+        """What ``reduction`` makes of the utterances' costs ``[B]``."""
         if self.reduction == "none":
-            return -scores
-        return (-scores).mean() if self.reduction == "mean" else (-scores).sum()
+            return costs
+        return costs.mean() if self.reduction == "mean" else costs.sum()
+
+    def emitted(self, target_logp: Tensor) -> Tensor:
+        """The log-probs of symbol arcs, whose gradient FastEmit scales."""
+        factor = 1 + self.fastemit_lambda
+        if factor == 1 or not target_logp.requires_grad:
+            return target_logp
+        scaled = target_logp.clone()
+        scaled.register_hook(lambda grad: grad * factor)
+        return scaled
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -142,6 +170,7 @@ def check_spec(spec: LatticeSpec, num_classes: int, T: int | None = None) -> Non
     """
     symbols, ranges, boundary = spec.symbols, spec.ranges, spec.boundary
     check_options(spec.rnnt_type, spec.reduction)
+    _check_fastemit(spec.fastemit_lambda)
     _check_termination_symbol(spec.termination_symbol, num_classes)
     if symbols.ndim != 2:
         raise ValueError(f"symbols: got shape {tuple(symbols.shape)}, expected [B, S]")
@@ -180,6 +209,11 @@ def check_options(rnnt_type: str, reduction: str | None) -> None:
     check_rnnt_type(rnnt_type)
     if reduction not in REDUCTIONS:
         raise ValueError(f"reduction: got {reduction!r}, expected one of {', '.join(REDUCTIONS)}")
+
+
+def _check_fastemit(fastemit_lambda: float) -> None:
+    if not 0 <= fastemit_lambda < float("inf"):
+        raise ValueError(f"fastemit_lambda: got {fastemit_lambda}, expected 0 or more, finite")
 
 
 def _check_termination_symbol(termination_symbol: int, num_classes: int) -> None:

@@ -34,6 +34,14 @@ class RowLogits:
         """C."""
         return self.rows.width if self.weight is None else self.weight.shape[0]
 
+    def part(self, low: int, high: int) -> RowLogits:
+        """The logits of the classes ``[low, high)``."""
+        if self.weight is None:
+            rows = self.rows.then(lambda values: values[..., low:high], width=high - low)
+            return RowLogits(rows, head_dtype=self.head_dtype)
+        bias = None if self.bias is None else self.bias[low:high]
+        return RowLogits(self.rows, self.weight[low:high], bias, self.head_dtype)
+
     @property
     def dtype(self) -> torch.dtype:
         """The accumulation dtype: float64 for float64 inputs, else float32."""

@@ -28,6 +28,8 @@ class Call:
     Attributes:
       steps, tables: of the program; the number of its tables.
       workspace_bytes: what the options say for the device.
+      clamp: bound of every element of the logits' gradient, for a cost whose own gradient is 1;
+        None: none.
     """
 
     steps: Sequence[Step]
@@ -39,6 +41,7 @@ class Call:
     workspace_bytes: int
     counters: TileCounters
     kernels: RowKernels
+    clamp: float | None = None
 
     def head(self, weight: Tensor | None, bias: Tensor | None) -> LinearHead:
         return LinearHead.of(weight, bias, self.head_dtype, self.dtype)
@@ -74,7 +77,7 @@ class SelectedLogProbs(torch.autograd.Function):
         bias: Tensor | None,
         ids: Tensor,
         *inputs: Tensor,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor]:
         device = ids.device
         sites = _all_sites(ids) if live_sites is None else live_sites
         head = call.head(weight, bias)
@@ -91,16 +94,17 @@ class SelectedLogProbs(torch.autograd.Function):
             weight, bias, live_ids, live_log_z, live_sites, *indices, *inputs
         )  # fmt: skip
         ctx.set_materialize_grads(True)
+        share = live_log_z.new_zeros(0 if call.clamp is None else ids.shape[0])
         if live_sites is None:
-            return live_logp, live_log_z
+            return live_logp, live_log_z, share
         selected_logp = live_logp.new_zeros(ids.shape).index_copy_(0, sites, live_logp)
         log_z = live_log_z.new_zeros(ids.shape[0]).index_copy_(0, sites, live_log_z)
-        return selected_logp, log_z
+        return selected_logp, log_z, share
 
     @staticmethod
     @first_order_only
     def backward(  # type: ignore[override]
-        ctx: Any, logp_grad: Tensor, log_z_grad: Tensor
+        ctx: Any, logp_grad: Tensor, log_z_grad: Tensor, share_grad: Tensor
     ) -> tuple[Tensor | None, ...]:
         call: Call = ctx.call
         weight, bias, ids, log_z, live_sites, *rest = ctx.saved_tensors
@@ -111,6 +115,9 @@ class SelectedLogProbs(torch.autograd.Function):
             sites = _all_sites(ids) if live_sites is None else live_sites
             adjoints, log_z_adjoints = (g.index_select(0, sites) for g in (logp_grad, log_z_grad))
             kept = _sites_that_matter(adjoints, log_z_adjoints, log_z, call)
+            limits = None
+            if call.clamp is not None:
+                limits = call.clamp * share_grad.index_select(0, sites[kept]).abs()
             head = call.head(weight, bias)
             plan = call.plan(program, head, kept.shape[0], with_gradients=True)
             _, _, _, needs_weight, needs_bias, _, *needs = ctx.needs_input_grad
@@ -126,7 +133,7 @@ class SelectedLogProbs(torch.autograd.Function):
             )
             tile_loop.backward(
                 program, head, sites[kept], ids[kept], log_z[kept],
-                adjoints[kept], log_z_adjoints[kept], plan, call.kernels, wanted,
+                adjoints[kept], log_z_adjoints[kept], plan, call.kernels, wanted, limits,
             )  # fmt: skip
         call.counters.tiles_backward += len(plan.row_tiles()) * len(plan.class_tiles())
         call.counters.sites_backward += kept.shape[0]

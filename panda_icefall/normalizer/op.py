@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -64,7 +66,7 @@ def selected_log_probs(
       then syncs three times); between runs only with a ``workspace_bytes`` of their own, because
       the one by the device looks at the free memory of a GPU.
     """
-    return select(
+    found = select(
         RowLogits(RowProgram.of(rows), weight, bias, head_dtype),
         selected_ids,
         selected_mask,
@@ -72,6 +74,22 @@ def selected_log_probs(
         options=TileOptions(workspace_bytes, adjoint_tolerance, engine),
         counters=counters,
     )
+    return found.logp, found.log_z
+
+
+class Selected(NamedTuple):
+    """What ``select`` gives.
+
+    Attributes:
+      logp: ``[N, K]`` log-probs of the selected ids, nats.
+      log_z: ``[N]`` normaliser, nats.
+      cost_share: ``[N]`` zeros where there is a ``clamp``, else empty. Each utterance's cost adds
+        up those of its sites, so that their gradient is that of the cost.
+    """
+
+    logp: Tensor
+    log_z: Tensor
+    cost_share: Tensor
 
 
 def select(
@@ -82,11 +100,15 @@ def select(
     live: Tensor | None,
     options: TileOptions,
     counters: TileCounters | None,
-) -> tuple[Tensor, Tensor]:
+    clamp: float | None = None,
+) -> Selected:
     """``selected_log_probs`` of arguments that are gathered already; same errors and notes.
 
     Args:
       ids, mask: its ``selected_ids`` and ``selected_mask``.
+      clamp: the gradient of each cost with respect to the logits is clipped to
+        ``[-clamp, clamp]``, element by element, before it is multiplied by that of the cost;
+        None: it is not.
     """
     check_form(logits, ids, mask, live)
     kernels = row_kernels(options.engine, ids.device)
@@ -100,14 +122,14 @@ def select(
     counters.sites_evaluated += evaluated
     call = Call(
         program.steps, len(program.tables), logits.classes, logits.head_dtype, logits.dtype,
-        options, options.workspace_on(ids.device), counters, kernels,
+        options, options.workspace_on(ids.device), counters, kernels, clamp,
     )  # fmt: skip
     for with_gradients in (False, True):  # refuses a workspace that is too small for either
         call.plan(program, call.head(weight, bias), evaluated, with_gradients)
     tables = [table.values for table in program.tables]
-    selected_logp, log_z = SelectedLogProbs.apply(
+    selected_logp, log_z, cost_share = SelectedLogProbs.apply(
         call, program, sites, weight, bias, ids, *tables, *program.parameters
     )
     if mask is not None:
         selected_logp = selected_logp.masked_fill(~mask, 0.0)
-    return selected_logp, log_z
+    return Selected(selected_logp, log_z, cost_share)

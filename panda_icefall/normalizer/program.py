@@ -42,6 +42,11 @@ class RowTable:
     def sites(self) -> int:
         return self.values.shape[0] if self.index is None else self.index.shape[0]
 
+    def at(self, position: Tensor) -> RowTable:
+        """The table of some of its sites, int64 ``[n]``."""
+        index = position if self.index is None else self.index.index_select(0, position)
+        return RowTable(self.values, index)
+
 
 @dataclass(frozen=True)
 class Step:

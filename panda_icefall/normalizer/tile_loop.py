@@ -100,6 +100,7 @@ def backward(
     plan: TilePlan,
     kernels: RowKernels,
     wanted: Gradients,
+    limits: Tensor | None = None,
 ) -> None:
     """Add the gradients of ``sum(adjoints * selected_logp) + sum(log_z_adjoints * log_z)``.
 
@@ -111,6 +112,7 @@ def backward(
       adjoints, log_z_adjoints: ``[n, K]`` and ``[n]``.
       plan: tiles for ``n`` sites.
       wanted: zero-filled buffers to add into.
+      limits: ``[n]``, bounds of the absolute gradient of a site's logits; None: none.
     """
     scratch = torch.empty(plan.tile_rows * plan.tile_classes, dtype=head.dtype, device=ids.device)
     softmax_scale = log_z_adjoints - adjoints.sum(dim=1)
@@ -135,6 +137,9 @@ def backward(
             kernels.gradient_(
                 grad, tile_ids, low, log_z[begin:end], softmax_scale[begin:end], tile_adjoints
             )
+            if limits is not None:
+                bound = limits[begin:end, None]
+                torch.maximum(torch.minimum(grad, bound, out=grad), -bound, out=grad)
             if weight is None:
                 hidden_grad = grad if wants_rows else None
                 continue

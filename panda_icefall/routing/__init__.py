@@ -4,6 +4,7 @@ from panda_icefall.routing.errors import PandaError, UnknownSignatureError
 from panda_icefall.routing.finding_projections import find_projections
 from panda_icefall.routing.hosts import patched_module
 from panda_icefall.routing.observing import observed
+from panda_icefall.routing.own_loop import pruned_transducer_loss, transducer_loss
 from panda_icefall.routing.patch import (
     apply,
     patched,
@@ -25,9 +26,11 @@ __all__ = [
     "observed",
     "patched",
     "patched_module",
+    "pruned_transducer_loss",
     "recording_projections",
     "reset_counters",
     "revert",
     "status",
     "suspended",
+    "transducer_loss",
 ]

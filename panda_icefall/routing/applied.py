@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import functools
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from torch import nn
-from torch.nn.parallel import distributed
 
-from panda_icefall.routing.custom_functions import find_tensors, function_apply
 from panda_icefall.routing.finding_projections import find_projections, warn_of_unrecorded
 from panda_icefall.routing.hosts import Kind, functions_to_replace, warn_of_other_names
-from panda_icefall.routing.module_calls import forget_refusals, module_call
+from panda_icefall.routing.module_calls import forget_refusals
 from panda_icefall.routing.observing import forget_blind_hooks
 from panda_icefall.routing.recorded_projections import RecordedProjection
 from panda_icefall.routing.replaced import (
@@ -24,9 +20,8 @@ from panda_icefall.routing.replaced import (
     routed_pruned_loss,
     simple_loss_in_tiles,
 )
-from panda_icefall.routing.stand_in import as_tensors
-from panda_icefall.routing.torch_functions import name_of
-from panda_icefall.swaps import MISSING, Swap
+from panda_icefall.routing.torch_swaps import swaps_in_torch
+from panda_icefall.swaps import Swap
 
 _OURS: dict[Kind, Any] = {
     Kind.PRUNING: recording_pruning,
@@ -53,7 +48,7 @@ class Applied:
     def __init__(self, state: RoutingState, said: set[tuple[str, str]]) -> None:
         found = functions_to_replace()
         swaps = [Swap.of(m, s.name, _OURS[s.kind](f, state)) for m, s, f in found]
-        self.replacements: list[Swap | RecordedProjection] = [*swaps, *_swaps_in_torch()]
+        self.replacements: list[Swap | RecordedProjection] = [*swaps, *swaps_in_torch()]
         self.is_suspended = False
         self._is_over = False
         self._state = state
@@ -118,51 +113,3 @@ class Applied:
                 for replacement in self.replacements:
                     if replacement not in displaced:
                         replacement.install()
-
-
-def _swaps_in_torch() -> list[Swap]:
-    """Of functions of torch that do not ask ``__torch_function__``.
-
-    Ours take stand-ins, or turn them into the tensors that they stand for first.
-    """
-    function: Any = torch.autograd.Function
-    swaps = [
-        Swap.of(function, "apply", function_apply(vars(function).get("apply", MISSING))),
-        Swap.of(nn.Module, "__call__", module_call(nn.Module.__call__)),
-    ]
-    for compiled in (torch._C.ScriptFunction, torch._C.ScriptMethod):
-        swaps.append(Swap.of(compiled, "__call__", _scripted_call(compiled.__call__)))
-    # torch 1.13 does not ask there.
-    swaps.append(Swap.of(torch.autograd, "backward", _given_tensors(torch.autograd.backward)))
-    if hasattr(distributed, "_find_tensors"):
-        ours = find_tensors(distributed._find_tensors)
-        swaps.append(Swap.of(distributed, "_find_tensors", ours))
-    return swaps
-
-
-def _scripted_call(original: Callable[..., Any]) -> Callable[..., Any]:
-    """``__call__`` of a ``torch.jit.ScriptFunction`` or ``ScriptMethod``, given tensors."""
-
-    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-        name = _scripted_name(self)
-        return original(self, *as_tensors(args, name), **as_tensors(kwargs, name))
-
-    return call
-
-
-def _scripted_name(compiled: Any) -> str:
-    owner = getattr(compiled, "owner", None)
-    # "__torch__.scaling.SwooshR" and "forward", or the name of a function.
-    kind = "" if owner is None else owner._type().name().rpartition(".")[2] + "."
-    return f"scripted {kind}{compiled.name or name_of(compiled)}"
-
-
-def _given_tensors(original: Callable[..., Any]) -> Callable[..., Any]:
-    """A function of torch that is given tensors instead of stand-ins."""
-
-    @functools.wraps(original)
-    def call(*args: Any, **kwargs: Any) -> Any:
-        name = name_of(original)
-        return original(*as_tensors(args, name), **as_tensors(kwargs, name))
-
-    return call

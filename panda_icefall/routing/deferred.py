@@ -11,6 +11,7 @@ from torch import Tensor
 from panda_icefall.routing import linear_forms, row_operations
 from panda_icefall.routing.errors import PandaError
 from panda_icefall.routing.nodes import NotRecordableError, Operand, Table, cast
+from panda_icefall.routing.packing import packed_joint
 from panda_icefall.routing.row_operations import Arguments, Function, Keywords, along_channel, rows
 from panda_icefall.routing.site_tensor import SiteTensor
 from panda_icefall.routing.stand_in import flat
@@ -112,6 +113,8 @@ class DeferredJoint(SiteTensor):
         try:
             if rule is None:
                 raise NotRecordableError
+            if rule is row_operations.cat and (packed := packed_joint(*args, **kwargs)) is not None:
+                return packed
             joint = _joint(args[:1] if rule is view else (*args, *kwargs.values()))
             if not is_in_place:
                 return rule(function, args, given, joint)

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from panda_icefall.normalizer import RowProgram, Slot, Step
+from panda_icefall.routing.joint_sites import JointSites
 from panda_icefall.routing.nodes import (
     NODES,
     LateInputs,
@@ -16,7 +17,6 @@ from panda_icefall.routing.nodes import (
     Node,
     Operand,
     Operation,
-    Sites,
     Table,
     linear,
 )
@@ -73,8 +73,8 @@ def reading_others(node: Node, replaced: Mapping[int, Tensor]) -> Node:
     return done[id(node)]
 
 
-def materialise(node: Node, sites: Sites) -> Tensor:
-    """The ordinary ``[B, T, s_range, width]`` tensor of a node, by running what was recorded.
+def materialise(node: Node, sites: JointSites) -> Tensor:
+    """The ordinary ``[*sites.shape, width]`` tensor of a node, by running what was recorded.
 
     The caller sets the grad mode; autocast must be off (its effect is in the recorded nodes).
 
@@ -85,7 +85,7 @@ def materialise(node: Node, sites: Sites) -> Tensor:
     values: dict[int, Tensor] = {}
     for item in in_order(node):
         if isinstance(item, Table):
-            result = item.at_sites(sites)
+            result = sites.at_sites(item.values, item.by_symbol)
         elif isinstance(item, Operand):
             result = item.values
         elif isinstance(item, Linear):
@@ -100,8 +100,12 @@ def materialise(node: Node, sites: Sites) -> Tensor:
     return values[id(node)]
 
 
-def row_program(node: Node, sites: Sites) -> RowProgram:
-    """The program that gives the rows ``[B * T * s_range, width]`` of a node."""
+def row_program(node: Node, sites: JointSites, position: Tensor | None = None) -> RowProgram:
+    """The program that gives the rows ``[N, width]`` of a node.
+
+    Args:
+      position: int64 ``[N]``, the sites to give rows for; None: all of them, in their order.
+    """
     order = in_order(node)
     tables: list[Node] = [n for n in order if isinstance(n, Table)]
     tables += [n for n in order if isinstance(n, Operand) and not n.is_shared]
@@ -132,4 +136,6 @@ def row_program(node: Node, sites: Sites) -> RowProgram:
             kwargs = {k: slots[id(a)] if isinstance(a, NODES) else a for k, a in n.kwargs.items()}
             steps.append(Step(n.function, args, kwargs, n.width, n.dtype))
     rows = [n.as_rows(sites) for n in tables if isinstance(n, (Table, Operand))]
+    if position is not None:
+        rows = [table.at(position) for table in rows]
     return RowProgram(rows, parameters, steps)

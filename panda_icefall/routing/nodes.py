@@ -12,22 +12,11 @@ from torch import Tensor, nn
 
 from panda_icefall.normalizer import RowTable
 from panda_icefall.routing.errors import PandaError
+from panda_icefall.routing.joint_sites import JointSites
 
 
 class NotRecordableError(Exception):
     """An operation has to be run on ordinary tensors."""
-
-
-@dataclass(frozen=True, eq=False)
-class Sites:
-    """The retained sites of one ``do_rnnt_pruning`` call: ``ranges`` ``[B, T, s_range]`` int64."""
-
-    ranges: Tensor
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        B, T, s_range = self.ranges.shape
-        return B, T, s_range
 
 
 class LateInputs:
@@ -82,7 +71,10 @@ def _is_freed(tensor: Tensor) -> bool:
 
 @dataclass(frozen=True, eq=False)
 class Table(LateInputs):
-    """A compact input: ``am`` ``[B, T, X]`` (read at t) or ``lm`` ``[B, S + 1, X]`` (read at s)."""
+    """A compact input: ``am`` ``[B, T, X]`` (read at t) or ``lm`` ``[B, S + 1, X]`` (read at s).
+
+    Of packed sites they have no dimension B.
+    """
 
     values: Tensor
     by_symbol: bool
@@ -98,38 +90,14 @@ class Table(LateInputs):
     def dtype(self) -> torch.dtype:
         return self.values.dtype
 
-    def at_sites(self, sites: Sites) -> Tensor:
-        """The ordinary ``[B, T, s_range, X]`` tensor."""
-        B, T, s_range = sites.shape
-        if not self.by_symbol:
-            return self.values.unsqueeze(2).expand(B, T, s_range, self.width)
-        return (
-            self.as_rows(sites)
-            .values.index_select(0, self._index(sites))
-            .view(B, T, s_range, self.width)
-        )
-
-    def as_rows(self, sites: Sites) -> RowTable:
+    def as_rows(self, sites: JointSites) -> RowTable:
         flat = self.values.reshape(-1, self.width)
-        return RowTable(flat, self._index(sites))
-
-    def _index(self, sites: Sites) -> Tensor:
-        B, T, s_range = sites.shape
-        b = torch.arange(B, device=self.values.device)[:, None, None]
-        if self.by_symbol:
-            rows = self.values.shape[1]
-            # Flat row numbers would reach into the next utterance: -1 is refused where it is read.
-            inside = (sites.ranges >= 0) & (sites.ranges < rows)
-            index = torch.where(inside, b * rows + sites.ranges, torch.full_like(sites.ranges, -1))
-        else:
-            t = torch.arange(T, device=self.values.device)[None, :, None]
-            index = (b * T + t).expand(B, T, s_range)
-        return index.reshape(-1)
+        return RowTable(flat, sites.index(self.values, self.by_symbol))
 
 
 @dataclass(frozen=True, eq=False)
 class Operand(LateInputs):
-    """An ordinary tensor that broadcasts to ``[B, T, s_range, X]``."""
+    """An ordinary tensor that broadcasts to the sites' shape and X, ``[B, T, s_range, X]``."""
 
     values: Tensor
 
@@ -159,18 +127,19 @@ class Operand(LateInputs):
         """The values that every site reads, ``[X]``, or the number."""
         return self.values.reshape(-1) if self.values.dim() > 1 else self.values
 
-    def is_at_each(self, sites: Sites) -> bool:
+    def is_at_each(self, sites: JointSites) -> bool:
         """Whether it has values of its own for each site."""
         return tuple(self.values.shape[:-1]) == sites.shape
 
-    def as_rows(self, sites: Sites) -> RowTable:
+    def as_rows(self, sites: JointSites) -> RowTable:
         if self.is_at_each(sites):
             return RowTable(self.values.reshape(-1, self.width))
-        values = self.values[(None,) * (4 - self.values.dim())]  # 4 dimensions
-        index = torch.zeros((1, 1, 1), dtype=torch.int64, device=values.device)
-        for axis, size in enumerate(values.shape[:3]):
+        rank = len(sites.shape)
+        values = self.values[(None,) * (rank + 1 - self.values.dim())]
+        index = torch.zeros([1] * rank, dtype=torch.int64, device=values.device)
+        for axis, size in enumerate(values.shape[:rank]):
             step = torch.arange(size, device=values.device)
-            shape = [1, 1, 1]
+            shape = [1] * rank
             shape[axis] = size
             index = index * size + step.view(shape)
         index = index.expand(sites.shape).reshape(-1)

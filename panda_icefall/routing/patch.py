@@ -12,10 +12,11 @@ from torch import nn
 from panda_icefall.routing.applied import Applied
 from panda_icefall.routing.finding_projections import find_projections
 from panda_icefall.routing.replaced import Options, RoutingState
-from panda_icefall.routing.status import Status
+from panda_icefall.routing.status import RoutingCounters, Status
 
 __all__ = [
     "apply",
+    "counters",
     "patched",
     "recording_projections",
     "reset_counters",
@@ -183,6 +184,11 @@ def status() -> Status:
     """What is replaced now, and totals since ``apply`` (or ``reset_counters``)."""
     replacements = [] if _applied is None or _applied.is_suspended else _applied.replacements
     return _state.counters.snapshot(tuple(replacement.full_name for replacement in replacements))
+
+
+def counters() -> RoutingCounters:
+    """The totals that grow."""
+    return _state.counters
 
 
 def reset_counters() -> None:

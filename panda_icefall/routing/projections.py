@@ -23,6 +23,8 @@ class DeferredProjection(StandIn):
     LoRA's). Any other use materialises the tensor.
     """
 
+    family = "projection"
+
     def __init__(self, call: ProjectionCall, dtype: torch.dtype, report: Report) -> None:
         super().__init__(report)
         self.call = call

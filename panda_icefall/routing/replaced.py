@@ -19,7 +19,8 @@ from panda_icefall.routing.deferred import DeferredJoint
 from panda_icefall.routing.errors import PandaError
 from panda_icefall.routing.finding_projections import check_projection_names
 from panda_icefall.routing.hosts import as_k2_arguments
-from panda_icefall.routing.nodes import Sites, Table
+from panda_icefall.routing.joint_sites import RangesSites
+from panda_icefall.routing.nodes import Table
 from panda_icefall.routing.observing import current_observer, say_non_finite_simple_loss
 from panda_icefall.routing.stand_in import StandIn
 from panda_icefall.routing.status import LossTotals, RoutingCounters
@@ -101,7 +102,7 @@ def recording_pruning(original: Function, state: RoutingState) -> Function:
         if not tensors or is_traced():
             return original(am, lm, ranges)
         check_pruning_form(am, lm, ranges)
-        sites, report = Sites(ranges), state.counters.count_joint
+        sites, report = RangesSites(ranges), state.counters.count_joint
         return (
             DeferredJoint(Table(am, by_symbol=False), sites, report),
             DeferredJoint(Table(lm, by_symbol=True), sites, report),

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from panda_icefall.losses.heads import head_of
-from panda_icefall.losses.pruned import selected_rnnt_loss_pruned
+from panda_icefall.losses.selected import selected_transducer_loss
+from panda_icefall.losses.sites import RetainedSites
 from panda_icefall.losses.spec import LatticeSpec
 from panda_icefall.normalizer import RowLogits, TileCounters, TileOptions
 from panda_icefall.normalizer.autocast import no_autocast
@@ -31,6 +32,26 @@ def why_not(logits: SiteTensor) -> str | None:
     return None
 
 
+def row_logits(
+    logits: SiteTensor, *, is_shift_free: bool, position: Tensor | None = None
+) -> RowLogits:
+    """What computes recorded logits.
+
+    Args:
+      is_shift_free: whether the loss and its gradient stay the same when all logits of a site are
+        shifted. A ``log_softmax`` changes nothing then but the normaliser, which an observer is told.
+      position: int64 ``[N]``, the sites that are wanted; None: all.
+    """
+    with torch.set_grad_enabled(torch.is_grad_enabled() and logits.grad_enabled):
+        with no_autocast(logits.device):
+            head = linear_head(logits.node, is_shift_free=is_shift_free and not is_observed())
+            node = logits.node if head is None else head.input
+            rows = row_program(node, logits.sites, position)
+            if head is None:
+                return RowLogits(rows)
+            return RowLogits(rows, head.weight, head.bias, head.cast)
+
+
 def compute(
     logits: SiteTensor,
     arguments: Mapping[str, Any],
@@ -46,31 +67,23 @@ def compute(
       arguments: those of k2.rnnt_loss_pruned by name.
       options: how tiles are cut and computed.
       counters: totals to add to.
-      observer: as in ``selected_rnnt_loss_pruned``.
+      observer: as in ``selected_transducer_loss``.
     """
     ranges = arguments["ranges"]
-    if isinstance(ranges, Tensor) and ranges.shape != logits.sites.ranges.shape:
+    if isinstance(ranges, Tensor) and tuple(ranges.shape) != logits.sites.shape:
         raise ValueError(
-            f"ranges: got shape {tuple(ranges.shape)}, expected {tuple(logits.sites.ranges.shape)} "
+            f"ranges: got shape {tuple(ranges.shape)}, expected {logits.sites.shape} "
             f"(those given to do_rnnt_pruning)"
         )
     symbols = arguments["symbols"]
     # k2 1.23.4 does not have it.
     use_hat_loss = bool(arguments.get("use_hat_loss", False))
     _check_lm_rows(logits.node, symbols)
-    # A log_softmax changes nothing but the normaliser, which an observer is told.
-    is_shift_free = not is_observed() and not use_hat_loss
     # A joiner that was run without gradients has none, wherever the loss is computed.
     with torch.set_grad_enabled(torch.is_grad_enabled() and logits.grad_enabled):
-        with no_autocast(logits.device):
-            head = linear_head(logits.node, is_shift_free=is_shift_free)
-            rows = row_program(logits.node if head is None else head.input, logits.sites)
-            row_logits = RowLogits(rows)
-            if head is not None:
-                row_logits = RowLogits(rows, head.weight, head.bias, head.cast)
-        loss = selected_rnnt_loss_pruned(
-            row_logits,
-            LatticeSpec.of(arguments),
+        loss = selected_transducer_loss(
+            row_logits(logits, is_shift_free=not use_hat_loss),
+            RetainedSites.of(LatticeSpec.of(arguments), logits.width),
             head_of(use_hat_loss),
             options,
             counters=counters,

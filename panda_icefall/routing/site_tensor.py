@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from panda_icefall.routing.graph import in_order, materialise, reading_others
-from panda_icefall.routing.nodes import Node, Operand, Operation, Sites, version_of
+from panda_icefall.routing.joint_sites import JointSites
+from panda_icefall.routing.nodes import Node, Operand, Operation, version_of
 from panda_icefall.routing.stand_in import Report, StandIn
 
 
@@ -24,14 +25,16 @@ class SiteTensor(StandIn):
     Args:
       node, sites: what it stands for.
       report: called with the name of the operation that materialises it.
-      lead: sizes of the dimensions of the sites, in (b, t, s) order; None: ``(B, T, s_range)``.
+      lead: sizes of the dimensions of the sites, in (b, t, s) order; None: ``sites.shape``.
       channel: the dimension of X; None: the last one.
     """
+
+    family = "joint"
 
     def __init__(
         self,
         node: Node,
-        sites: Sites,
+        sites: JointSites,
         report: Report,
         lead: tuple[int, ...] | None = None,
         channel: int | None = None,
@@ -69,7 +72,7 @@ class SiteTensor(StandIn):
 
     @property
     def device(self) -> torch.device:
-        return self.sites.ranges.device
+        return self.sites.device
 
     @property
     def requires_grad(self) -> bool:
@@ -90,8 +93,8 @@ class SiteTensor(StandIn):
 
     @property
     def is_plain(self) -> bool:
-        """Whether its shape is ``[B, T, s_range, X]``."""
-        return self.axes == (self.sites.shape, 3)
+        """Whether its shape is the sites' own and X, ``[B, T, s_range, X]``."""
+        return self.axes == (self.sites.shape, len(self.sites.shape))
 
     @property
     def is_alone(self) -> bool:

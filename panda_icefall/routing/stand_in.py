@@ -6,7 +6,7 @@ import contextlib
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -40,6 +40,9 @@ class StandIn(ABC):
       shape, dtype, device, ndim, requires_grad, is_cuda: as of the tensor it stands for.
     """
 
+    # Those of one family can meet in one operation; the first that says so records it.
+    family: ClassVar[str]
+    records_first: ClassVar[bool] = False
     # So numpy leaves `number * stand_in` to us.
     __array_priority__ = 1000
 
@@ -168,9 +171,10 @@ def dispatch(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[s
     name = name_of(function)
     if name in FROM_SHAPE_AND_DTYPE and args and isinstance(args[0], StandIn):
         return function(_without_values(args[0]), *args[1:], **kwargs)
-    # Two kinds in one operation know nothing of each other.
-    if given and all(type(value) is type(given[0]) for value in given):
-        recorded = given[0].record(function, args, kwargs)
+    # Two families in one operation know nothing of each other.
+    if given and all(value.family == given[0].family for value in given):
+        recorder = next((value for value in given if value.records_first), given[0])
+        recorded = recorder.record(function, args, kwargs)
         if recorded is not None:
             for value in given:
                 value._is_read = True

@@ -17,6 +17,8 @@ class LossTotals:
 
     Attributes:
       losses_routed: pruned losses through the selected normaliser.
+      losses_by_calls: losses of ``transducer_loss`` and its sibling whose joiner was called for some
+        sites at a time.
       losses_dense: pruned losses computed from ordinary logits while applied.
       simple_losses_routed: simple and smoothed losses in tiles, without further tensors of the size
         of am and lm than their gradients.
@@ -32,6 +34,7 @@ class LossTotals:
     """
 
     losses_routed: int = 0
+    losses_by_calls: int = 0
     losses_dense: int = 0
     simple_losses_routed: int = 0
     simple_losses_of_tensors: int = 0
@@ -115,6 +118,15 @@ class RoutingCounters:
             f"{operation}: the joiner's [B, T, s_range, X] tensor up to here is computed as "
             "without PANDA (same result, ordinary memory for its X columns)",
         )
+
+    def count_calls(self, operation: str) -> None:
+        """A joiner of ``transducer_loss`` could not be recorded; said once per operation."""
+        self._count_materialised(
+            operation,
+            f"{operation}: the joiner cannot be recorded and is called for some sites at a time "
+            "(exact; its logits exist for these sites only)",
+        )
+        self.add(LossTotals(losses_by_calls=1))
 
     def count_projection(self, operation: str) -> None:
         """A simple projection gave a tensor; ``operation`` begins with the projection's name."""

@@ -1,7 +1,8 @@
 """The selected pruned loss with k2's arguments, to compare it with other pruned losses."""
 
 from panda_icefall.losses.heads import head_of
-from panda_icefall.losses.pruned import selected_rnnt_loss_pruned
+from panda_icefall.losses.selected import selected_transducer_loss
+from panda_icefall.losses.sites import RetainedSites
 from panda_icefall.losses.spec import LatticeSpec
 from panda_icefall.normalizer import RowLogits, RowProgram, TileOptions
 
@@ -15,7 +16,8 @@ def selected_pruned(
         symbols=symbols, termination_symbol=termination_symbol, ranges=ranges, boundary=boundary,
         rnnt_type=rnnt_type, delay_penalty=delay_penalty, reduction=reduction,
     )  # fmt: skip
-    return selected_rnnt_loss_pruned(
-        RowLogits(RowProgram.of(rows), weight, bias), spec, head_of(use_hat_loss),
+    logits = RowLogits(RowProgram.of(rows), weight, bias)
+    return selected_transducer_loss(
+        logits, RetainedSites.of(spec, logits.classes), head_of(use_hat_loss),
         TileOptions(**options), observer=observer,
     )  # fmt: skip

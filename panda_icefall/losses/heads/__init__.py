@@ -2,9 +2,19 @@
 
 from panda_icefall.losses.heads.base import Head, HeadLogProbs
 from panda_icefall.losses.heads.hat import HatHead
+from panda_icefall.losses.heads.multi_blank import MultiBlankHead
 from panda_icefall.losses.heads.plain import PlainHead
+from panda_icefall.losses.heads.tdt import TdtHead
 
-__all__ = ["HatHead", "Head", "HeadLogProbs", "PlainHead", "head_of"]
+__all__ = [
+    "HatHead",
+    "Head",
+    "HeadLogProbs",
+    "MultiBlankHead",
+    "PlainHead",
+    "TdtHead",
+    "head_of",
+]
 
 
 def head_of(use_hat_loss: bool) -> Head:

@@ -9,26 +9,29 @@ from typing import NamedTuple
 from torch import Tensor
 
 from panda_icefall.normalizer import RowLogits
+from panda_icefall.normalizer.op import Selected
 
 # ``panda_icefall.normalizer.op.select`` of logits, ids and their mask; all else is given.
-Select = Callable[..., tuple[Tensor, Tensor]]
+Select = Callable[..., Selected]
 
 
 class HeadLogProbs(NamedTuple):
-    """What a head makes of its sites, all of one shape, in nats.
+    """What a head makes of its sites, in nats; all of the sites' shape, but where it says more.
 
     Attributes:
       target: log-prob of the next symbol.
       blank: log-prob of the termination symbol.
       log_z: the normaliser.
+      others: log-probs of what only this head has, big blanks or durations, ``[..., n]``; None: it
+        has nothing else.
+      cost_share: as of ``panda_icefall.normalizer.op.Selected``; None: there is no clamp.
     """
 
     target: Tensor
     blank: Tensor
     log_z: Tensor
-
-    def reshape(self, *shape: int) -> HeadLogProbs:
-        return HeadLogProbs(*(values.reshape(shape) for values in self))
+    others: Tensor | None = None
+    cost_share: Tensor | None = None
 
 
 class Head(ABC):
@@ -36,7 +39,17 @@ class Head(ABC):
 
     ``targets`` are the next symbols, int64 in ``[0, C)``, one for each site; ``blank`` is the
     termination symbol.
+
+    Attributes:
+      takes_clamp: whether ``of_rows`` gives a cost share, so that the gradient of the logits can be
+        clipped.
     """
+
+    takes_clamp = True
+
+    def token_classes(self, classes: int) -> int:
+        """How many of the logits' classes symbols and blank are among: the first ones."""
+        return classes
 
     def check(self, blank: int, classes: int) -> None:  # noqa: B027
         """Refuse what the head is not defined for.

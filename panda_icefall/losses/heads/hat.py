@@ -26,6 +26,9 @@ class HatHead(Head):
     ``log_z`` is that of the classes above 0.
     """
 
+    # Its logits are in two parts.
+    takes_clamp = False
+
     def check(self, blank: int, classes: int) -> None:
         if blank != 0:
             raise ValueError(
@@ -46,44 +49,32 @@ class HatHead(Head):
         self, logits: RowLogits, targets: Tensor, blank: int, select: Select
     ) -> HeadLogProbs:
         """Calls ``select`` twice, so that its counters see every site twice."""
-        odds, labels = _split(logits)
+        odds, labels = _odds(logits), logits.part(1, logits.classes)
         # The blank's logit as its log odds against a logit of 0. Their adjoints sum to 0 over the
         # two classes, so that no probability enters the gradient, which would be 1 only up to the
         # rounding of the logit.
         ids = torch.zeros_like(targets)
-        odds_logp, _ = select(odds, torch.stack((ids, ids + 1), dim=1))
+        odds_logp = select(odds, torch.stack((ids, ids + 1), dim=1)).logp
         is_blank = targets == 0
-        label_logp, log_z = select(labels, (targets - 1).unsqueeze(1), ~is_blank.unsqueeze(1))
+        found = select(labels, (targets - 1).unsqueeze(1), ~is_blank.unsqueeze(1))
         blank_logit = odds_logp[:, 0] - odds_logp[:, 1]
-        return _joined(blank_logit, label_logp.squeeze(1), log_z, is_blank)
+        return _joined(blank_logit, found.logp.squeeze(1), found.log_z, is_blank)
 
 
-def _split(logits: RowLogits) -> tuple[RowLogits, RowLogits]:
-    """The blank's logit beside a logit of 0, and the logits of the other classes."""
-    rows, weight, bias, head_dtype = logits.rows, logits.weight, logits.bias, logits.head_dtype
-    if weight is None:
-        return (
-            RowLogits(rows.then(_against_zero, width=2), head_dtype=head_dtype),
-            RowLogits(rows.then(_without_first, width=rows.width - 1), head_dtype=head_dtype),
-        )
-    sizes = [1, weight.shape[0] - 1]
-    blank_weight, label_weight = weight.split(sizes)
-    blank_bias, label_bias = (None, None) if bias is None else bias.split(sizes)
-    blank_weight = torch.cat((blank_weight, torch.zeros_like(blank_weight)))
-    if blank_bias is not None:
-        blank_bias = torch.cat((blank_bias, torch.zeros_like(blank_bias)))
-    return (
-        RowLogits(rows, blank_weight, blank_bias, head_dtype),
-        RowLogits(rows, label_weight, label_bias, head_dtype),
+def _odds(logits: RowLogits) -> RowLogits:
+    """The blank's logit beside a logit of 0."""
+    blank = logits.part(0, 1)
+    if blank.weight is None:
+        return RowLogits(logits.rows.then(_against_zero, width=2), head_dtype=logits.head_dtype)
+    weight, bias = (
+        None if t is None else torch.cat((t, torch.zeros_like(t)))
+        for t in (blank.weight, blank.bias)
     )
+    return RowLogits(blank.rows, weight, bias, blank.head_dtype)
 
 
 def _against_zero(rows: Tensor) -> Tensor:
     return F.pad(rows[..., :1], (0, 1))
-
-
-def _without_first(rows: Tensor) -> Tensor:
-    return rows[..., 1:]
 
 
 def _joined(

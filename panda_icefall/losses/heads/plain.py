@@ -21,6 +21,6 @@ class PlainHead(Head):
         self, logits: RowLogits, targets: Tensor, blank: int, select: Select
     ) -> HeadLogProbs:
         ids = torch.stack([targets, torch.full_like(targets, blank)], dim=1)
-        selected_logp, log_z = select(logits, ids)
-        target, blank_logp = selected_logp.unbind(dim=1)
-        return HeadLogProbs(target, blank_logp, log_z)
+        found = select(logits, ids)
+        target, blank_logp = found.logp.unbind(dim=1)
+        return HeadLogProbs(target, blank_logp, found.log_z, cost_share=found.cost_share)

@@ -12,9 +12,17 @@ from panda_icefall.lattice.mutual_information import (
     mutual_information_recursion,
     unchecked_recursion,
 )
+from panda_icefall.losses.sites import FullSites
 from panda_icefall.losses.spec import LatticeOptions, check_options
 
-__all__ = ["Loss", "close_symbol_arcs", "loss_of_arcs", "score", "symbol_arcs"]
+__all__ = [
+    "Loss",
+    "close_symbol_arcs",
+    "loss_of_arcs",
+    "loss_of_full_sites",
+    "score",
+    "symbol_arcs",
+]
 
 NEG_INF = float("-inf")
 
@@ -120,6 +128,24 @@ def loss_of_arcs(
     return loss if grads is None else (loss, grads)
 
 
+def loss_of_full_sites(target_logp: Tensor, blank_logp: Tensor, sites: FullSites) -> Tensor:
+    """The transducer loss from two log-probs per site of the full lattice.
+
+    Args:
+      target_logp: ``[N]`` log-prob of the next symbol, nats; not used at the last state.
+      blank_logp: ``[N]`` log-prob of the termination symbol, nats.
+
+    Returns:
+      The loss in nats, ``[B]`` or a scalar, in the dtype of the log-probs. The recursion is run in
+      float64: paths are hundreds of arcs long.
+    """
+    spec, dtype = sites.spec, target_logp.dtype
+    grids = (spec.emitted(target_logp).double(), blank_logp.double())
+    px, py = (sites.spread(values, NEG_INF).transpose(1, 2) for values in grids)
+    px = symbol_arcs(px[:, :-1], py, spec)
+    return loss_of_arcs(px, py, spec, is_checked=True).to(dtype)
+
+
 def symbol_arcs(px: Tensor, py: Tensor, options: LatticeOptions) -> Tensor:
     """The symbol arcs of a lattice of any ``rnnt_type`` from those of its T frames, ``[B, S, T]``.
 
@@ -136,11 +162,14 @@ def close_symbol_arcs(px: Tensor, py: Tensor, options: LatticeOptions) -> Tensor
 
     Regular: none after the last frame of an utterance, so ``px[b, :, t_end]`` becomes -inf (what
     lies beyond is not read by the recursion). Constrained: a symbol is followed by the blank of
-    the next state on the same frame.
+    the next state on the same frame. Modified with a final blank: none on the last frame.
     """
     if options.rnnt_type == "constrained":
         return px + py[:, 1:]
     if options.is_regular and options.boundary is not None:
         frame = torch.arange(px.shape[2], device=px.device)
         return px.masked_fill(frame == options.boundary[:, 3].reshape(-1, 1, 1), NEG_INF)
+    if options.rnnt_type == "modified" and options.is_final_blank:
+        closed = options.last_frame(px.shape[2], px.device)
+        return px.masked_fill(closed.unsqueeze(1), NEG_INF)
     return px

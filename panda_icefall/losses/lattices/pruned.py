@@ -11,9 +11,10 @@ from panda_icefall.dynamo import opaque
 from panda_icefall.lattice import banded_recursion, has_k2_recursion
 from panda_icefall.lattice.validation import check_site_shape
 from panda_icefall.losses.lattices.full import NEG_INF, close_symbol_arcs, loss_of_arcs
-from panda_icefall.losses.spec import LatticeOptions, LatticeSpec, check_options
+from panda_icefall.losses.sites import RetainedSites
+from panda_icefall.losses.spec import LatticeOptions, check_options
 
-__all__ = ["loss_of_sites", "pruned_px_py", "pruned_score"]
+__all__ = ["loss_of_retained_sites", "pruned_px_py", "pruned_score"]
 
 
 @opaque
@@ -91,11 +92,12 @@ def pruned_score(
     return _loss(target_logp, blank_logp, ranges, S, options, engine, is_checked=False)
 
 
-def loss_of_sites(
-    target_logp: Tensor, blank_logp: Tensor, spec: LatticeSpec, engine: str = "auto"
+def loss_of_retained_sites(
+    target_logp: Tensor, blank_logp: Tensor, sites: RetainedSites, engine: str = "auto"
 ) -> Tensor:
-    """``pruned_score`` of log-probs that fit a lattice that was checked."""
-    S = spec.symbols.shape[1]
+    """``pruned_score`` of the log-probs ``[N]`` of the sites of a checked lattice."""
+    spec, S = sites.spec, sites.spec.symbols.shape[1]
+    target_logp, blank_logp = (x.view(spec.band.shape) for x in (target_logp, blank_logp))
     return _loss(target_logp, blank_logp, spec.band, S, spec, engine, is_checked=True)
 
 
@@ -108,6 +110,10 @@ def _loss(
     engine: str,
     is_checked: bool,
 ) -> Tensor:
+    target_logp = options.emitted(target_logp)
+    if options.is_final_blank and options.rnnt_type == "modified":
+        closed = options.last_frame(ranges.shape[1], ranges.device)
+        target_logp = target_logp.masked_fill(closed.unsqueeze(2), NEG_INF)
     if has_k2_recursion(target_logp.device):
         px, py = pruned_px_py(
             target_logp, blank_logp, ranges, S, options.boundary, options.rnnt_type

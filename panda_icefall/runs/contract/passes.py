@@ -130,7 +130,7 @@ def log_probs_of_logits(arguments: Mapping[str, Any]) -> SiteLogProbs:
                     targets[part],
                     blank,
                     bool(arguments.get("use_hat_loss", False)),
-                )
+                )[:3]
             )
     target, blank_logp, log_z = found.reshape(3, *ranges.shape)
     return SiteLogProbs(target, blank_logp, log_z, inside_boundary(ranges, arguments["boundary"]))

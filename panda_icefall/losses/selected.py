@@ -1,0 +1,91 @@
+"""Transducer losses from a joiner's rows: a few log-probs per site, never the logits."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+from torch import Tensor
+
+from panda_icefall.dynamo import opaque
+from panda_icefall.losses.heads import Head, HeadLogProbs
+from panda_icefall.losses.lattices.full import loss_of_full_sites
+from panda_icefall.losses.lattices.pruned import loss_of_retained_sites
+from panda_icefall.losses.sites import FullSites, LatticeSites, RetainedSites, SiteLogProbs
+from panda_icefall.normalizer import RowLogits, TileCounters, TileOptions
+from panda_icefall.normalizer.op import select
+
+# The loss of the sites' log-probs in nats, reduced as their lattice says.
+LatticeLoss = Callable[[HeadLogProbs, LatticeSites], Tensor]
+
+
+@opaque
+def selected_transducer_loss(
+    logits: RowLogits,
+    sites: LatticeSites,
+    head: Head,
+    options: TileOptions,
+    *,
+    lattice_loss: LatticeLoss | None = None,
+    clamp: float | None = None,
+    counters: TileCounters | None = None,
+    observer: Callable[[SiteLogProbs], None] | None = None,
+) -> Tensor:
+    """Transducer loss of a joiner whose last layer is linear, or none.
+
+    Equal to ``k2.rnnt_loss_pruned`` of the logits of retained sites, and to ``k2.rnnt_loss`` and
+    ``torchaudio.functional.rnnt_loss`` of those of a full lattice, without materialising the
+    logits. Sites outside the utterances' boundary are not evaluated.
+
+    Args:
+      logits: ``[N, C]`` of the sites, as what computes them.
+      sites: of a lattice that was checked for these classes.
+      head: which log-probs of a site are read, see ``panda_icefall.losses.heads``.
+      options: of the tiles; the engine is that of the recursion too.
+      lattice_loss: of a lattice with arcs of its own; None: that of the transducer.
+      clamp: as of ``panda_icefall.normalizer.op.select``.
+      counters: totals to add to.
+      observer: called with the log-probs, detached, before the loss is computed from them.
+
+    Returns:
+      Negated total log-prob in nats: ``[B]`` for "none", else a scalar. float64 for float64 rows,
+      float32 otherwise.
+
+    Raises:
+      ValueError, TypeError: an argument's shape, value or dtype, named in the message.
+
+    Source:
+      Graves, "Sequence transduction with recurrent neural networks" (arXiv:1211.3711);
+      k2.rnnt_loss_pruned; Kuang et al., "Pruned RNN-T for fast, memory-efficient ASR training"
+      (arXiv:2206.13236), section 3.
+    """
+    blank = sites.spec.termination_symbol
+    head.check(blank, logits.classes)
+    if clamp is not None and not head.takes_clamp:
+        raise ValueError(f"clamp: got {clamp} with {type(head).__name__}, expected no clamp there")
+    log_probs = functools.partial(
+        select, live=sites.live, options=options, counters=counters, clamp=clamp
+    )
+    found = head.of_rows(logits, sites.next_symbols(), blank, log_probs)
+    if observer is not None:
+        observer(sites.observed(found.target, found.blank, found.log_z))
+    return loss_of_log_probs(found, sites, lattice_loss, options.engine)
+
+
+def loss_of_log_probs(
+    found: HeadLogProbs,
+    sites: LatticeSites,
+    lattice_loss: LatticeLoss | None = None,
+    engine: str = "auto",
+) -> Tensor:
+    """The loss of what a head found at the sites; arguments as in ``selected_transducer_loss``."""
+    if lattice_loss is not None:
+        loss = lattice_loss(found, sites)
+    elif isinstance(sites, RetainedSites):
+        loss = loss_of_retained_sites(found.target, found.blank, sites, engine)
+    else:
+        assert isinstance(sites, FullSites)
+        loss = loss_of_full_sites(found.target, found.blank, sites)
+    if found.cost_share is None or found.cost_share.numel() == 0:
+        return loss
+    return loss + sites.spec.reduced(sites.utterance_sums(found.cost_share)).to(loss.dtype)

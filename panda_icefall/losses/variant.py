@@ -1,0 +1,140 @@
+"""Which of the field's transducer losses is asked for: its head and its lattice."""
+
+from __future__ import annotations
+
+import functools
+import operator
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from panda_icefall.losses.heads import HatHead, Head, MultiBlankHead, PlainHead, TdtHead
+from panda_icefall.losses.lattices.durations import multi_blank_loss, tdt_loss
+from panda_icefall.losses.selected import LatticeLoss
+
+__all__ = ["Variant"]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """At most one of HAT, multi-blank and TDT; none of them is the transducer of the paper.
+
+    Attributes:
+      use_hat_loss: the blank is a Bernoulli variable beside a softmax over the other classes.
+      big_blank_durations: frames that each big blank passes, 2 or more; big blank ``i`` is class
+        ``blank - 1 - i``.
+      durations: frames that each duration of a TDT model passes, ascending.
+      sigma: nats taken from every log-prob (multi-blank), or from those of the tokens (TDT).
+      omega: probability that a call computes the ordinary loss of a TDT model's tokens instead.
+        Drawn once per call from Python's ``random``, as in NeMo.
+
+    Raises:
+      ValueError: two of the losses are asked for, or a duration, sigma or omega is out of range.
+    """
+
+    use_hat_loss: bool = False
+    big_blank_durations: Sequence[int] | None = None
+    durations: Sequence[int] | None = None
+    sigma: float = 0.0
+    omega: float = 0.0
+
+    def __post_init__(self) -> None:
+        asked = {
+            "use_hat_loss": self.use_hat_loss,
+            "big_blank_durations": self.big_blank_durations is not None,
+            "durations": self.durations is not None,
+        }
+        names = [name for name, is_asked in asked.items() if is_asked]
+        if len(names) > 1:
+            raise ValueError(f"{names[1]}: got it with {names[0]}, expected one of {[*asked]}")
+        for name, least in (("big_blank_durations", 2), ("durations", 0)):
+            if asked[name]:
+                self._check_durations(name, least)
+        if not -float("inf") < self.sigma < float("inf"):
+            raise ValueError(f"sigma: got {self.sigma}, expected a finite number of nats")
+        if self.sigma and not (asked["big_blank_durations"] or asked["durations"]):
+            raise ValueError(
+                f"sigma: got {self.sigma} without big_blank_durations or durations, expected 0; "
+                "only multi-blank and TDT losses have it"
+            )
+        if not 0 <= self.omega <= 1:
+            raise ValueError(f"omega: got {self.omega}, expected a probability, 0 to 1")
+        if self.omega and not asked["durations"]:
+            raise ValueError(f"omega: got {self.omega} without durations, expected 0; only TDT has it")
+
+    def _check_durations(self, name: str, least: int) -> None:
+        given = [operator.index(duration) for duration in getattr(self, name)]
+        is_ascending = all(a < b for a, b in zip(given, given[1:])) or name != "durations"
+        if not given or min(given) < least or max(given) < 1 or not is_ascending:
+            order = "ascending" if name == "durations" else "any order"
+            raise ValueError(
+                f"{name}: got {given}, expected numbers of frames, {least} or more, {order}"
+            )
+
+    def chosen(self) -> tuple[Head, LatticeLoss | None]:
+        """The head and, where it has arcs of its own, the lattice of one call."""
+        loss = None
+        if self.big_blank_durations is not None:
+            loss = functools.partial(
+                multi_blank_loss, big_blank_durations=self.big_blank_durations, sigma=self.sigma
+            )
+        if self.durations is not None:
+            if self.omega and random.random() < self.omega:
+                return TdtHead(len(self.durations), reads_durations=False), None
+            loss = functools.partial(tdt_loss, durations=self.durations, sigma=self.sigma)
+        return self._head(), loss
+
+    def _head(self) -> Head:
+        if self.use_hat_loss:
+            return HatHead()
+        if self.big_blank_durations is not None:
+            return MultiBlankHead(len(self.big_blank_durations))
+        return PlainHead() if self.durations is None else TdtHead(len(self.durations))
+
+    def check_classes(self, blank: int, classes: int) -> None:
+        """Refuse a blank, or a number of logits, that the loss is not defined for.
+
+        Raises:
+          ValueError: naming it.
+        """
+        if classes <= self.duration_classes:
+            raise ValueError(
+                f"durations: got {self.duration_classes} for a joiner that gives {classes} logits, "
+                "expected fewer: a token's logits come before theirs"
+            )
+        self._head().check(blank, classes)
+
+    def check_lattice(self, rnnt_type: str, boundary: Tensor | None = None) -> None:
+        """Refuse lattices that arcs over several frames are not defined on.
+
+        Raises:
+          ValueError: the type is not regular, or an utterance does not begin at 0.
+        """
+        if self.big_blank_durations is None and self.durations is None:
+            return
+        name = "durations" if self.big_blank_durations is None else "big_blank_durations"
+        if rnnt_type != "regular":
+            raise ValueError(f"rnnt_type: got {rnnt_type!r} with {name}, expected 'regular'")
+        if boundary is not None and bool((boundary[:, :2] != 0).any()):
+            b = int((boundary[:, :2] != 0).any(dim=1).int().argmax())
+            raise ValueError(
+                f"boundary: got {boundary[b].tolist()} for utterance b={b} with {name}, expected "
+                "s_begin and t_begin to be 0"
+            )
+
+    @property
+    def big_blanks(self) -> int:
+        """How many big blanks there are."""
+        return 0 if self.big_blank_durations is None else len(self.big_blank_durations)
+
+    @property
+    def duration_classes(self) -> int:
+        """How many of the logits are of durations."""
+        return 0 if self.durations is None else len(self.durations)
+
+    @property
+    def fewest_frames_per_symbol(self) -> int:
+        """Frames that every symbol takes at least, in a regular lattice."""
+        return 0 if self.durations is None else self.durations[0]

@@ -1,0 +1,309 @@
+"""Transducer losses from a joiner, for a training loop of one's own: nothing needs ``apply``."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from panda_icefall.dynamo import opaque
+from panda_icefall.losses.lengths import spec_of_lengths
+from panda_icefall.losses.pruning import check_pruning_form
+from panda_icefall.losses.selected import loss_of_log_probs, selected_transducer_loss
+from panda_icefall.losses.sites import FullSites, LatticeSites, RetainedSites
+from panda_icefall.losses.spec import LatticeSpec
+from panda_icefall.losses.variant import Variant
+from panda_icefall.normalizer import TileOptions
+from panda_icefall.routing import patch
+from panda_icefall.routing.axis_tensor import AxisTensor
+from panda_icefall.routing.deferred import DeferredJoint
+from panda_icefall.routing.joiner_calls import Joiner, SiteRows, log_probs_by_calls
+from panda_icefall.routing.joint_sites import GridSites, RangesSites
+from panda_icefall.routing.nodes import Table
+from panda_icefall.routing.observing import current_observer
+from panda_icefall.routing.replaced import Options
+from panda_icefall.routing.routed_loss import row_logits, why_not
+from panda_icefall.routing.site_tensor import SiteTensor
+from panda_icefall.routing.status import LossTotals
+from panda_icefall.routing.torch_functions import name_of
+from panda_icefall.routing.torch_swaps import recording_in_torch
+
+__all__ = ["pruned_transducer_loss", "transducer_loss"]
+
+
+class _NotRecordedError(Exception):
+    """An operation of the joiner asks for a tensor of the whole lattice."""
+
+
+@opaque
+def transducer_loss(
+    joiner: Joiner,
+    encoder_out: Tensor,
+    decoder_out: Tensor,
+    targets: Tensor,
+    logit_lengths: Tensor,
+    target_lengths: Tensor,
+    blank: int = 0,
+    reduction: str = "mean",
+    *,
+    clamp: float = -1.0,
+    fastemit_lambda: float = 0.0,
+    one_sym_per_frame: bool = False,
+    rnnt_type: str = "regular",
+    delay_penalty: float = 0.0,
+    use_hat_loss: bool = False,
+    big_blank_durations: Sequence[int] | None = None,
+    durations: Sequence[int] | None = None,
+    sigma: float = 0.0,
+    omega: float = 0.0,
+    workspace_mib: float | None = None,
+    adjoint_tolerance: float | None = None,
+    engine: str = "auto",
+) -> Tensor:
+    """The transducer loss of the full lattice, from the joiner and not from its logits.
+
+    Equal to ``torchaudio.functional.rnnt_loss(joiner(encoder_out, decoder_out), targets,
+    logit_lengths, target_lengths, blank, clamp, reduction)`` without materialising the logits
+    ``[B, T, S + 1, C]``, or anything of ``[B, T, S + 1, H]``, forward or backward::
+
+        loss = panda_icefall.transducer_loss(
+            model.joiner, encoder_out, decoder_out, targets, frames, symbols, blank=0
+        )
+        loss.backward()
+
+    The joiner runs once, on objects that record what it does, and is computed for some sites at a
+    time: for exactly ``sum_b T_b (S_b + 1)`` of them. What can be recorded: sums and products of the
+    two, ``cat``, linear layers, activations, norms over X, dropout, casts and views (egs/README.md has
+    the table of joiners). A joiner that does anything else is called for some sites at a time, with
+    ``[n, 1, D]`` instead of ``[B, T, D]``; that is logged once and counted in ``status()``. It must
+    treat each site by itself, and its dropout draws other numbers than that of a dense run.
+
+    Args:
+      joiner: a module or function of ``(encoder_out, decoder_out)`` that gives logits.
+      encoder_out: ``[B, T, D]``, or ``[B, T, 1, D]`` where the joiner takes it so.
+      decoder_out: ``[B, S + 1, E]``, or ``[B, 1, S + 1, E]``.
+      targets: integers ``[B, S]``; what lies beyond an utterance's length is not read.
+      logit_lengths: integers ``[B]``, frames of each utterance, 1 to T.
+      target_lengths: integers ``[B]``, symbols of each utterance, 0 to S.
+      blank: class of the blank; a negative one counts from the last class.
+      reduction: "none", "mean" (over utterances) or "sum".
+      clamp: above 0, each utterance's gradient with respect to the logits is clipped to
+        ``[-clamp, clamp]``, before it is multiplied by the gradient of the utterance's loss, as in
+        torchaudio. TDT's durations are left alone, as in NeMo.
+      fastemit_lambda: FastEmit (arXiv:2010.11148), as in warp-transducer and NeMo: the gradients of
+        the symbols' log-probs are scaled by ``1 + fastemit_lambda``, and so is the loss.
+      one_sym_per_frame: the modified lattice of optimized_transducer, which ends with a blank.
+      rnnt_type: "regular", "modified" or "constrained", as in k2.
+      delay_penalty: as in k2, see ``panda_icefall.losses.spec.LatticeOptions``.
+      use_hat_loss: HAT (arXiv:2003.07705); blank must be 0.
+      big_blank_durations: multi-blank (arXiv:2211.03541): frames that each big blank passes. Big
+        blank ``i`` is class ``blank - 1 - i``.
+      durations: TDT (arXiv:2304.06795): frames that each duration passes, ascending. The joiner's
+        last ``len(durations)`` logits are theirs, ``C`` counts the others.
+      sigma, omega: of multi-blank and TDT, see ``panda_icefall.losses.variant.Variant``.
+      workspace_mib, adjoint_tolerance, engine: as in ``apply``.
+
+    Returns:
+      The loss in nats, ``[B]`` for "none", else a scalar; float64 for a float64 joiner, else float32.
+
+    Raises:
+      ValueError: a shape or a value does not fit; of a value the utterance is named.
+      TypeError: a dtype does not fit.
+
+    Two device syncs more than ``selected_log_probs``.
+    """
+    variant = Variant(use_hat_loss, big_blank_durations, durations, sigma, omega)
+    if one_sym_per_frame and rnnt_type != "regular":
+        raise ValueError(f"one_sym_per_frame: got True with rnnt_type={rnnt_type!r}, expected one")
+    rnnt_type = "modified" if one_sym_per_frame else rnnt_type
+    variant.check_lattice(rnnt_type)
+    options = Options.of(workspace_mib, adjoint_tolerance, engine).tiles
+    am, lm = _rows_of("encoder_out", encoder_out, 2), _rows_of("decoder_out", decoder_out, 1)
+    B, T, states = *am.shape[:2], lm.shape[1]
+    if lm.shape[0] != B or encoder_out.dim() != decoder_out.dim() or lm.device != am.device:
+        raise ValueError(
+            f"decoder_out: got shape {tuple(decoder_out.shape)} on {lm.device}, expected the B, the "
+            f"dimensions and the device of encoder_out, {tuple(encoder_out.shape)} on {am.device}"
+        )
+    if targets.dim() != 2 or tuple(targets.shape) != (B, states - 1):
+        raise ValueError(
+            f"targets: got shape {tuple(targets.shape)}, expected [B, S] = [{B}, {states - 1}] for "
+            f"decoder_out of shape {tuple(decoder_out.shape)}"
+        )
+    grid = GridSites(B, T, states, am.device)
+
+    def sites_of(classes: int) -> FullSites:
+        tokens = classes - variant.duration_classes
+        at = tokens + blank if blank < 0 else blank
+        variant.check_classes(at, classes)
+        spec = spec_of_lengths(
+            targets.to(am.device), logit_lengths, target_lengths,
+            T=T, blank=at, classes=tokens, forbidden=range(at - variant.big_blanks, at + 1),
+            fewest_frames_per_symbol=variant.fewest_frames_per_symbol,
+            is_final_blank=one_sym_per_frame, rnnt_type=rnnt_type, delay_penalty=delay_penalty,
+            reduction=reduction, fastemit_lambda=fastemit_lambda,
+        )  # fmt: skip
+        return FullSites.of(spec, tokens, T)
+
+    joints = (
+        AxisTensor(encoder_out, False, grid, _refuse),
+        AxisTensor(decoder_out, True, grid, _refuse),
+    )
+    rows = SiteRows(am, lm, grid, ones=encoder_out.dim() - 2)
+    return _loss(joiner, joints, rows, sites_of, variant, clamp, options)
+
+
+@opaque
+def pruned_transducer_loss(
+    joiner: Joiner,
+    am: Tensor,
+    lm: Tensor,
+    symbols: Tensor,
+    ranges: Tensor,
+    termination_symbol: int = 0,
+    boundary: Tensor | None = None,
+    rnnt_type: str = "regular",
+    delay_penalty: float = 0.0,
+    reduction: str = "mean",
+    use_hat_loss: bool = False,
+    *,
+    clamp: float = -1.0,
+    fastemit_lambda: float = 0.0,
+    big_blank_durations: Sequence[int] | None = None,
+    durations: Sequence[int] | None = None,
+    sigma: float = 0.0,
+    omega: float = 0.0,
+    workspace_mib: float | None = None,
+    adjoint_tolerance: float | None = None,
+    engine: str = "auto",
+) -> Tensor:
+    """The transducer loss of the retained sites, from the joiner and not from its logits.
+
+    Equal to ``k2.rnnt_loss_pruned(joiner(*k2.do_rnnt_pruning(am, lm, ranges)), symbols, ranges, ...)``
+    without materialising the logits ``[B, T, s_range, C]``, or what ``do_rnnt_pruning`` gives. What
+    is said of joiners in ``transducer_loss`` holds here; one that cannot be recorded is given
+    ``[n, 1, 1, D]``.
+
+    Args:
+      joiner: a module or function of am and lm at the sites, ``[B, T, s_range, D]`` each.
+      am: ``[B, T, D]``.
+      lm: ``[B, S + 1, E]``.
+      symbols, ranges, termination_symbol, boundary, rnnt_type, delay_penalty, reduction: as in
+        ``panda_icefall.losses.spec.LatticeSpec``. With big blanks or durations the boundary begins at
+        0 and the type is regular.
+      others: as in ``transducer_loss``.
+
+    Returns, Raises: as ``transducer_loss``.
+    """
+    variant = Variant(use_hat_loss, big_blank_durations, durations, sigma, omega)
+    variant.check_lattice(rnnt_type, boundary)
+    options = Options.of(workspace_mib, adjoint_tolerance, engine).tiles
+    check_pruning_form(am, lm, ranges)
+    sites = RangesSites(ranges)
+    spec = LatticeSpec.of(
+        {
+            "symbols": symbols, "ranges": ranges, "termination_symbol": termination_symbol,
+            "boundary": boundary, "rnnt_type": rnnt_type, "delay_penalty": delay_penalty,
+            "reduction": reduction,
+        }
+    )  # fmt: skip
+    spec = dataclasses.replace(spec, fastemit_lambda=fastemit_lambda)
+    if lm.shape[1] <= symbols.shape[-1]:
+        raise ValueError(
+            f"lm: got {lm.shape[1]} states for symbols of shape {tuple(symbols.shape)}, expected "
+            f"S + 1 = {symbols.shape[-1] + 1} or more"
+        )
+
+    def sites_of(classes: int) -> RetainedSites:
+        variant.check_classes(spec.termination_symbol, classes)
+        return RetainedSites.of(spec, classes - variant.duration_classes)
+
+    joints = (
+        DeferredJoint(Table(am, by_symbol=False), sites, _refuse),
+        DeferredJoint(Table(lm, by_symbol=True), sites, _refuse),
+    )
+    return _loss(joiner, joints, SiteRows(am, lm, sites, ones=2), sites_of, variant, clamp, options)
+
+
+def _loss(
+    joiner: Joiner,
+    joints: tuple[Any, Any],
+    rows: SiteRows,
+    sites_of: Callable[[int], LatticeSites],
+    variant: Variant,
+    clamp: float,
+    options: TileOptions,
+) -> Tensor:
+    """The loss of a joiner that is recorded, or called where it cannot be."""
+    is_clamped = clamp > 0
+    head, lattice_loss = variant.chosen()
+    if is_clamped and not head.takes_clamp:
+        raise ValueError(f"clamp: got {clamp} with use_hat_loss=True, expected 0 or less")
+    counters, observer = patch.counters(), current_observer()
+    bound = clamp if is_clamped else None
+    logits = _recorded(joiner, joints)
+    if isinstance(logits, str):
+        counters.count_calls(logits)
+        classes = rows.classes(joiner)
+        sites = sites_of(classes)
+        found = log_probs_by_calls(joiner, rows.at(_position(sites)), sites, head, classes, options, bound)
+        if observer is not None:
+            observer(sites.observed(found.target, found.blank, found.log_z))
+        return loss_of_log_probs(found, sites, lattice_loss, options.engine)
+    sites = sites_of(logits.width)
+    is_shift_free = not (is_clamped or variant.use_hat_loss)
+    loss = selected_transducer_loss(
+        row_logits(logits, is_shift_free=is_shift_free, position=_position(sites)),
+        sites, head, options,
+        lattice_loss=lattice_loss, clamp=bound, counters=counters.tiles, observer=observer,
+    )  # fmt: skip
+    counters.add(LossTotals(losses_routed=1))
+    return loss
+
+
+def _recorded(joiner: Joiner, joints: tuple[Any, Any]) -> SiteTensor | str:
+    """The logits that a joiner makes of stand-ins; a text: why they cannot be recorded."""
+    is_applied = bool(patch.status().replaced)
+    try:
+        with contextlib.nullcontext() if is_applied else recording_in_torch():
+            logits = joiner(*joints)
+    except (MemoryError, torch.cuda.OutOfMemoryError):
+        raise
+    except _NotRecordedError as error:
+        return str(error)
+    except Exception as error:  # said again by the calls, if it is the joiner's own
+        return f"{name_of(joiner)}, which raised {type(error).__name__}"
+    if not isinstance(logits, SiteTensor):
+        return f"{name_of(joiner)}, which gave {type(logits).__name__}"
+    return why_not(logits) or logits
+
+
+def _position(sites: LatticeSites) -> Tensor | None:
+    """Which of a joint's sites the loss has; None: all of them."""
+    return sites.position if isinstance(sites, FullSites) else None
+
+
+def _refuse(operation: str) -> None:
+    raise _NotRecordedError(operation)
+
+
+def _rows_of(name: str, values: Tensor, axis: int) -> Tensor:
+    """``[B, R, D]`` of ``values``, which may have a dimension of size 1 at ``axis`` besides.
+
+    Raises:
+      ValueError: another shape.
+      TypeError: no floating point tensor.
+    """
+    spelt = "[B, T, D] or [B, T, 1, D]" if axis == 2 else "[B, S + 1, E] or [B, 1, S + 1, E]"
+    if not isinstance(values, Tensor) or not values.is_floating_point():
+        got = values.dtype if isinstance(values, Tensor) else type(values).__name__
+        raise TypeError(f"{name}: got {got}, expected a floating point tensor {spelt}")
+    if values.dim() == 4 and values.shape[axis] == 1:
+        return values.squeeze(axis)
+    if values.dim() != 3:
+        raise ValueError(f"{name}: got shape {tuple(values.shape)}, expected {spelt}")
+    return values
