@@ -51,9 +51,7 @@ class DurationArcs:
 
 
 @opaque
-def duration_recursion(
-    arcs: Sequence[DurationArcs], frames: Tensor, states: Tensor
-) -> Tensor:
+def duration_recursion(arcs: Sequence[DurationArcs], frames: Tensor, states: Tensor) -> Tensor:
     """Log-probability of all paths, differentiable in the arcs.
 
     Args:
@@ -171,9 +169,7 @@ def _places(
     return found
 
 
-def _closed(
-    kind: tuple[int, int], frames: Tensor, states: Tensor, part: tuple[int, int]
-) -> Tensor:
+def _closed(kind: tuple[int, int], frames: Tensor, states: Tensor, part: tuple[int, int]) -> Tensor:
     """Arcs that do not exist in their utterance, bool ``[B, t, s]``."""
     duration, symbols = kind
     t = torch.arange(part[0], device=frames.device)[None, :, None] + duration

@@ -109,12 +109,12 @@ def _error(
         return ValueError(f"target_lengths: got {s} for utterance b={b}, expected 0 to S={S}")
     if reason == 2:
         at = int(bad[b].int().argmax())
-        blanks = f"{forbidden.start} to {forbidden.stop - 1} are blanks"
+        blanks = f", and not {forbidden.start} to {forbidden.stop - 1}, the blanks"
         if len(forbidden) == 1:
-            blanks = f"{forbidden.start} is the blank"
+            blanks = f", and not {forbidden.start}, the blank"
         return ValueError(
             f"targets: got id {int(symbols[b, at])} for utterance b={b} at s={at}, expected "
-            f"0 <= id < {classes}, where {blanks}"
+            f"0 <= id < {classes}{blanks if forbidden else ''}"
         )
     return ValueError(
         f"logit_lengths: got {t} frames for utterance b={b} with {s} symbols, expected at least "

@@ -45,11 +45,11 @@ class LatticeSites(ABC):
 
     @abstractmethod
     def next_symbols(self) -> Tensor:
-        """The class that each site's symbol arc emits, int64 ``[N]``; the blank where none is left."""
+        """The class that each site's symbol arc emits, int64 ``[N]``; at the last state any."""
 
     @abstractmethod
     def spread(self, values: Tensor, padding: float) -> Tensor:
-        """``[N, ...]`` at their frames and states, ``[B, T, S + 1, ...]``, ``padding`` elsewhere."""
+        """``[N, ...]`` at their places, ``[B, T, S + 1, ...]``, with ``padding`` elsewhere."""
 
     @abstractmethod
     def utterance_sums(self, values: Tensor) -> Tensor:
@@ -103,8 +103,8 @@ class FullSites(LatticeSites):
     """The sites of a full lattice without its padding: ``sum_b T_b (S_b + 1)`` of them, packed.
 
     Attributes:
-      position: int64 ``[N]``, each site's place among all ``[B, T, S + 1]``, ascending: utterance by
-        utterance, frame by frame, state by state, as optimized_transducer packs them.
+      position: int64 ``[N]``, each site's place among all ``[B, T, S + 1]``, ascending: utterance
+        by utterance, frame by frame, state by state, as optimized_transducer packs them.
     """
 
     spec: LatticeSpec
@@ -150,9 +150,9 @@ class FullSites(LatticeSites):
         return sums.index_add(0, self._utterance(), values)
 
     def observed(self, target: Tensor, blank: Tensor, log_z: Tensor) -> SiteLogProbs:
-        values = (self.spread(x.detach(), 0.0) for x in (target, blank, log_z))
         live = self.spread(torch.ones_like(self.position, dtype=torch.bool), False)
-        return SiteLogProbs(*values, live)
+        target, blank, log_z = (self.spread(x.detach(), 0.0) for x in (target, blank, log_z))
+        return SiteLogProbs(target, blank, log_z, live)
 
     def _utterance(self) -> Tensor:
         return torch.div(self.position, self.T * self.states, rounding_mode="floor")

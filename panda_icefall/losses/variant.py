@@ -62,11 +62,13 @@ class Variant:
         if not 0 <= self.omega <= 1:
             raise ValueError(f"omega: got {self.omega}, expected a probability, 0 to 1")
         if self.omega and not asked["durations"]:
-            raise ValueError(f"omega: got {self.omega} without durations, expected 0; only TDT has it")
+            raise ValueError(
+                f"omega: got {self.omega} without durations, expected 0; only TDT has it"
+            )
 
     def _check_durations(self, name: str, least: int) -> None:
         given = [operator.index(duration) for duration in getattr(self, name)]
-        is_ascending = all(a < b for a, b in zip(given, given[1:])) or name != "durations"
+        is_ascending = given == sorted(set(given)) or name != "durations"
         if not given or min(given) < least or max(given) < 1 or not is_ascending:
             order = "ascending" if name == "durations" else "any order"
             raise ValueError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -10,9 +11,15 @@ from typing import Any
 from torch import nn
 
 from panda_icefall.routing.finding_projections import find_projections, warn_of_unrecorded
-from panda_icefall.routing.hosts import Kind, functions_to_replace, warn_of_other_names
+from panda_icefall.routing.hosts import (
+    Kind,
+    functions_to_replace,
+    install_substitutes,
+    warn_of_other_names,
+)
 from panda_icefall.routing.module_calls import forget_refusals
 from panda_icefall.routing.observing import forget_blind_hooks
+from panda_icefall.routing.recorded_joiners import RecordedJoiner, find_joiners
 from panda_icefall.routing.recorded_projections import RecordedProjection
 from panda_icefall.routing.replaced import (
     RoutingState,
@@ -20,6 +27,7 @@ from panda_icefall.routing.replaced import (
     routed_pruned_loss,
     simple_loss_in_tiles,
 )
+from panda_icefall.routing.routed_full_loss import routed_full_loss
 from panda_icefall.routing.torch_swaps import swaps_in_torch
 from panda_icefall.swaps import Swap
 
@@ -27,7 +35,10 @@ _OURS: dict[Kind, Any] = {
     Kind.PRUNING: recording_pruning,
     Kind.PRUNED_LOSS: routed_pruned_loss,
     Kind.SIMPLE_LOSS: simple_loss_in_tiles,
+    Kind.FULL_LOSS: routed_full_loss,
 }
+
+Recorded = RecordedProjection | RecordedJoiner
 
 
 class Applied:
@@ -48,7 +59,7 @@ class Applied:
     def __init__(self, state: RoutingState, said: set[tuple[str, str]]) -> None:
         found = functions_to_replace()
         swaps = [Swap.of(m, s.name, _OURS[s.kind](f, state)) for m, s, f in found]
-        self.replacements: list[Swap | RecordedProjection] = [*swaps, *swaps_in_torch()]
+        self.replacements: list[Swap | Recorded] = [*swaps, *swaps_in_torch()]
         self.is_suspended = False
         self._is_over = False
         self._state = state
@@ -57,9 +68,20 @@ class Applied:
         warn_of_other_names(found, said)
         for replacement in self.replacements:
             replacement.install()
+        self._substitutes = install_substitutes(found)
 
-    def record_projections(self, model: Any) -> list[RecordedProjection]:
-        """Record a model's projections; gives those that were not recorded already."""
+    def record_model(self, model: Any) -> list[Recorded]:
+        """Record a model's projections and joiners; gives those that were not recorded already."""
+        recorded = {r.module for r in self.replacements if not isinstance(r, Swap)}
+        found: list[Recorded] = [*self._projections(model), *self._joiners(model)]
+        added = [r for r in found if r.module not in recorded]
+        self.replacements += added
+        if not self.is_suspended:
+            for replacement in added:
+                replacement.install()
+        return added
+
+    def _projections(self, model: Any) -> list[RecordedProjection]:
         if not self._has_simple_loss:
             return []
         names = None if self._state.options is None else self._state.options.projections
@@ -69,24 +91,25 @@ class Applied:
         if name not in self._searched and isinstance(model, nn.Module):
             self._searched.add(name)
             warn_of_unrecorded(model, name, found)
-        recorded = {r.module for r in self.replacements if isinstance(r, RecordedProjection)}
         report = self._state.counters.count_projection
-        added = [
+        return [
             RecordedProjection(module, path.rpartition(".")[2], f"{path}.forward", report)
             for path, module in found.items()
-            if module not in recorded
         ]
-        self.replacements += added
-        if not self.is_suspended:
-            for projection in added:
-                projection.install()
-        return added
 
-    def forget_projections(self, projections: list[RecordedProjection]) -> None:
+    def _joiners(self, model: Any) -> list[RecordedJoiner]:
+        found = find_joiners(model) if isinstance(model, nn.Module) else {}
+        report = self._state.counters.count_joint
+        return [
+            RecordedJoiner(module, owner, f"{path}.forward", report)
+            for path, (module, owner) in found.items()
+        ]
+
+    def forget(self, recorded: list[Recorded]) -> None:
         """Record these no longer."""
-        for projection in projections:
-            projection.remove()
-        self.replacements = [r for r in self.replacements if r not in projections]
+        for replacement in recorded:
+            replacement.remove()
+        self.replacements = [r for r in self.replacements if r not in recorded]
 
     def put_back(self) -> None:
         """Put all originals back but those that somebody has replaced, which is logged."""
@@ -96,6 +119,9 @@ class Applied:
                     "panda: %s was replaced by something else after apply(); left as it is",
                     replacement.full_name,
                 )
+        for name, module in self._substitutes.items():
+            if sys.modules.get(name) is module:
+                del sys.modules[name]
         self._is_over = True
         forget_blind_hooks()
         forget_refusals()

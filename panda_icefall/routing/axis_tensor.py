@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -216,9 +216,7 @@ def _common_sites(given: Sequence[StandIn]) -> GridSites:
     return GridSites(None, counts[False], counts[True], axes[0].device)
 
 
-def _recorded_at(
-    sites: GridSites, function: Function, args: Arguments, kwargs: Keywords
-) -> Any:
+def _recorded_at(sites: GridSites, function: Function, args: Arguments, kwargs: Keywords) -> Any:
     """The function recorded with am and lm at these sites; None: it cannot be."""
 
     def at_sites(value: Any) -> Any:

@@ -31,17 +31,22 @@ __all__ = [
 
 # The project's own functions, which take the place of a k2 that is not installed.
 OWN_FUNCTIONS = "panda_icefall.losses.k2_functions"
-# Routed beside the main host, k2 or our own functions, where they are installed.
-_FURTHER_HOSTS = ("fast_rnnt",)
-HOSTS = ("k2", OWN_FUNCTIONS, *_FURTHER_HOSTS)
+HOSTS = ("k2", OWN_FUNCTIONS, "fast_rnnt")
+# Routed beside the main host, k2 or our own functions, where they are installed; torchaudio, which
+# takes long to import, where it is imported already.
+_FURTHER_HOSTS = ("fast_rnnt", "optimized_transducer", "torchaudio.functional")
+_ONLY_IF_IMPORTED = ("torchaudio.functional",)
+# Packages that recipes import in their forward, and what takes their place where they are missing.
+_SUBSTITUTES = {"optimized_transducer": "panda_icefall.losses.of_logits"}
 
 
 class Kind(Enum):
-    """What a function of a host is for; the first three kinds are replaced."""
+    """What a function of a host is for; the first four kinds are replaced."""
 
     PRUNING = "pruning"
     PRUNED_LOSS = "pruned loss"
     SIMPLE_LOSS = "simple loss"
+    FULL_LOSS = "full-lattice loss"
     PRUNE_RANGES = "prune ranges"
     OTHER_LOSS = "other loss"
 
@@ -68,13 +73,15 @@ class Symbol:
 
     @property
     def is_loss(self) -> bool:
-        return self.kind in (Kind.PRUNED_LOSS, Kind.SIMPLE_LOSS, Kind.OTHER_LOSS)
+        return self.kind not in (Kind.PRUNING, Kind.PRUNE_RANGES)
 
 
 HostFunction = tuple[ModuleType, Symbol, Callable[..., Any]]
 
 _LOSS = ("logits", "symbols", "ranges", "termination_symbol", "boundary")
 _SIMPLE = ("lm", "am", "symbols", "termination_symbol")
+_FULL = ("logits", "symbols", "termination_symbol")
+_LENGTHS = ("logits", "targets", "logit_lengths", "target_lengths", "blank")
 _SCALES = ("lm_only_scale", "am_only_scale")
 _TYPE = ("rnnt_type", "delay_penalty", "reduction")
 _OLD_TYPE = ("modified", "reduction")  # of fast_rnnt's first versions
@@ -102,9 +109,23 @@ SYMBOLS = (
         tuple((*_SIMPLE, "boundary", *t, "return_grad") for t in (_TYPE, _OLD_TYPE)),
     ),
     Symbol("get_rnnt_prune_ranges", Kind.PRUNE_RANGES),
-    Symbol("rnnt_loss", Kind.OTHER_LOSS, hosts=("k2", "fast_rnnt", "torchaudio.functional")),
+    Symbol(
+        "rnnt_loss",
+        Kind.FULL_LOSS,
+        (
+            *((*_FULL, "boundary", *t) for t in (_TYPE, _OLD_TYPE)),
+            (*_LENGTHS, "clamp", "reduction"),
+            (*_LENGTHS, "clamp", "reduction", "fused_log_softmax"),
+        ),
+        hosts=(*HOSTS, "torchaudio.functional"),
+    ),
     Symbol("ctc_loss", Kind.OTHER_LOSS, hosts=("k2", "torch.nn.functional")),
-    Symbol("transducer_loss", Kind.OTHER_LOSS, hosts=("optimized_transducer",)),
+    Symbol(
+        "transducer_loss",
+        Kind.FULL_LOSS,
+        ((*_LENGTHS, "reduction", "one_sym_per_frame", "from_log_softmax"),),
+        hosts=("optimized_transducer",),
+    ),
 )
 REPLACED_NAMES = tuple(symbol.name for symbol in SYMBOLS if symbol.is_replaced)
 
@@ -131,12 +152,40 @@ def functions_to_replace() -> list[HostFunction]:
     found = _found_in(main)
     for name in _FURTHER_HOSTS:
         try:
-            module = _loaded(name)
+            module = sys.modules.get(name) if name in _ONLY_IF_IMPORTED else _loaded(name)
+            if module is None and name in _SUBSTITUTES:
+                module = _substitute(name)
             if module is not None and module is not main:
                 found += _found_in(module)
         except (ImportError, OSError, PandaError) as error:
             logging.warning("panda: the losses of %s are not routed: %s", name, error)
     return found
+
+
+def install_substitutes(found: list[HostFunction]) -> dict[str, ModuleType]:
+    """Let recipes import packages that are not installed, and whose function we have.
+
+    Args:
+      found: the functions that are replaced.
+
+    Returns:
+      The modules that stand in ``sys.modules`` for them.
+    """
+    modules = {module.__name__: module for module, _, _ in found}
+    missing = {name: modules[name] for name in _SUBSTITUTES if name in modules}
+    missing = {name: module for name, module in missing.items() if name not in sys.modules}
+    sys.modules.update(missing)
+    return missing
+
+
+def _substitute(name: str) -> ModuleType:
+    """A module of a package that is not installed."""
+    ours = importlib.import_module(_SUBSTITUTES[name])
+    module = ModuleType(name, f"{name} is not installed; its functions are {ours.__name__}'s.")
+    for symbol in SYMBOLS:
+        if name in symbol.hosts:
+            setattr(module, symbol.name, getattr(ours, symbol.name))
+    return module
 
 
 def _loaded(name: str) -> ModuleType | None:
@@ -151,11 +200,11 @@ def _loaded(name: str) -> ModuleType | None:
 def _found_in(module: ModuleType) -> list[HostFunction]:
     version = getattr(module, "__dev_version__", getattr(module, "__version__", "unknown"))
     found = []
-    for symbol in (s for s in SYMBOLS if s.is_replaced):
+    for symbol in (s for s in SYMBOLS if s.is_replaced and module.__name__ in s.hosts):
         where = f"{module.__name__}.{symbol.name}"
         function = getattr(module, symbol.name, None)
         if function is None:
-            if symbol.kind is Kind.SIMPLE_LOSS:
+            if symbol.kind in (Kind.SIMPLE_LOSS, Kind.FULL_LOSS):
                 continue
             raise PandaError(
                 f"{where}: not found in version {version}; expected a {module.__name__} that has it"

@@ -56,7 +56,7 @@ class SiteRows:
         with the random numbers of the forward.
         """
         am, lm = (x.reshape(-1, x.shape[-1]) for x in (self.am, self.lm))
-        index = [self.sites.index(x, by_symbol) for x, by_symbol in ((self.am, False), (self.lm, True))]
+        index = [self.sites.index(self.am, False), self.sites.index(self.lm, True)]
         if self.position is not None:
             index = [rows.index_select(0, self.position) for rows in index]
 
@@ -122,9 +122,7 @@ def log_probs_by_calls(
     tile_rows = max(1, options.workspace_on(rows.am.device) // row_bytes)
     parts = rows.log_probs(joiner, read, tile_rows)
     target, blank_logp, log_z, others, share = (torch.cat(values) for values in zip(*parts))
-    return HeadLogProbs(
-        target, blank_logp, log_z, others if others.shape[1] else None, share
-    )
+    return HeadLogProbs(target, blank_logp, log_z, others if others.shape[1] else None, share)
 
 
 class _ClippedGradient(torch.autograd.Function):

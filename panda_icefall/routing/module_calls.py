@@ -17,6 +17,11 @@ from torch import nn
 
 from panda_icefall.dynamo import opaque
 from panda_icefall.routing.observing import say_blind_hooks
+from panda_icefall.routing.recorded_joiners import (
+    has_recorded_joiner,
+    recorded_arguments,
+    running,
+)
 from panda_icefall.routing.recorded_projections import recorded_projection
 from panda_icefall.routing.stand_in import StandIn, as_tensors
 
@@ -34,8 +39,13 @@ def module_call(original: Callable[..., Any]) -> Callable[..., Any]:
     def call(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         if _stand_ins((*args, *kwargs.values())):
             return _call_recorded(original, self, args, kwargs)
+        if (recorded := recorded_arguments(self, args, kwargs)) is not None:
+            return _call_recorded(original, self, *recorded)
         if (projection := recorded_projection(self)) is not None:
             result = projection.call(original, args, kwargs)
+        elif has_recorded_joiner(self):
+            with running(self):
+                result = original(self, *args, **kwargs)
         else:
             result = original(self, *args, **kwargs)
         if "_is_fsdp_managed_module" in self.__dict__ and _is_called_by_fsdp(self):

@@ -76,11 +76,12 @@ def transducer_loss(
         loss.backward()
 
     The joiner runs once, on objects that record what it does, and is computed for some sites at a
-    time: for exactly ``sum_b T_b (S_b + 1)`` of them. What can be recorded: sums and products of the
-    two, ``cat``, linear layers, activations, norms over X, dropout, casts and views (egs/README.md has
-    the table of joiners). A joiner that does anything else is called for some sites at a time, with
-    ``[n, 1, D]`` instead of ``[B, T, D]``; that is logged once and counted in ``status()``. It must
-    treat each site by itself, and its dropout draws other numbers than that of a dense run.
+    time: for exactly ``sum_b T_b (S_b + 1)`` of them. What can be recorded: sums and products of
+    the two, ``cat``, linear layers, activations, norms over X, dropout, casts and views; the table
+    of joiners in egs/README.md has more. A joiner that does anything else is called for some sites
+    at a time, with ``[n, 1, D]`` instead of ``[B, T, D]``; that is logged once and counted in
+    ``status()``. It must treat each site by itself, and its dropout draws other numbers than that
+    of a dense run.
 
     Args:
       joiner: a module or function of ``(encoder_out, decoder_out)`` that gives logits.
@@ -108,7 +109,8 @@ def transducer_loss(
       workspace_mib, adjoint_tolerance, engine: as in ``apply``.
 
     Returns:
-      The loss in nats, ``[B]`` for "none", else a scalar; float64 for a float64 joiner, else float32.
+      The loss in nats, ``[B]`` for "none", else a scalar; float64 for a float64 joiner, float32
+      for others.
 
     Raises:
       ValueError: a shape or a value does not fit; of a value the utterance is named.
@@ -126,8 +128,8 @@ def transducer_loss(
     B, T, states = *am.shape[:2], lm.shape[1]
     if lm.shape[0] != B or encoder_out.dim() != decoder_out.dim() or lm.device != am.device:
         raise ValueError(
-            f"decoder_out: got shape {tuple(decoder_out.shape)} on {lm.device}, expected the B, the "
-            f"dimensions and the device of encoder_out, {tuple(encoder_out.shape)} on {am.device}"
+            f"decoder_out: got shape {tuple(decoder_out.shape)} on {lm.device}, expected B, number "
+            f"of dimensions and device of encoder_out, {tuple(encoder_out.shape)} on {am.device}"
         )
     if targets.dim() != 2 or tuple(targets.shape) != (B, states - 1):
         raise ValueError(
@@ -183,9 +185,9 @@ def pruned_transducer_loss(
 ) -> Tensor:
     """The transducer loss of the retained sites, from the joiner and not from its logits.
 
-    Equal to ``k2.rnnt_loss_pruned(joiner(*k2.do_rnnt_pruning(am, lm, ranges)), symbols, ranges, ...)``
-    without materialising the logits ``[B, T, s_range, C]``, or what ``do_rnnt_pruning`` gives. What
-    is said of joiners in ``transducer_loss`` holds here; one that cannot be recorded is given
+    Equal to ``k2.rnnt_loss_pruned`` of ``joiner(*k2.do_rnnt_pruning(am, lm, ranges))`` without
+    materialising the logits ``[B, T, s_range, C]``, or what ``do_rnnt_pruning`` gives. What is said
+    of joiners in ``transducer_loss`` holds here; one that cannot be recorded is given
     ``[n, 1, 1, D]``.
 
     Args:
@@ -193,8 +195,8 @@ def pruned_transducer_loss(
       am: ``[B, T, D]``.
       lm: ``[B, S + 1, E]``.
       symbols, ranges, termination_symbol, boundary, rnnt_type, delay_penalty, reduction: as in
-        ``panda_icefall.losses.spec.LatticeSpec``. With big blanks or durations the boundary begins at
-        0 and the type is regular.
+        ``panda_icefall.losses.spec.LatticeSpec``. With big blanks or durations the boundary begins
+        at 0 and the type is regular.
       others: as in ``transducer_loss``.
 
     Returns, Raises: as ``transducer_loss``.
@@ -250,7 +252,8 @@ def _loss(
         counters.count_calls(logits)
         classes = rows.classes(joiner)
         sites = sites_of(classes)
-        found = log_probs_by_calls(joiner, rows.at(_position(sites)), sites, head, classes, options, bound)
+        rows = rows.at(_position(sites))
+        found = log_probs_by_calls(joiner, rows, sites, head, classes, options, bound)
         if observer is not None:
             observer(sites.observed(found.target, found.blank, found.log_z))
         return loss_of_log_probs(found, sites, lattice_loss, options.engine)

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from panda_icefall.routing.joint_sites import GridSites, PackedSites
-from panda_icefall.routing.nodes import Linear, Node, NotRecordableError, Operation, Table
-from panda_icefall.routing.nodes import NODES
+from panda_icefall.routing.nodes import NODES, Linear, Node, NotRecordableError, Operation, Table
 from panda_icefall.routing.site_tensor import SiteTensor
 
 
@@ -23,15 +22,19 @@ def packed_joint(tensors: Any = (), dim: Any = 0, **others: Any) -> SiteTensor |
     Raises:
       NotRecordableError: they are, but of utterances that were treated differently.
     """
-    joints = [t for t in tensors if isinstance(t, SiteTensor) and isinstance(t.sites, GridSites)]
-    is_packed = all(j.sites.B is None and j.axes == ((j.lead[0],), 1) for j in joints)
-    if not joints or len(joints) != len(tensors) or others or dim != 0 or not is_packed:
+    joints = [t for t in tensors if isinstance(t, SiteTensor)]
+    lattices = [joint.sites for joint in joints if isinstance(joint.sites, GridSites)]
+    is_of_one = all(sites.B is None for sites in lattices) and len(lattices) == len(joints)
+    is_flat = all(len(joint.lead) == joint.channel == 1 for joint in joints)
+    if not joints or len(joints) != len(tensors) or others or dim != 0:
+        return None
+    if not (is_of_one and is_flat):
         return None
     if any(joint.grad_enabled != joints[0].grad_enabled for joint in joints):
         raise NotRecordableError
     sites = PackedSites(
-        [joint.sites.T for joint in joints],
-        [joint.sites.states for joint in joints],
+        [lattice.T for lattice in lattices],
+        [lattice.states for lattice in lattices],
         joints[0].device,
     )
     node = _joined([joint.node for joint in joints], {})
@@ -42,10 +45,10 @@ def _joined(nodes: Sequence[Any], done: dict[tuple[int, ...], Node]) -> Any:
     """One node for all utterances of what was recorded for each; a constant as it is."""
     first = nodes[0]
     if not isinstance(first, NODES):
-        is_same = all(
-            node is first if isinstance(first, Tensor) else type(node) is type(first) and node == first
-            for node in nodes
-        )
+        if isinstance(first, Tensor):
+            is_same = all(node is first for node in nodes)
+        else:
+            is_same = all(type(node) is type(first) and node == first for node in nodes)
         if not is_same:
             raise NotRecordableError
         return first

@@ -98,7 +98,7 @@ def apply(
         reset_counters()
     _state.options = options
     if model is not None:
-        _applied.record_projections(model)
+        _applied.record_model(model)
 
 
 def _check_model(model: Any) -> None:
@@ -121,11 +121,11 @@ def recording_projections(model: Any) -> Iterator[None]:
     if applied is None or applied.is_suspended:
         yield
         return
-    added = applied.record_projections(model)
+    added = applied.record_model(model)
     try:
         yield
     finally:
-        applied.forget_projections(added)
+        applied.forget(added)
 
 
 def revert() -> None:

@@ -39,17 +39,16 @@ def row_logits(
 
     Args:
       is_shift_free: whether the loss and its gradient stay the same when all logits of a site are
-        shifted. A ``log_softmax`` changes nothing then but the normaliser, which an observer is told.
+        shifted. A ``log_softmax`` changes nothing then but the normaliser, which observers see.
       position: int64 ``[N]``, the sites that are wanted; None: all.
     """
-    with torch.set_grad_enabled(torch.is_grad_enabled() and logits.grad_enabled):
-        with no_autocast(logits.device):
-            head = linear_head(logits.node, is_shift_free=is_shift_free and not is_observed())
-            node = logits.node if head is None else head.input
-            rows = row_program(node, logits.sites, position)
-            if head is None:
-                return RowLogits(rows)
-            return RowLogits(rows, head.weight, head.bias, head.cast)
+    grad_mode = torch.set_grad_enabled(torch.is_grad_enabled() and logits.grad_enabled)
+    with grad_mode, no_autocast(logits.device):
+        head = linear_head(logits.node, is_shift_free=is_shift_free and not is_observed())
+        rows = row_program(logits.node if head is None else head.input, logits.sites, position)
+        if head is None:
+            return RowLogits(rows)
+        return RowLogits(rows, head.weight, head.bias, head.cast)
 
 
 def compute(

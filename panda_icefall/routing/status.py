@@ -17,8 +17,8 @@ class LossTotals:
 
     Attributes:
       losses_routed: pruned losses through the selected normaliser.
-      losses_by_calls: losses of ``transducer_loss`` and its sibling whose joiner was called for some
-        sites at a time.
+      losses_by_calls: losses of ``transducer_loss`` and its sibling whose joiner was called for
+        some sites at a time.
       losses_dense: pruned losses computed from ordinary logits while applied.
       simple_losses_routed: simple and smoothed losses in tiles, without further tensors of the size
         of am and lm than their gradients.

@@ -160,7 +160,7 @@ def hat_op(rows, weight, bias, ids, **options):
     """The op as ``gates`` calls it: ``[N, 2]`` target and blank log-probs, and log_z."""
     log_probs = functools.partial(select, live=None, options=TileOptions(**options), counters=None)
     logits = RowLogits(RowProgram.of(rows), weight, bias)
-    target, blank, log_z = HatHead().of_rows(logits, ids[:, 0], 0, log_probs)
+    target, blank, log_z = HatHead().of_rows(logits, ids[:, 0], 0, log_probs)[:3]
     return torch.stack([target, blank], dim=1), log_z
 
 

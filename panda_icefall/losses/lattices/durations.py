@@ -68,9 +68,7 @@ def tdt_loss(
     return _loss(arcs, sites, found.target.dtype)
 
 
-def _grids(
-    found: HeadLogProbs, sites: LatticeSites, sigma: float
-) -> tuple[Tensor, Tensor, Tensor]:
+def _grids(found: HeadLogProbs, sites: LatticeSites, sigma: float) -> tuple[Tensor, Tensor, Tensor]:
     """Symbols, blanks ``[B, T, S + 1]`` and what else there is ``[B, T, S + 1, n]``, float64."""
     assert found.others is not None
     spec = sites.spec

@@ -1,0 +1,118 @@
+"""The joiners of full-lattice recipes: recorded while their model runs, and never while it decodes.
+
+Such a model calls ``self.joiner(encoder_out, decoder_out)`` with ordinary tensors ``[B, T, D]`` and
+``[B, S + 1, D]``, and gives the logits to a loss. Decoding calls the same joiner from outside the
+model's ``forward``.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from panda_icefall.dynamo import is_traced
+from panda_icefall.routing.axis_tensor import AxisTensor
+from panda_icefall.routing.joint_sites import GridSites
+from panda_icefall.routing.stand_in import Report
+
+__all__ = ["RecordedJoiner", "find_joiners", "has_recorded_joiner", "recorded_arguments", "running"]
+
+_NAME = re.compile(r"(?:.*\.)?joiner(?:_\w+)?")
+_joiners: dict[int, RecordedJoiner] = {}
+_owners: dict[int, int] = {}  # of recorded joiners, and how many they have
+_now = threading.local()  # owners whose forward runs in this thread
+
+
+@dataclass(eq=False)
+class RecordedJoiner:
+    """One module whose calls are recorded while its model runs.
+
+    Attributes:
+      module: the joiner.
+      owner: the module that has it and calls it.
+      full_name: for messages.
+      report: as of ``AxisTensor``.
+    """
+
+    module: nn.Module
+    owner: nn.Module
+    full_name: str
+    report: Report
+
+    def install(self) -> None:
+        if id(self.module) not in _joiners:
+            _owners[id(self.owner)] = _owners.get(id(self.owner), 0) + 1
+        _joiners[id(self.module)] = self
+
+    def remove(self) -> bool:
+        """Record it no longer; False if it was not recorded by this."""
+        if _joiners.get(id(self.module)) is not self:
+            return False
+        del _joiners[id(self.module)]
+        _owners[id(self.owner)] -= 1
+        if not _owners[id(self.owner)]:
+            del _owners[id(self.owner)]
+        return True
+
+
+def find_joiners(model: nn.Module) -> dict[str, tuple[nn.Module, nn.Module]]:
+    """Modules called ``joiner``, or ``joiner_...``, and who has them, by their full names."""
+    modules = dict(model.named_modules())
+    return {
+        path: (module, modules[path.rpartition(".")[0]])
+        for path, module in modules.items()
+        if _NAME.fullmatch(path)
+    }
+
+
+def has_recorded_joiner(module: nn.Module) -> bool:
+    """Whether one of a module's own joiners is recorded while its forward runs."""
+    return id(module) in _owners
+
+
+@contextmanager
+def running(module: nn.Module) -> Iterator[None]:
+    """The forward of a module that has a recorded joiner runs in the enclosed block."""
+    depths = _now.__dict__.setdefault("depths", {})
+    depths[id(module)] = depths.get(id(module), 0) + 1
+    try:
+        yield
+    finally:
+        depths[id(module)] -= 1
+
+
+def recorded_arguments(
+    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    """What to call a recorded joiner with; None: with what it is given.
+
+    Its first two tensors become am and lm where they are ``[B, T, D]`` and ``[B, S + 1, E]``.
+    """
+    joiner = _joiners.get(id(module))
+    if joiner is None or not _now.__dict__.get("depths", {}).get(id(joiner.owner)) or is_traced():
+        return None
+    names: list[int | str] = [*range(len(args)), *kwargs]
+    given = {name: args[name] if isinstance(name, int) else kwargs[name] for name in names}
+    tensors = [(name, value) for name, value in given.items() if isinstance(value, Tensor)]
+    if len(tensors) < 2:
+        return None
+    (am_name, am), (lm_name, lm) = tensors[:2]
+    is_lattice = (
+        am.dim() == lm.dim() == 3
+        and am.shape[0] == lm.shape[0]
+        and am.device == lm.device
+        and am.is_floating_point()
+        and lm.is_floating_point()
+    )
+    if not is_lattice:
+        return None
+    sites = GridSites(am.shape[0], am.shape[1], lm.shape[1], am.device)
+    given[am_name] = AxisTensor(am, False, sites, joiner.report)
+    given[lm_name] = AxisTensor(lm, True, sites, joiner.report)
+    return tuple(given[i] for i in range(len(args))), {name: given[name] for name in kwargs}
