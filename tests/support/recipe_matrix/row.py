@@ -40,12 +40,16 @@ class Adaptation:
     Attributes:
       note: shown in the table; empty for what changes nothing, such as other inputs.
       around: holds from before the import of the recipe until after its last batch.
+      around_dense: holds in the passes without PANDA only.
+      around_reference: holds in those of them whose losses are exact; None: there are no such.
       model: changes the built model.
       inputs: `(call, keyword arguments of forward) -> keyword arguments of forward`.
     """
 
     note: str = ""
     around: Callable[[], AbstractContextManager[Any]] = _nothing
+    around_dense: Callable[[], AbstractContextManager[Any]] = _nothing
+    around_reference: Callable[[], AbstractContextManager[Any]] | None = None
     model: Callable[[nn.Module], nn.Module] | None = None
     inputs: Callable[[Call, dict[str, Any]], dict[str, Any]] | None = None
 
@@ -86,6 +90,12 @@ class Row:
     def name(self) -> str:
         script = "" if self.train == "train" else f" {self.train}.py"
         return f"{self.folder}{script}" + (f": {self.variant}" if self.variant else "")
+
+    @property
+    def has_reference(self) -> bool:
+        """Whether the dense arm, at its precision, is not what both arms are compared with."""
+        is_half = self.precision != torch.float32
+        return is_half or any(a.around_reference is not None for a in self.adaptations)
 
     @property
     def notes(self) -> str:
