@@ -15,7 +15,7 @@ from panda_icefall.losses.lengths import spec_of_lengths
 from panda_icefall.losses.pruning import check_pruning_form
 from panda_icefall.losses.selected import loss_of_log_probs, selected_transducer_loss
 from panda_icefall.losses.sites import FullSites, LatticeSites, RetainedSites
-from panda_icefall.losses.spec import LatticeSpec
+from panda_icefall.losses.spec import LatticeSpec, check_options
 from panda_icefall.losses.variant import Variant
 from panda_icefall.normalizer import TileOptions
 from panda_icefall.routing import patch
@@ -122,6 +122,7 @@ def transducer_loss(
     if one_sym_per_frame and rnnt_type != "regular":
         raise ValueError(f"one_sym_per_frame: got True with rnnt_type={rnnt_type!r}, expected one")
     rnnt_type = "modified" if one_sym_per_frame else rnnt_type
+    check_options(rnnt_type, reduction)
     variant.check_lattice(rnnt_type)
     options = Options.of(workspace_mib, adjoint_tolerance, engine).tiles
     am, lm = _rows_of("encoder_out", encoder_out, 2), _rows_of("decoder_out", decoder_out, 1)

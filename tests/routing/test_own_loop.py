@@ -1,0 +1,309 @@
+"""``transducer_loss`` and ``pruned_transducer_loss`` against the float64 oracles."""
+
+import pytest
+import torch
+import transducer_cases as cases
+from dispatch import LargestTensor
+from published import VECTORS
+from torch import nn
+from transducer_cases import KINDS, B, C, D, S, T, batch
+
+import panda_icefall
+from panda_icefall import pruned_transducer_loss, transducer_loss
+
+kinds = pytest.mark.parametrize("name", KINDS)
+
+
+def full(joiner, inputs, **options):
+    options = {"adjoint_tolerance": 0.0, "reduction": "none", **options}
+    return transducer_loss(
+        joiner, inputs["am"], inputs["lm"], inputs["targets"], inputs["logit_lengths"],
+        inputs["target_lengths"], **options,
+    )  # fmt: skip
+
+
+def unrecordable(joiner):
+    """The same function, in which an operation cannot be recorded."""
+    return lambda am, lm: there_and_back(joiner(am, lm))
+
+
+def there_and_back(logits):
+    return logits.roll(1, dims=-1).roll(-1, dims=-1)
+
+
+@pytest.fixture(autouse=True)
+def counters():
+    panda_icefall.routing.reset_counters()
+
+
+@kinds
+@pytest.mark.parametrize("peak", [1.0, 6.0], ids=["flat", "peaked"])
+def test_a_full_lattice_in_float64(name, peak):
+    options, kind = KINDS[name]
+    torch.manual_seed(1)
+    joiner, inputs = cases.PlacingJoiner(scale=peak).double(), batch(kind, peak=peak)
+    costs = full(joiner, inputs, **options)
+    expected, expected_grads = cases.oracle(joiner, inputs, kind)
+    cases.assert_close([costs], [expected], 1e-12)
+    cases.assert_close(cases.gradients(costs, inputs, joiner), expected_grads, 1e-11)
+    status = panda_icefall.status()
+    assert (status.losses_routed, status.losses_by_calls, status.materialised) == (1, 0, {})
+    reads = 2 if "hat" in name or "tdt" in name else 1
+    assert status.sites == reads * (
+        T * (S + 1) + 6 + 1 + 3 * (int(inputs["target_lengths"][3]) + 1)
+    )
+
+
+@kinds
+def test_a_joiner_that_cannot_be_recorded(name):
+    options, kind = KINDS[name]
+    torch.manual_seed(1)
+    joiner, inputs = cases.PlacingJoiner().double(), batch(kind)
+    costs = full(unrecordable(joiner), inputs, workspace_mib=0.003, **options)
+    expected, expected_grads = cases.oracle(joiner, inputs, kind)
+    cases.assert_close([costs], [expected], 1e-12)
+    cases.assert_close(cases.gradients(costs, inputs, joiner), expected_grads, 1e-11)
+    status = panda_icefall.status()
+    assert (status.losses_routed, status.losses_by_calls) == (0, 1)
+    assert set(status.materialised) == {"roll"}
+
+
+@kinds
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+def test_rounding(name, dtype):
+    """The error is at most that of float32 arithmetic on the same numbers, 1.5 times the dense."""
+    options, kind = KINDS[name]
+    torch.manual_seed(1)
+    joiner, inputs = cases.PlacingJoiner().to(dtype), batch(kind, dtype=dtype)
+    costs = full(joiner, inputs, **options)
+    assert costs.dtype == torch.float32
+    found = [costs, *cases.gradients(costs, inputs, joiner)]
+    truth, truth_grads = cases.oracle(joiner, inputs, kind)
+    dense = full(unrecordable(joiner), inputs, **options)
+    twin = [dense, *cases.gradients(dense, inputs, joiner)]
+    eps = torch.finfo(dtype).eps
+    for x, d, ref in zip(found, twin, [truth, *truth_grads]):
+        error, dense_error = cases.rms(x.double() - ref), cases.rms(d.double() - ref)
+        assert error <= max(1.5 * dense_error, 4 * eps * cases.rms(ref))
+
+
+NOT_PRUNED = {"blank", "one_sym_per_frame"}
+PRUNED = [name for name, (options, _) in KINDS.items() if not NOT_PRUNED & {*options}]
+
+
+@pytest.mark.parametrize("name", PRUNED)
+@pytest.mark.parametrize("recorded", [True, False], ids=["recorded", "by_calls"])
+def test_a_pruned_lattice_in_float64(name, recorded):
+    options, kind = KINDS[name]
+    torch.manual_seed(1)
+    joiner, inputs = cases.PlacingJoiner().double(), batch(kind)
+    frames, states = inputs["logit_lengths"], inputs["target_lengths"]
+    s_range = 4
+    first = (torch.arange(T) * (S + 2 - s_range) // T).clamp(max=S + 1 - s_range).expand(B, T)
+    first = torch.where(torch.arange(B)[:, None] == 0, first, torch.zeros_like(first))
+    inputs["target_lengths"] = states = torch.minimum(states, torch.tensor([S, 0, 0, 3]))
+    ranges = first.unsqueeze(2) + torch.arange(s_range)
+    boundary = torch.stack((0 * frames, 0 * frames, states, frames), dim=1)
+    symbols = torch.where(torch.arange(S) < states[:, None], inputs["targets"], 0)
+
+    def at_sites(am, lm):
+        logits = joiner.output(torch.tanh(am + lm)) * joiner.scale
+        return logits if recorded else there_and_back(logits)
+
+    costs = pruned_transducer_loss(
+        at_sites, inputs["am"], inputs["lm"], symbols, ranges, 0, boundary,
+        reduction="none", adjoint_tolerance=0.0, **options,
+    )  # fmt: skip
+    expected, expected_grads = cases.oracle(joiner, inputs, kind, ranges=ranges)
+    assert expected.isfinite().all()
+    cases.assert_close([costs], [expected], 1e-12)
+    cases.assert_close(cases.gradients(costs, inputs, joiner), expected_grads, 1e-11)
+    status = panda_icefall.status()
+    assert (status.losses_routed, status.losses_by_calls) == (int(recorded), int(not recorded))
+
+
+def options_of(kind):
+    """The loss's options from an oracle's."""
+    options = {"blank": kind.blank, "clamp": kind.clamp, "fastemit_lambda": kind.fastemit_lambda}
+    options |= {"sigma": kind.sigma, "delay_penalty": kind.delay_penalty}
+    if kind.rnnt_type == "one_sym_per_frame":
+        options["one_sym_per_frame"] = True
+    else:
+        options["rnnt_type"] = kind.rnnt_type
+    return options | {
+        "use_hat_loss": kind.head == "hat",
+        "durations": kind.durations or None,
+        "big_blank_durations": kind.big_blank_durations or None,
+    }
+
+
+@pytest.mark.parametrize("vector", VECTORS, ids=str)
+def test_published_vectors(vector):
+    logits = vector.logits.double()
+    B, T, states, _ = logits.shape
+    table = logits.clone().requires_grad_()
+
+    class Looked(nn.Module):
+        """Gives the vector's logits of a site, which am and lm number."""
+
+        def forward(self, am, lm):
+            b, t, u = am[..., 0].long(), am[..., 1].long(), lm[..., 0].long()
+            return table[b, t, u]
+
+    frame = torch.stack(
+        torch.meshgrid(torch.arange(B), torch.arange(T), indexing="ij"), dim=-1
+    ).double()
+    state = torch.arange(states).double().expand(B, states).unsqueeze(-1)
+    costs = transducer_loss(
+        Looked(), frame.unsqueeze(2), state.unsqueeze(1), vector.targets, vector.logit_lengths,
+        vector.target_lengths, reduction="none", **options_of(vector.kind),
+    )  # fmt: skip
+    torch.testing.assert_close(costs, vector.costs.double(), rtol=0, atol=vector.cost_digits)
+    if vector.grad is not None and not vector.is_by_log_probs:
+        (grad,) = torch.autograd.grad(costs.sum(), table)
+        torch.testing.assert_close(grad, vector.grad.double(), rtol=0, atol=vector.grad_digits)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_reductions(reduction):
+    options, kind = KINDS["clamp_fastemit"]
+    joiner, inputs = cases.PlacingJoiner().double(), batch(kind)
+    costs = full(joiner, inputs, **options)
+    loss = full(joiner, inputs, **{**options, "reduction": reduction})
+    torch.testing.assert_close(loss, getattr(costs, reduction)())
+    # A clamp comes before the mean.
+    leaves = [inputs["am"], *joiner.parameters()]
+    reduced = torch.autograd.grad(loss, leaves)
+    by_hand = torch.autograd.grad(getattr(costs, reduction)(), leaves)
+    torch.testing.assert_close(reduced, by_hand)
+
+
+def test_nothing_of_the_lattice_is_made():
+    torch.manual_seed(0)
+    classes, frames, states = 301, 40, 12
+    joiner = nn.Linear(D, classes)
+    am, lm = torch.randn(2, frames, D, requires_grad=True), torch.randn(2, states, D)
+    targets = torch.randint(1, classes, (2, states - 1))
+    lengths = torch.tensor([frames, 30]), torch.tensor([states - 1, 4])
+
+    def call(e, d):
+        return joiner(torch.tanh(e.unsqueeze(2) + d.unsqueeze(1)))
+
+    for joint in (call, lambda e, d: there_and_back(call(e, d))):
+        with LargestTensor() as largest:
+            transducer_loss(joint, am, lm, targets, *lengths, workspace_mib=0.06).backward()
+        assert largest.bytes <= 0.06 * 2**20 + 4 * classes
+    assert panda_icefall.status().losses_routed == 1
+    assert panda_icefall.status().losses_by_calls == 1
+
+
+def test_sites_that_do_not_matter_have_no_backward():
+    """A model that is sure has its occupation on few sites."""
+    frames, states = 60, 20
+    am = torch.zeros(1, frames, states + 1)
+    am[0, torch.arange(frames), torch.arange(frames) * (states + 1) // frames] = 60.0
+    lm = 60 * torch.eye(states + 1).unsqueeze(0)
+    weight = torch.eye(states + 1, requires_grad=True)
+
+    def joiner(e, d):
+        return torch.tanh(e.unsqueeze(2) + d.unsqueeze(1) - 90).matmul(40 * weight)
+
+    targets = torch.arange(1, states + 1).unsqueeze(0) % (states + 1)
+    loss = transducer_loss(joiner, am, lm, targets, torch.tensor([frames]), torch.tensor([states]))
+    loss.backward()
+    status = panda_icefall.status()
+    assert status.sites == frames * (states + 1)
+    assert status.sites_backward < 0.5 * status.sites
+    assert status.adjoint_mass_skipped <= 2**-24 * status.adjoint_mass
+
+
+def test_omega_chooses_the_loss_of_the_tokens():
+    kind = cases.LossKind(durations=(0, 1, 2))
+    joiner, inputs = cases.PlacingJoiner().double(), batch(kind)
+    costs = full(joiner, inputs, durations=[0, 1, 2], omega=1.0, sigma=0.3)
+    logits = joiner(inputs["am"], inputs["lm"])[..., :-3]
+    lengths = inputs["logit_lengths"], inputs["target_lengths"]
+    expected = cases.transducer_costs(logits, inputs["targets"], *lengths, cases.LossKind())
+    torch.testing.assert_close(costs, expected, rtol=1e-12, atol=1e-12)
+    grads = torch.autograd.grad(costs.sum(), joiner.output.weight)[0]
+    assert (grads[-3:] == 0).all()
+    assert (grads[:-3] != 0).any()
+
+
+BAD = {
+    "frames": (
+        {"logit_lengths": torch.tensor([T, 0, 1, 3])},
+        "logit_lengths: got 0 for utterance b=1",
+    ),
+    "long": (
+        {"logit_lengths": torch.tensor([T + 1, 6, 1, 3])},
+        "utterance b=0, expected 1 to T=9",
+    ),
+    "symbols": (
+        {"target_lengths": torch.tensor([S, 0, 0, 6])},
+        "target_lengths: got 6 for utterance b=3",
+    ),
+    "shape": ({"targets": torch.ones(B, S + 1).long()}, r"targets: got shape \(4, 6\)"),
+    "id": ({"targets": torch.full((B, S), C)}, "targets: got id 13 for utterance b=0 at s=0"),
+    "blank": ({"targets": torch.zeros(B, S).long()}, "and not 0, the blank"),
+    "floats": ({"targets": torch.ones(B, S)}, r"targets: got torch\.float32"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_batches_are_refused(name):
+    changed, message = BAD[name]
+    inputs = {**batch(cases.LossKind()), **changed}
+    with pytest.raises((ValueError, TypeError), match=message):
+        full(cases.PlacingJoiner().double(), inputs)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"one_sym_per_frame": True}, "expected at least 6, as each symbol takes a frame"),
+        ({"rnnt_type": "modified"}, "expected at least 5"),
+        ({"durations": [1, 2]}, "expected at least 6"),
+        ({"rnnt_type": "funny"}, "rnnt_type: got 'funny'"),
+        ({"reduction": "max"}, "reduction: got 'max'"),
+        ({"one_sym_per_frame": True, "rnnt_type": "modified"}, "one_sym_per_frame: got True with"),
+        ({"durations": [0, 1], "big_blank_durations": [2]}, "durations: got it with big_blank"),
+        ({"durations": [1, 0]}, r"durations: got \[1, 0\], expected .* ascending"),
+        ({"big_blank_durations": [1]}, "big_blank_durations: got"),
+        ({"big_blank_durations": [2, 3], "blank": 1}, "blank: got 1, expected at least 2"),
+        ({"durations": [0, 1], "rnnt_type": "modified"}, "expected 'regular'"),
+        ({"sigma": 0.1}, "sigma: got 0.1 without"),
+        ({"omega": 0.1}, "omega: got 0.1 without"),
+        ({"durations": [0, 1], "omega": 2}, "omega: got 2"),
+        ({"use_hat_loss": True, "clamp": 0.1}, "clamp: got 0.1 with use_hat_loss"),
+        ({"use_hat_loss": True, "blank": 3}, "expected 0 with use_hat_loss"),
+        ({"fastemit_lambda": -0.1}, "fastemit_lambda: got -0.1"),
+        ({"workspace_mib": 0}, "workspace_mib: got 0"),
+    ],
+)
+def test_bad_options_are_refused(options, message):
+    inputs = batch(cases.LossKind())
+    inputs["logit_lengths"] = torch.tensor([4, 4, 4, 4])
+    inputs["targets"] = torch.full((B, S), 7)
+    with pytest.raises(ValueError, match=message):
+        full(cases.PlacingJoiner().double(), inputs, **options)
+
+
+def test_a_joiner_of_another_shape_is_refused():
+    inputs = batch(cases.LossKind())
+    with pytest.raises(ValueError, match=r"joiner: got .* expected logits of C classes"):
+        full(lambda e, d: (e.sum() + d.sum()).reshape(1, 1).expand(3, 5), inputs)
+
+
+def test_a_joiner_s_own_error_is_its_own():
+    def joiner(e, d):
+        raise KeyError("mine")
+
+    with pytest.raises(KeyError, match="mine"):
+        full(joiner, batch(cases.LossKind()))
+
+
+def test_torch_is_put_back():
+    before = nn.Module.__call__, torch.autograd.backward
+    full(cases.PlacingJoiner().double(), batch(cases.LossKind()))
+    assert (nn.Module.__call__, torch.autograd.backward) == before
