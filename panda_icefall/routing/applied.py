@@ -10,9 +10,12 @@ from typing import Any
 
 from torch import nn
 
-from panda_icefall.routing.finding_projections import find_projections, warn_of_unrecorded
+from panda_icefall.routing.finding_projections import find_projections, unrecorded
 from panda_icefall.routing.hosts import (
+    HostFunction,
     Kind,
+    awaited_hosts,
+    functions_of,
     functions_to_replace,
     install_substitutes,
     warn_of_other_names,
@@ -57,12 +60,13 @@ class Applied:
     """
 
     def __init__(self, state: RoutingState, said: set[tuple[str, str]]) -> None:
+        self._state = state
+        self._awaited = awaited_hosts()
         found = functions_to_replace()
-        swaps = [Swap.of(m, s.name, _OURS[s.kind](f, state)) for m, s, f in found]
-        self.replacements: list[Swap | Recorded] = [*swaps, *swaps_in_torch()]
+        self.replacements: list[Swap | Recorded] = [*self._swaps(found), *swaps_in_torch()]
         self.is_suspended = False
         self._is_over = False
-        self._state = state
+        self._said = said
         self._has_simple_loss = any(s.kind is Kind.SIMPLE_LOSS for _, s, _ in found)
         self._searched: set[str] = set()  # classes of models, whose projections were looked for
         warn_of_other_names(found, said)
@@ -70,8 +74,15 @@ class Applied:
             replacement.install()
         self._substitutes = install_substitutes(found)
 
+    def _swaps(self, found: list[HostFunction]) -> list[Swap]:
+        return [Swap.of(m, s.name, _OURS[s.kind](f, self._state)) for m, s, f in found]
+
     def record_model(self, model: Any) -> list[Recorded]:
-        """Record a model's projections and joiners; gives those that were not recorded already."""
+        """Record a model's projections and joiners; gives those that were not recorded already.
+
+        What has been imported since ``apply``, with the model, is replaced too.
+        """
+        self.replace_awaited()
         recorded = {r.module for r in self.replacements if not isinstance(r, Swap)}
         found: list[Recorded] = [*self._projections(model), *self._joiners(model)]
         added = [r for r in found if r.module not in recorded]
@@ -80,6 +91,18 @@ class Applied:
             for replacement in added:
                 replacement.install()
         return added
+
+    def replace_awaited(self) -> None:
+        """Replace the functions of hosts that have been imported since ``apply``."""
+        still = awaited_hosts()
+        found = [f for name in self._awaited if name not in still for f in functions_of(name)]
+        self._awaited = still
+        warn_of_other_names(found, self._said)
+        swaps = self._swaps(found)
+        self.replacements += swaps
+        if not self.is_suspended:
+            for swap in swaps:
+                swap.install()
 
     def _projections(self, model: Any) -> list[RecordedProjection]:
         if not self._has_simple_loss:
@@ -90,7 +113,7 @@ class Applied:
         name = type(getattr(model, "_modules", {}).get("module", model)).__name__
         if name not in self._searched and isinstance(model, nn.Module):
             self._searched.add(name)
-            warn_of_unrecorded(model, name, found)
+            self._state.unrecorded += unrecorded(model, name, found)
         report = self._state.counters.count_projection
         return [
             RecordedProjection(module, path.rpartition(".")[2], f"{path}.forward", report)
