@@ -9,9 +9,10 @@ from lattice_oracle import LossKind, cost_by_recursion, log_probs_of_tokens, tra
 from lattice_paths import cost_by_enumeration
 from published import VECTORS, warp_transducer
 
-B, T, U, V = 4, 4, 2, 7
-LOGIT_LENGTHS = torch.tensor([4, 3, 2, 1])
-TARGET_LENGTHS = torch.tensor([2, 2, 0, 0])
+B, T, U, V = 5, 4, 2, 7
+# The last utterance has more labels than frames: some losses have no path for it.
+LOGIT_LENGTHS = torch.tensor([4, 3, 2, 1, 1])
+TARGET_LENGTHS = torch.tensor([2, 2, 0, 0, 2])
 
 KINDS = {
     "regular": LossKind(),
@@ -83,6 +84,7 @@ RANGES = torch.tensor(
         [[0, 1], [1, 2], [1, 2], [1, 2]],
         [[0, 1]] * 4,
         [[0, 1]] * 4,
+        [[1, 2]] * 4,
     ]
 )
 
@@ -149,7 +151,7 @@ def test_an_utterance_without_a_path_costs_inf_and_has_no_gradient(
 def test_the_gradient_is_clipped_before_it_is_multiplied():
     kind = LossKind(clamp=0.05, durations=(0, 1, 2))
     logits, targets = inputs(kind)
-    upstream = torch.tensor([3.0, -1.0, 0.5, 0.0], dtype=torch.float64)
+    upstream = torch.tensor([3.0, -1.0, 0.5, 0.0, 2.0], dtype=torch.float64)
     _, plain = costs_and_grad(replace(kind, clamp=-1.0), logits, targets)
     _, clipped = costs_and_grad(kind, logits, targets, upstream=upstream)
     expected = plain.clone()
@@ -260,7 +262,7 @@ def test_the_loss_of_torchaudio(blank, clamp):
 
     kind = LossKind(blank=blank, clamp=clamp)
     logits, targets = inputs(kind)
-    upstream = torch.tensor([3.0, -1.0, 0.5, 2.0])
+    upstream = torch.tensor([3.0, -1.0, 0.5, 2.0, 1.0])
     theirs_in = logits.float().requires_grad_()
     theirs = torchaudio.functional.rnnt_loss(
         theirs_in, targets.int(), LOGIT_LENGTHS.int(), TARGET_LENGTHS.int(), blank=blank,
