@@ -4,19 +4,27 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.nn.parallel import distributed
 
+from panda_icefall.routing.ctc_head import CtcLogits
 from panda_icefall.routing.custom_functions import find_tensors, function_apply
-from panda_icefall.routing.finding_projections import find_projections, warn_of_unrecorded
+from panda_icefall.routing.finding_projections import (
+    find_ctc_heads,
+    find_projections,
+    warn_of_no_ctc_head,
+    warn_of_unrecorded,
+)
 from panda_icefall.routing.hosts import Kind, functions_to_replace, warn_of_other_names
 from panda_icefall.routing.module_calls import forget_refusals, module_call
 from panda_icefall.routing.observing import forget_blind_hooks
+from panda_icefall.routing.projections import DeferredProjection
 from panda_icefall.routing.recorded_projections import RecordedProjection
 from panda_icefall.routing.replaced import (
     RoutingState,
@@ -24,6 +32,7 @@ from panda_icefall.routing.replaced import (
     routed_pruned_loss,
     simple_loss_in_tiles,
 )
+from panda_icefall.routing.routed_ctc_loss import routed_ctc_loss
 from panda_icefall.routing.stand_in import as_tensors
 from panda_icefall.routing.torch_functions import name_of
 from panda_icefall.swaps import MISSING, Swap
@@ -59,26 +68,39 @@ class Applied:
         self._state = state
         self._has_simple_loss = any(s.kind is Kind.SIMPLE_LOSS for _, s, _ in found)
         self._searched: set[str] = set()  # classes of models, whose projections were looked for
+        self._searched_for_ctc: set[str] = set()
+        self._routes_ctc = False
+        self._parked: list[Swap | RecordedProjection] = []  # of CTC, while that is not routed
         warn_of_other_names(found, said)
         for replacement in self.replacements:
             replacement.install()
 
     def record_projections(self, model: Any) -> list[RecordedProjection]:
         """Record a model's projections; gives those that were not recorded already."""
-        if not self._has_simple_loss:
+        options = self._state.options
+        if not isinstance(model, nn.Module):
             return []
-        names = None if self._state.options is None else self._state.options.projections
-        found = find_projections(model, names) if isinstance(model, nn.Module) else {}
+        names = None if options is None else options.projections
         # Of a model in DDP; no attribute of the recipe's own is read, which may be computed.
-        name = type(getattr(model, "_modules", {}).get("module", model)).__name__
-        if name not in self._searched and isinstance(model, nn.Module):
-            self._searched.add(name)
-            warn_of_unrecorded(model, name, found)
+        name = type(model._modules.get("module") or model).__name__
+        found: dict[str, tuple[nn.Module, type[DeferredProjection]]] = {}
+        if self._has_simple_loss:
+            of_simple = find_projections(model, names)
+            found.update((path, (module, DeferredProjection)) for path, module in of_simple.items())
+            if name not in self._searched:
+                self._searched.add(name)
+                warn_of_unrecorded(model, name, of_simple)
+        if options is not None and options.routes_ctc:
+            of_ctc = find_ctc_heads(model, names)
+            found.update((path, (module, CtcLogits)) for path, module in of_ctc.items())
+            if not of_ctc and name not in self._searched_for_ctc:
+                self._searched_for_ctc.add(name)
+                warn_of_no_ctc_head(name)
         recorded = {r.module for r in self.replacements if isinstance(r, RecordedProjection)}
         report = self._state.counters.count_projection
         added = [
-            RecordedProjection(module, path.rpartition(".")[2], f"{path}.forward", report)
-            for path, module in found.items()
+            RecordedProjection(module, path.rpartition(".")[2], f"{path}.forward", report, kind)
+            for path, (module, kind) in found.items()
             if module not in recorded
         ]
         self.replacements += added
@@ -87,11 +109,27 @@ class Applied:
                 projection.install()
         return added
 
-    def forget_projections(self, projections: list[RecordedProjection]) -> None:
-        """Record these no longer."""
-        for projection in projections:
-            projection.remove()
-        self.replacements = [r for r in self.replacements if r not in projections]
+    def forget(self, replacements: Sequence[Swap | RecordedProjection]) -> None:
+        """Put these back, and record these projections no longer."""
+        for replacement in replacements:
+            replacement.remove()
+        self.replacements = [r for r in self.replacements if r not in replacements]
+
+    def route_ctc(self, is_asked: bool) -> None:
+        """Replace torch's ``ctc_loss``; or put it back, and record no CTC head meanwhile."""
+        if is_asked == self._routes_ctc:
+            return
+        self._routes_ctc = is_asked
+        if not is_asked:
+            self._parked = [r for r in self.replacements if _is_of_ctc(r)]
+            self.forget(self._parked)
+            return
+        ours = routed_ctc_loss(F.ctc_loss, self._state)
+        returning = self._parked or [Swap.of(F, "ctc_loss", ours)]
+        self.replacements += returning
+        if not self.is_suspended:
+            for replacement in returning:
+                replacement.install()
 
     def put_back(self) -> None:
         """Put all originals back but those that somebody has replaced, which is logged."""
@@ -118,6 +156,12 @@ class Applied:
                 for replacement in self.replacements:
                     if replacement not in displaced:
                         replacement.install()
+
+
+def _is_of_ctc(replacement: Swap | RecordedProjection) -> bool:
+    if isinstance(replacement, Swap):
+        return replacement.owner is F
+    return replacement.kind is CtcLogits
 
 
 def _swaps_in_torch() -> list[Swap]:
