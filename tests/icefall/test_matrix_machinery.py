@@ -134,6 +134,16 @@ def test_a_simple_loss_that_went_missing_is_a_violation(run):
     assert outcome.simple == "none"
 
 
+def test_a_ctc_loss_that_went_missing_is_a_violation(run):
+    outcome = run(lambda t: a_pass(is_training=t, ctc_losses=2), routed_pass(ctc_losses=1))
+    assert "CTC losses: got 1, expected 2" in outcome.violations
+
+
+def test_a_ctc_head_that_became_a_tensor_is_not_the_joiners_doing(run):
+    outcome = run(dense_pass, routed_pass(materialised={"ctc_output: detach": 1}))
+    assert (outcome.kind, outcome.violations, outcome.simple) == (ROUTED, [], "none")
+
+
 def test_materialised_operations_are_the_outcome(run):
     outcome = run(dense_pass, routed_pass(losses=0, losses_dense=1, materialised={"softmax": 2}))
     assert (outcome.kind, outcome.reason) == (MATERIALISED, "softmax")
