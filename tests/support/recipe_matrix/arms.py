@@ -18,6 +18,7 @@ from torch import Tensor
 import panda_icefall
 from panda_icefall.routing import routed_loss
 from panda_icefall.runs.contract.passes import PruneRanges
+from panda_icefall.runs.contract.rounding import ctc_losses_in_float64
 from recipe_matrix.batch import forward_arguments
 from recipe_matrix.building import make_model, make_params, seed_everything
 from recipe_matrix.isolation import egs, recipe_folder_first, train_module
@@ -57,7 +58,10 @@ class Pass:
 
 
 class Arms(NamedTuple):
-    """Functions of `is_training`; `dense` is called first, the others prune by its ranges."""
+    """Functions of `is_training`; `dense` is called first, the others prune by its ranges.
+
+    `in_float32` is dense too, with the lattice of torch's CTC in float64.
+    """
 
     dense: Callable[..., Pass]
     routed: Callable[..., Pass]
@@ -88,7 +92,7 @@ def recipe_passes(row: Row) -> Iterator[Arms]:
             return replace(found, frames=own.frames, frames_differing=own.frames_differing)
 
         def in_float32(*, is_training: bool) -> Pass:
-            with ranges[is_training].handed_on():
+            with ranges[is_training].handed_on(), ctc_losses_in_float64():
                 exact = replace(row, precision=torch.float32)
                 return _dense(exact, train, params, is_training=is_training)
 
