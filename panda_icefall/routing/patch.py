@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from panda_icefall.routing.applied import Applied
-from panda_icefall.routing.finding_projections import find_projections
+from panda_icefall.routing.finding_projections import find_ctc_heads, find_projections
 from panda_icefall.routing.replaced import Options, RoutingState
 from panda_icefall.routing.status import RoutingCounters, Status
 
@@ -38,6 +38,7 @@ def apply(
     engine: str = "auto",
     projections: Mapping[str, str] | None = None,
     strict: bool = False,
+    ctc: bool = False,
 ) -> None:
     """Route the transducer losses of this process, pruned and simple, through tiles of classes.
 
@@ -64,7 +65,7 @@ def apply(
       They are logged, by module and name.
     - The ``apply`` of a custom autograd function that was bound before.
     - Hooks of modules that look for tensors: they do not see recorded ones. Logged once.
-    - Other losses.
+    - Other losses; CTC is reached where ``ctc=True`` asks for it.
 
     Args:
       model: until ``revert`` its ``simple_am_proj`` and ``simple_lm_proj``, with or without a
@@ -76,10 +77,13 @@ def apply(
         ``[0, 1)``; None: half the eps of the accumulation dtype. 0: none.
       engine: of the pruned loss, "torch", "triton" or "auto": Triton's kernels on CUDA where it is
         installed (they need a C compiler there), else torch.
-      projections: ``{"am": NAME, "lm": NAME}``, or one of them, where the model's projections have
-        other names. NAME is a module's path in the model, or the last parts of it.
+      projections: ``{"am": NAME, "lm": NAME, "ctc": NAME}``, or some of them, where the model's
+        projections have other names. NAME is a module's path in the model, or the last parts of it.
       strict: raise PandaError, with the reason, at the first loss that would be computed as without
         PANDA.
+      ctc: route ``torch.nn.functional.ctc_loss`` too, where its log-probs come from a recorded
+        ``ctc_output`` of the model: only those of each utterance's own labels and the blank are
+        computed. What else reads the head's output gets it as an ordinary tensor, said once.
 
     Raises:
       ValueError: an option is out of range, or ``projections`` names none of the model's modules.
@@ -90,13 +94,15 @@ def apply(
     """
     global _applied
     _check_model(model)
-    options = Options.of(workspace_mib, adjoint_tolerance, engine, projections, strict)
-    if model is not None and projections is not None:
-        find_projections(model, projections)  # refused before anything is replaced
+    options = Options.of(workspace_mib, adjoint_tolerance, engine, projections, strict, ctc)
+    if model is not None and projections is not None:  # refused before anything is replaced
+        find_projections(model, projections)
+        find_ctc_heads(model, projections)
     if _applied is None:
         _applied = Applied(_state, _other_names)
         reset_counters()
     _state.options = options
+    _applied.route_ctc(options.routes_ctc)
     if model is not None:
         _applied.record_model(model)
 
@@ -149,6 +155,7 @@ def patched(
     engine: str = "auto",
     projections: Mapping[str, str] | None = None,
     strict: bool = False,
+    ctc: bool = False,
 ) -> Iterator[None]:
     """``apply`` for the enclosed block; afterwards as before, also when already applied.
 
@@ -162,6 +169,7 @@ def patched(
         engine=engine,
         projections=projections,
         strict=strict,
+        ctc=ctc,
     )
     try:
         with contextlib.nullcontext() if model is None else recording_projections(model):
@@ -171,6 +179,7 @@ def patched(
             revert()
         elif _applied is not None:
             _state.options = before
+            _applied.route_ctc(before is not None and before.routes_ctc)
 
 
 @contextmanager

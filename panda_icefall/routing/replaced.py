@@ -35,6 +35,7 @@ class Options:
     tiles: TileOptions
     projections: Mapping[str, str] | None
     is_strict: bool
+    routes_ctc: bool = False
 
     @classmethod
     def of(
@@ -44,6 +45,7 @@ class Options:
         engine: str = "auto",
         projections: Mapping[str, str] | None = None,
         strict: bool = False,
+        ctc: bool = False,
     ) -> Options:
         """From what a user gives.
 
@@ -57,9 +59,14 @@ class Options:
             )
         if projections is not None:
             check_projection_names(projections)
+            if "ctc" in projections and not ctc:
+                raise ValueError(
+                    f"projections: got ctc={projections['ctc']!r} with ctc=False; give ctc=True, "
+                    "or leave the name out"
+                )
         workspace_bytes = None if workspace_mib is None else int(workspace_mib * 2**20)
         tiles = TileOptions(workspace_bytes, adjoint_tolerance, engine)
-        return cls(tiles, projections, strict)
+        return cls(tiles, projections, strict, ctc)
 
 
 @dataclass

@@ -24,6 +24,8 @@ class LossTotals:
         of am and lm than their gradients.
       simple_losses_of_tensors: those of them that were given both am and lm as ordinary tensors.
       simple_losses_dense: simple and smoothed losses left to k2 while applied.
+      ctc_losses_routed, ctc_losses_dense: CTC losses of a head's own labels, and those left to
+        torch, while asked for.
       materialised: operation -> how often it turned a deferred tensor into an ordinary one.
       sites, sites_evaluated, sites_backward: retained sites; those evaluated forward; those whose
         backward was computed. A HAT loss counts each of its sites twice, for its two heads.
@@ -39,6 +41,8 @@ class LossTotals:
     simple_losses_routed: int = 0
     simple_losses_of_tensors: int = 0
     simple_losses_dense: int = 0
+    ctc_losses_routed: int = 0
+    ctc_losses_dense: int = 0
     materialised: dict[str, int] = field(default_factory=dict)
     sites: int = 0
     sites_evaluated: int = 0
@@ -129,7 +133,7 @@ class RoutingCounters:
         self.add(LossTotals(losses_by_calls=1))
 
     def count_projection(self, operation: str) -> None:
-        """A simple projection gave a tensor; ``operation`` begins with the projection's name."""
+        """A projection gave a tensor; ``operation`` begins with the projection's name."""
         self._count_materialised(
             operation,
             f"{operation} needs the projection's tensor, of C classes, which is computed as "

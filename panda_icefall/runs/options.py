@@ -109,7 +109,8 @@ def _projections(text: str) -> dict[str, str]:
         check_projection_names(names)
     except ValueError:
         raise argparse.ArgumentTypeError(
-            f"got {text!r}, expected am=NAME,lm=NAME or one of the two, as the model calls them"
+            f"got {text!r}, expected am=NAME,lm=NAME,ctc=NAME or some of them, as the model calls "
+            "them"
         ) from None
     return names
 
@@ -143,8 +144,13 @@ class PandaOptions:
         None, _projections, "loss",
         "Names of the model's projections to classes that the simple loss reads, where they are "
         "not called simple_am_proj and simple_lm_proj: the last part of a module's name, or more "
-        "of it.",
+        "of it. With --panda-ctc 1 also ctc=NAME, the CTC head, where it is not called ctc_output.",
         metavar="am=NAME,lm=NAME",
+    )  # fmt: skip
+    ctc: bool = option(
+        False, _switch, "loss",
+        "1 to compute the CTC loss of the model's ctc_output from the log-probs of each "
+        "utterance's own labels and the blank, without the [B, T, C] log-softmax.",
     )  # fmt: skip
     strict: bool = option(
         False, _switch, "loss",

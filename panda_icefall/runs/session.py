@@ -172,6 +172,7 @@ class TrainingSession:
         if self.options.projections is not None:
             try:
                 routing.find_projections(model, self.options.projections)
+                routing.find_ctc_heads(model, self.options.projections)
             except ValueError as error:
                 raise UsageError(f"--panda-{error}") from None
         logging.info("panda: %s", self.options.announcement)

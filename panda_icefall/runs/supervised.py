@@ -152,7 +152,8 @@ def _verify_trained(options: PandaOptions, ranks: list[RunOutcome], train_py: Pa
             "asked for was done; expected its train_one_epoch() to call compute_loss() at least "
             "once, in this process or in one that torch.multiprocessing.spawn started"
         )
-    if options.use_panda and not any(rank.counters.losses_routed for rank in ranks):
+    counted = [rank.counters for rank in ranks]
+    if options.use_panda and not any(c.losses_routed + c.ctc_losses_routed for c in counted):
         raise NotRoutedError(
             f"PANDA was asked for, but {train_py} ended after {batches} training batches without a "
             "routed loss"

@@ -132,7 +132,9 @@ def test_what_a_projection_read_must_not_change_before_the_loss(k2, which):
     with counted.deferred(model, 0, materialised=made), torch.no_grad():
         am, lm = model.simple_am_proj(encoded), model.projections(data)[1]
         (encoded if which == "input" else model.simple_am_proj.weight).zero_()
-        with pytest.raises(PandaError, match="that a simple projection read was changed in place"):
+        with pytest.raises(
+            PandaError, match="that a projection to classes read was changed in place"
+        ):
             toy_simple.smoothed_loss(k2, am, lm, data)
         with pytest.raises(PandaError, match="changed in place before the loss"):
             am.sum()

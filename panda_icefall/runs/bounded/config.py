@@ -65,7 +65,7 @@ def _known_projections(names: dict[str, str]) -> dict[str, str]:
     try:
         check_projection_names(names)
     except ValueError:
-        raise ValueError("expected am: NAME, lm: NAME or one of the two") from None
+        raise ValueError("expected am: NAME, lm: NAME, ctc: NAME or some of them") from None
     return names
 
 
@@ -171,8 +171,9 @@ class BoundedConfig(_Strict):
       recipe: The training script, relative to the icefall checkout.
       train_args: The recipe's own options without their dashes, and their values.
       data, bounds, contract, memory: See their classes.
-      projections: What the model's projections for the simple loss are called, by "am" and "lm";
-        as in icefall where none are given.
+      projections: What the model's projections for the simple loss are called, by "am" and "lm",
+        and its CTC head, by "ctc"; as in icefall where none are given.
+      ctc: Whether the routed arm takes the CTC loss too.
     """
 
     recipe: str
@@ -182,6 +183,7 @@ class BoundedConfig(_Strict):
     contract: ContractConfig
     memory: MemoryConfig = MemoryConfig()
     projections: ProjectionNames | None = None
+    ctc: bool = False
 
     def recipe_arguments(self) -> list[str]:
         """``train_args`` as words of a command line."""

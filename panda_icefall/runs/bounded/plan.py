@@ -86,7 +86,11 @@ def plan_stages(
         options = replace(options, memory_log=out / name / "memory.jsonl")
         return stage(name, purpose, options, [*every, *words], exp_of)
 
-    asked = PandaOptions(workspace_mib=config.memory.workspace_mib, projections=config.projections)
+    asked = PandaOptions(
+        workspace_mib=config.memory.workspace_mib,
+        projections=config.projections,
+        ctc=config.ctc,
+    )
     check = replace(
         asked,
         check_batches=contract.batches,

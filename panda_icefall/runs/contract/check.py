@@ -6,8 +6,8 @@ arguments, autocast state and random numbers, for each training batch:
 - on the first K batches, a dense and a routed pass at the *same* parameters, those of the dense
   trajectory, give the losses, the selected log-probs, the normalisers and the gradients to compare;
 - for the first N batches (K unless told otherwise) the dense trajectory, the routed one and the
-  dense twin, whose start was perturbed by one ulp and whose simple losses round differently, each
-  take an optimizer step from their own parameters.
+  dense twin, whose start was perturbed by one ulp and whose simple losses round differently (and
+  CTC losses, where those are routed), each take an optimizer step from their own parameters.
 
 All passes of a batch are handed the prune ranges of its dense one. Where a gradient is further from
 the dense one than configured, one more dense pass, whose simple loss rounds differently, shows how
@@ -44,7 +44,11 @@ from panda_icefall.runs.contract.result import (
     final_violations,
     update_violations,
 )
-from panda_icefall.runs.contract.rounding import perturb_by_one_ulp, rerounded_simple_losses
+from panda_icefall.runs.contract.rounding import (
+    ctc_losses_in_float64,
+    perturb_by_one_ulp,
+    rerounded_simple_losses,
+)
 from panda_icefall.runs.contract.tolerances import tolerances_for
 from panda_icefall.runs.contract.training_copy import (
     copy_model,
@@ -152,7 +156,7 @@ class Contract:
             with routing.suspended(), ranges.recorded():
                 self._pass(loss_of, arms.dense.model, scale)
         if result.steps < result.update_steps:
-            with routing.suspended(), ranges.handed_on(), rerounded_simple_losses():
+            with routing.suspended(), ranges.handed_on(), self._rerounded():
                 self._pass(loss_of, arms.twin.model, scale)
             with self._options.routed(), ranges.handed_on():
                 self._pass(loss_of, arms.routed.model, scale)
@@ -220,9 +224,16 @@ class Contract:
         if all(g.is_negligible or g.rel_l2 <= bounds.gradient_rel_l2 for g in gradients):
             return []
         twin = copy_model(dense)
-        with routing.suspended(), ranges.handed_on(), rerounded_simple_losses():
+        with routing.suspended(), ranges.handed_on(), self._rerounded():
             self._pass(loss_of, twin, scale)
         return compare_gradients(dense, twin, scale, bounds)
+
+    @contextlib.contextmanager
+    def _rerounded(self) -> Iterator[None]:
+        """The losses of which both arms have implementations, the same but for rounding."""
+        of_ctc = ctc_losses_in_float64() if self._options.ctc else contextlib.nullcontext()
+        with rerounded_simple_losses(), of_ctc:
+            yield
 
     def _pass(self, loss_of: LossOf, model: nn.Module, scale: float) -> _Pass:
         """Forward and backward of one arm; the random generators are put back."""

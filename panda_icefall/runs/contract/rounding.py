@@ -1,22 +1,25 @@
-"""What rounding alone does: a start that is one ulp off, simple losses that round differently.
+"""What rounding alone does: a start that is one ulp off, losses that round differently.
 
 k2's recursion adds up float32 log-probs to scores of some thousand nats, and its occupations are
 differences of such scores: several digits less exact than the log-probs it reads. Two
-implementations whose log-probs differ by one ulp have gradients that far apart.
+implementations whose log-probs differ by one ulp have gradients that far apart. So do torch's CTC.
 """
 
 import contextlib
+import functools
 import inspect
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from panda_icefall.routing.hosts import Kind, names_of
 from panda_icefall.runs.contract.passes import wrapped_function
+from panda_icefall.swaps import Swaps
 
-__all__ = ["perturb_by_one_ulp", "rerounded_simple_losses"]
+__all__ = ["ctc_losses_in_float64", "perturb_by_one_ulp", "rerounded_simple_losses"]
 
 _SEED = 0
 
@@ -52,6 +55,26 @@ def rerounded_simple_losses() -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         for name in names_of(Kind.SIMPLE_LOSS):
             stack.enter_context(wrapped_function(name, _on_shifted_inputs))
+        yield
+
+
+@contextlib.contextmanager
+def ctc_losses_in_float64() -> Iterator[None]:
+    """torch's CTC losses of the same float32 log-probs without float32 sums, in the block."""
+    original = F.ctc_loss
+    signature = inspect.signature(original)
+
+    @functools.wraps(original)
+    def ctc_loss(*args: Any, **kwargs: Any) -> Any:
+        given = signature.bind(*args, **kwargs)
+        log_probs = given.arguments["log_probs"]
+        if log_probs.dtype != torch.float32:
+            return original(*args, **kwargs)
+        given.arguments["log_probs"] = log_probs.double()
+        return original(*given.args, **given.kwargs).float()
+
+    with Swaps() as swaps:
+        swaps.replace(F, "ctc_loss", ctc_loss)
         yield
 
 

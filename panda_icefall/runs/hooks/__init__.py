@@ -26,7 +26,7 @@ def hooks_for(options: PandaOptions, console: Console) -> list[Hook]:
     if options.check_batches:
         hooks.append(ContractCheck(options, console))
     if options.use_panda:
-        hooks.append(RoutingProof(options.workspace_mib, options.projections))
+        hooks.append(RoutingProof(options.workspace_mib, options.projections, options.ctc))
     if options.last_bit_twin:
         hooks.append(PerturbedStart())
     if options.batch_seed is not None:

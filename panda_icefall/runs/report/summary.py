@@ -40,7 +40,11 @@ def print_summary(outcomes: list[RunOutcome], console: Console, options: PandaOp
         ("training batches per rank", ", ".join(str(o.batches) for o in outcomes)),
     ]
     if is_on:
-        rows += _routing_rows(sum((o.counters for o in outcomes), LossTotals()))
+        total = sum((o.counters for o in outcomes), LossTotals())
+        rows += _routing_rows(total)
+        if options.ctc:
+            counts = f"{total.ctc_losses_routed} / {total.ctc_losses_dense}"
+            rows.append(("CTC losses routed / dense", counts))
     rows.append(("seconds in all", f"{max((o.seconds for o in outcomes), default=0.0):.1f}"))
     rows += _memory_rows(outcomes)
     table = Table(title="PANDA summary", show_header=False)

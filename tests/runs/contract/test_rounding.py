@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from panda_icefall.runs import PandaOptions, UsageError, run_recipe, split_panda_arguments
-from panda_icefall.runs.contract.rounding import perturb_by_one_ulp
+from panda_icefall.runs.contract.rounding import ctc_losses_in_float64, perturb_by_one_ulp
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
@@ -40,6 +40,29 @@ def test_zeros_stay_and_integers_are_left():
     perturb_by_one_ulp(model)
     assert model.zero.eq(0).all()
     assert model.whole.eq(1).all()
+
+
+def test_ctc_losses_in_float64_are_the_same_but_for_rounding():
+    torch.manual_seed(1)
+    logits = (torch.randn(300, 2, 50) * 3).requires_grad_()
+    numbers = torch.randint(1, 50, (2, 80)), torch.tensor([300, 250]), torch.tensor([80, 70])
+
+    def run(dtype=torch.float32):
+        log_probs = logits.log_softmax(dim=2).to(dtype)
+        loss = torch.nn.functional.ctc_loss(log_probs, *numbers, reduction="sum")
+        return loss.detach(), torch.autograd.grad(loss, logits)[0]
+
+    original = torch.nn.functional.ctc_loss
+    (loss, grad), (_, exact) = run(), run(torch.float64)
+    with ctc_losses_in_float64():
+        assert torch.nn.functional.ctc_loss is not original
+        other_loss, other_grad = run()
+        assert run(torch.float64)[0].dtype == torch.float64
+    assert torch.nn.functional.ctc_loss is original
+    assert other_loss.dtype == torch.float32
+    torch.testing.assert_close(other_loss, loss, rtol=1e-6, atol=0)
+    assert torch.equal(other_grad, exact)
+    assert 1e-6 < (other_grad - grad).norm() / exact.norm() < 1e-3
 
 
 def test_a_twin_run_differs_by_rounding_alone(recipe):

@@ -12,11 +12,13 @@ from typing import Any, NamedTuple
 from unittest import mock
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 import panda_icefall
 from panda_icefall.routing import routed_loss
 from panda_icefall.runs.contract.passes import PruneRanges
+from panda_icefall.runs.contract.rounding import ctc_losses_in_float64
 from recipe_matrix.batch import forward_arguments
 from recipe_matrix.building import make_model, make_params, seed_everything
 from recipe_matrix.isolation import egs, recipe_folder_first, train_module
@@ -39,6 +41,7 @@ class Pass:
       simple: simple losses by how they were computed: `dense` by k2, `deferred` from what goes into
         the projections, `of tensors` in tiles of am and lm.
       frames, frames_differing: see `PruneRanges`.
+      ctc_losses: how many of them torch was asked for (dense), or were routed.
     """
 
     outputs: list[Tensor]
@@ -51,10 +54,14 @@ class Pass:
     simple: dict[str, int] | None = None
     frames: int = 0
     frames_differing: int = 0
+    ctc_losses: int = 0
 
 
 class Arms(NamedTuple):
-    """Functions of `is_training`; `dense` is called first, the others prune by its ranges."""
+    """Functions of `is_training`; `dense` is called first, the others prune by its ranges.
+
+    `in_float32` is dense too, with the lattice of torch's CTC in float64.
+    """
 
     dense: Callable[..., Pass]
     routed: Callable[..., Pass]
@@ -85,7 +92,7 @@ def recipe_passes(row: Row) -> Iterator[Arms]:
             return replace(found, frames=own.frames, frames_differing=own.frames_differing)
 
         def in_float32(*, is_training: bool) -> Pass:
-            with ranges[is_training].handed_on():
+            with ranges[is_training].handed_on(), ctc_losses_in_float64():
                 exact = replace(row, precision=torch.float32)
                 return _dense(exact, train, params, is_training=is_training)
 
@@ -101,9 +108,15 @@ def _dense(row: Row, train: ModuleType, params: Any, *, is_training: bool) -> Pa
             stack.enter_context(mock.patch.object(k2, name, wraps=getattr(k2, name)))
             for name in names
         )
+        ctc = stack.enter_context(mock.patch.object(F, "ctc_loss", wraps=F.ctc_loss))
         outcome = _run(row, train, params, is_training=is_training)
         called = sum(function.call_count for function in simple)
-    return Pass(*outcome, pruned.call_count, simple={"dense": called} if called else {})
+    return Pass(
+        *outcome,
+        pruned.call_count,
+        simple={"dense": called} if called else {},
+        ctc_losses=ctc.call_count,
+    )
 
 
 def _routed(row: Row, train: ModuleType, params: Any, *, is_training: bool) -> Pass:
@@ -114,7 +127,10 @@ def _routed(row: Row, train: ModuleType, params: Any, *, is_training: bool) -> P
         joiners.append(joiner_kind(logits.node))
         return compute(logits, *args, **kwargs)
 
-    with panda_icefall.patched(), mock.patch.object(routed_loss, "compute", noting_compute):
+    with (
+        panda_icefall.patched(ctc=row.has_ctc_head),
+        mock.patch.object(routed_loss, "compute", noting_compute),
+    ):
         panda_icefall.routing.reset_counters()
         outcome = _run(row, train, params, is_training=is_training)
         status = panda_icefall.status()
@@ -130,6 +146,7 @@ def _routed(row: Row, train: ModuleType, params: Any, *, is_training: bool) -> P
         dict(status.materialised),
         status.losses_dense,
         {how: count for how, count in simple.items() if count},
+        ctc_losses=status.ctc_losses_routed,
     )
 
 

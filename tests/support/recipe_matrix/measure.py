@@ -83,7 +83,7 @@ def measure(row: Row) -> Outcome:
         except PandaError as error:
             return Outcome(row.name, row.notes, REFUSED, str(error), violations=[str(error)])
         exact = expected
-        if row.precision != torch.float32:
+        if row.precision != torch.float32 or row.has_ctc_head:
             exact = [arms.in_float32(is_training=is_training) for is_training in (True, False)]
     return _compared(row, expected, found, exact)
 
@@ -103,7 +103,7 @@ def _compared(row: Row, expected: list[Pass], found: list[Pass], exact: list[Pas
         violations += _too_far(row, dense, routed, reference)
         # Rounding the logits moves gradients that nearly cancel by more than any useful bound.
         if row.precision == torch.float32:
-            bad = bad_parameters(routed.gradients, dense.gradients)
+            bad = bad_parameters(routed.gradients, reference.gradients)
             violations += [f"gradient of {name} off by {error}" for name, error in bad.items()]
     materialised = sorted({operation for p in found for operation in p.materialised or {}})
     operations = [operation for operation in materialised if not _is_of_projection(operation)]
@@ -169,15 +169,17 @@ def _miscounts(dense: Pass, routed: Pass) -> list[str]:
     simple, expected = (sum((p.simple or {}).values()) for p in (routed, dense))
     if simple != expected:
         faults.append(f"simple losses: got {simple}, expected {expected}")
+    if routed.ctc_losses != dense.ctc_losses:
+        faults.append(f"CTC losses: got {routed.ctc_losses}, expected {dense.ctc_losses}")
     return faults
 
 
 def _is_of_projection(operation: str) -> bool:
     """Whether a projection became a tensor, rather than a joiner."""
-    return operation.startswith("simple_")
+    return operation.startswith(("simple_", "ctc_output", "st_ctc_output"))
 
 
 def _simple(routed: Pass) -> str:
     counts = ", ".join(f"{count} {how}" for how, count in (routed.simple or {}).items())
-    reasons = sorted(filter(_is_of_projection, routed.materialised or {}))
+    reasons = sorted(name for name in routed.materialised or {} if name.startswith("simple_"))
     return (counts or "none") + (f" ({', '.join(reasons)})" if reasons else "")

@@ -88,6 +88,11 @@ class Row:
         return f"{self.folder}{script}" + (f": {self.variant}" if self.variant else "")
 
     @property
+    def has_ctc_head(self) -> bool:
+        """Whether the recipe is asked for torch's CTC loss."""
+        return bool(self.options.get("use-ctc"))
+
+    @property
     def notes(self) -> str:
         return "; ".join(a.note for a in self.adaptations if a.note)
 
