@@ -21,6 +21,7 @@ __all__ = [
 
 KINDS = ("am", "lm")
 _NAME = re.compile(r"(?:.*\.)?simple_(?:\w+_)?(?:am|lm)_proj(?:_\w+)?")
+_ESPNET_NAMES = ("am_proj", "lm_proj")
 _LISTED = 6
 
 
@@ -37,7 +38,8 @@ def find_projections(
       names: what "am" and "lm", or one of them, are called, ``{"am": "am_proj", "lm": "lm_proj"}``:
         the last part of a module's name, or more of it (``"joiner.am_proj"``). None: modules
         called ``simple_am_proj`` and ``simple_lm_proj``, or with a word more
-        (``simple_am_proj_giga``, ``simple_st_am_proj``).
+        (``simple_am_proj_giga``, ``simple_st_am_proj``); where there are none, ``am_proj`` and
+        ``lm_proj`` of one parent, as in ESPnet.
 
     Returns:
       Those that have a matrix for their weight; empty where ``names`` is None and none is found.
@@ -46,7 +48,7 @@ def find_projections(
       TypeError, ValueError: names as in ``check_projection_names``, or one that no such module has.
     """
     if names is None:
-        return dict(_with_a_matrix(model, _NAME.fullmatch))
+        return dict(_with_a_matrix(model, _NAME.fullmatch)) or _pairs_of_espnet(model)
     check_projection_names(names)
     found = dict(_with_a_matrix(model))
     named: dict[str, nn.Module] = {}
@@ -59,6 +61,17 @@ def find_projections(
             )
         named.update(matching)
     return named
+
+
+def _pairs_of_espnet(model: nn.Module) -> dict[str, nn.Module]:
+    """By these names only where both are there: one alone may be anything."""
+
+    def is_wanted(path: str) -> bool:
+        return path.rpartition(".")[2] in _ESPNET_NAMES
+
+    found = dict(_with_a_matrix(model, is_wanted))
+    parents = [path.rpartition(".")[0] for path in found]
+    return {p: m for (p, m), parent in zip(found.items(), parents) if parents.count(parent) == 2}
 
 
 def check_projection_names(names: Mapping[str, str]) -> None:
