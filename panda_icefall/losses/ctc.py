@@ -139,7 +139,7 @@ def selected_ctc_loss(
     alphabet = _OwnAlphabets.of(targets)
     live = torch.arange(T) < targets.frames[:, None]
     ids = alphabet.classes.to(device)  # [B, K]
-    selected, _ = select(
+    found = select(
         logits,
         ids[:, None].expand(B, T, ids.shape[1]).reshape(rows, -1),
         live=live.reshape(-1).to(device),
@@ -147,7 +147,7 @@ def selected_ctc_loss(
         counters=counters,
     )
     losses = _CompactCtc.apply(
-        selected.view(B, T, -1).transpose(0, 1),
+        found.logp.view(B, T, -1).transpose(0, 1),
         alphabet.labels.to(device),
         alphabet.is_used.to(device),
         targets.frames,

@@ -1,4 +1,4 @@
-"""``Applied``: what is replaced now, in the hosts and in torch, and the modules that are recorded."""
+"""``Applied``: what is replaced now, in the hosts and in torch, and what is recorded."""
 
 from __future__ import annotations
 

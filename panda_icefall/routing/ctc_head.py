@@ -58,6 +58,8 @@ class CtcLogProbs(StandIn):
       swap_of: the log-probs in the order of the head's input; None: these are.
     """
 
+    family = "ctc log-probs"
+
     def __init__(
         self,
         call: ProjectionCall,

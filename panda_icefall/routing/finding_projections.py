@@ -25,6 +25,7 @@ _CTC = "ctc"
 KINDS = ("am", "lm", _CTC)
 _NAME = re.compile(r"(?:.*\.)?simple_(?:\w+_)?(?:am|lm)_proj(?:_\w+)?")
 _CTC_NAME = re.compile(r"(?:.*\.)?(?:\w+_)?ctc_output(?:_\w+)?")
+_ESPNET_NAMES = ("am_proj", "lm_proj")
 _LISTED = 6
 
 
@@ -41,7 +42,8 @@ def find_projections(
       names: what "am" and "lm", or one of them, are called, ``{"am": "am_proj", "lm": "lm_proj"}``:
         the last part of a module's name, or more of it (``"joiner.am_proj"``). None: modules
         called ``simple_am_proj`` and ``simple_lm_proj``, or with a word more
-        (``simple_am_proj_giga``, ``simple_st_am_proj``). The name of "ctc" is not looked for.
+        (``simple_am_proj_giga``, ``simple_st_am_proj``); where there are none, ``am_proj`` and
+        ``lm_proj`` of one parent, as in ESPnet. The name of "ctc" is not looked for.
 
     Returns:
       Those that have a matrix for their weight; empty where ``names`` is None and none is found.
@@ -53,7 +55,7 @@ def find_projections(
         check_projection_names(names)
         names = {kind: name for kind, name in names.items() if kind != _CTC}
     if not names:
-        return dict(_with_a_matrix(model, _NAME.fullmatch))
+        return dict(_with_a_matrix(model, _NAME.fullmatch)) or _pairs_of_espnet(model)
     found = dict(_with_a_matrix(model))
     named: dict[str, nn.Module] = {}
     for kind, name in names.items():
@@ -98,6 +100,17 @@ def _called(
             f"{type(model).__name__} that has a matrix for its weight{_such_as(found, name)}"
         )
     return matching
+
+
+def _pairs_of_espnet(model: nn.Module) -> dict[str, nn.Module]:
+    """By these names only where both are there: one alone may be anything."""
+
+    def is_wanted(path: str) -> bool:
+        return path.rpartition(".")[2] in _ESPNET_NAMES
+
+    found = dict(_with_a_matrix(model, is_wanted))
+    parents = [path.rpartition(".")[0] for path in found]
+    return {p: m for (p, m), parent in zip(found.items(), parents) if parents.count(parent) == 2}
 
 
 def check_projection_names(names: Mapping[str, str]) -> None:

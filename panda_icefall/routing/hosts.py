@@ -30,7 +30,7 @@ __all__ = [
 ]
 
 # The project's own functions, which take the place of a k2 that is not installed.
-OWN_FUNCTIONS = "panda_icefall.losses.k2_functions"
+OWN_FUNCTIONS = "panda_icefall.rnnt"
 HOSTS = ("k2", OWN_FUNCTIONS, "fast_rnnt")
 # Routed beside the main host, k2 or our own functions, where they are installed; torchaudio, which
 # takes long to import, where it is imported already.
@@ -95,6 +95,7 @@ SYMBOLS = (
             (*_LOSS, *_TYPE),
             (*_LOSS, *_TYPE, "use_hat_loss"),
             (*_LOSS, *_TYPE, "return_grad"),  # fast_rnnt 1.3
+            (*_LOSS, *_TYPE, "use_hat_loss", "return_grad"),  # the project's own
             (*_LOSS, *_OLD_TYPE),
         ),
     ),

@@ -50,9 +50,9 @@ def apply(
         panda_icefall.revert()
 
     ``do_rnnt_pruning``, ``rnnt_loss_pruned``, ``rnnt_loss_smoothed`` and ``rnnt_loss_simple`` are
-    replaced in ``k2``, or in ``panda_icefall.losses.k2_functions`` where k2 is not installed. They
-    are replaced in ``fast_rnnt`` too, where that is installed. A second call changes the options,
-    and adds the projections of its model.
+    replaced in ``k2``, or in ``panda_icefall.rnnt`` where k2 is not installed. They are replaced in
+    ``fast_rnnt`` too, where that is installed. A second call changes the options, and adds the
+    projections of its model.
 
     The model's own code runs unchanged, on objects that record what it does to them. They are no
     ``torch.Tensor``, and ``isinstance`` says so. What in torch needs real tensors gets them: custom
@@ -69,8 +69,9 @@ def apply(
 
     Args:
       model: until ``revert`` its ``simple_am_proj`` and ``simple_lm_proj``, with or without a
-        suffix, are recorded, so that the simple loss needs no am and lm of all classes. None: the
-        simple loss is computed in tiles from the am and lm that it is given.
+        suffix, or ESPnet's ``am_proj`` and ``lm_proj``, are recorded, so that the simple loss needs
+        no am and lm of all classes. None: the simple loss is computed in tiles from the am and lm
+        that it is given.
       workspace_mib: upper bound of a tile's scratch, in MiB. None: chosen from the caches and the
         free memory of the device, see ``panda_icefall.normalizer.auto_workspace_bytes``.
       adjoint_tolerance: share of the absolute adjoint mass that backward may leave out, in

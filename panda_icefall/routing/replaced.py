@@ -155,11 +155,6 @@ def routed_pruned_loss(original: Function, state: RoutingState) -> Function:
         if has_hat:
             return original(*given.args, **given.kwargs)
         if given.arguments.pop("use_hat_loss"):
-            if given.arguments.pop("return_grad", False):
-                raise ValueError(
-                    "return_grad: got True with use_hat_loss=True, expected one of them; "
-                    f"{original.__module__.partition('.')[0]} has no occupations of a HAT loss"
-                )
             return dense.rnnt_loss_pruned(**as_k2_arguments(given.arguments), use_hat_loss=True)
         return original(**given.arguments)
 

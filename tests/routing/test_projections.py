@@ -15,7 +15,7 @@ import toy_simple
 from torch import nn
 
 import panda_icefall
-from panda_icefall.losses import k2_functions
+from panda_icefall import rnnt
 from panda_icefall.routing import PandaError, recording_projections, suspended
 from panda_icefall.routing.projections import DeferredProjection
 
@@ -194,7 +194,7 @@ def test_only_one_of_them_may_be_rounded_by_autocast(k2, half):
     assert [grad.dtype for grad in ours] == [grad.dtype for grad in dense]
     data.am, data.lm = (t.detach().double().requires_grad_() for t in (data.am, data.lm))
     model.double()
-    exact = run(k2_functions)
+    exact = run(rnnt)
     assert sum(errors(ours)) <= sum(errors(dense))
 
 
@@ -220,7 +220,7 @@ def test_half_logits_are_left_to_k2(k2):
         with torch.autocast("cpu", dtype=torch.bfloat16):
             halves = model.projections(data)
         assert not halves[0].is_materialised
-        with refused if k2 is not k2_functions else contextlib.nullcontext():
+        with refused if k2 is not rnnt else contextlib.nullcontext():
             k2.rnnt_loss_smoothed(halves[1], halves[0], data.symbols, 0)
         status = panda_icefall.status()
         k2.rnnt_loss_smoothed(lm, am, data.symbols, 0)

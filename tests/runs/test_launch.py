@@ -84,13 +84,12 @@ def test_a_projection_that_is_used_elsewhere_is_said_and_trains(
 
 
 def test_projections_of_other_names_are_deferred_where_they_are_named(recipe, capsys, caplog):
-    recipe.edit(("simple_am_proj", "am_proj"), ("simple_lm_proj", "lm_proj"), name="toy_model.py")
+    names = {"am": "am_head", "lm": "lm_head"}
+    recipe.edit(*((f"simple_{k}_proj", n) for k, n in names.items()), name="toy_model.py")
     assert run_recipe(recipe.train_py, [], PandaOptions(use_panda=True)) == 0
-    assert caplog.text.count("candidates: am_proj, lm_proj, ") == 1
+    assert caplog.text.count("candidates: am_head, lm_head, ") == 1
     assert re.search(r"of tensors / dense\W+0 / 6 / 0", capsys.readouterr().err)
-    named = PandaOptions(
-        use_panda=True, memory_log=Path("m.jsonl"), projections={"am": "am_proj", "lm": "lm_proj"}
-    )
+    named = PandaOptions(use_panda=True, memory_log=Path("m.jsonl"), projections=names)
     assert run_recipe(recipe.train_py, [], named) == 0
     assert re.search(r"of tensors / dense\W+6 / 0 / 0", capsys.readouterr().err)
     unknown = PandaOptions(use_panda=True, projections={"am": "simple_am_proj"})

@@ -44,8 +44,8 @@ def findings(tmp_path):
         "try:\n  import k2; k2.rnnt_loss_pruned(k2.do_rnnt_pruning(1))\nexcept OSError:\n  pass",
         "def f():\n  import k2; loss = k2.rnnt_loss_pruned; loss(k2.do_rnnt_pruning(1))",
         "import k2\ndef f(): return partial(k2.rnnt_loss_pruned)(k2.do_rnnt_pruning)",
-        f"from panda_icefall.losses import k2_functions as k2\n{CALLS}",
-        f"import panda_icefall.losses.k2_functions as k2\n{CALLS}",
+        f"from panda_icefall import rnnt as k2\n{CALLS}",
+        f"import panda_icefall.rnnt as k2\n{CALLS}",
     ],
 )
 def test_the_use_of_the_pruned_loss_is_found(findings, call):
@@ -82,7 +82,7 @@ def test_a_recipe_without_any_known_loss_says_so(findings):
     assert "no known loss is called either" in finding.text
 
 
-@pytest.mark.parametrize("module", ["k2", "panda_icefall.losses.k2_functions"])
+@pytest.mark.parametrize("module", ["k2", "panda_icefall.rnnt"])
 def test_names_imported_from_the_patched_module_are_a_warning(findings, module):
     model = (
         f"from {module} import do_rnnt_pruning, rnnt_loss_pruned as loss, ragged\n"
@@ -175,11 +175,11 @@ def test_a_recipe_with_a_pruning_of_its_own_is_a_problem(findings):
 
 
 STAND_IN = [
-    "import panda_icefall.losses.k2_functions as k2",
-    "from panda_icefall.losses import k2_functions as k2",
-    "import math\nimport panda_icefall.losses.k2_functions as k2",
-    "try: ...\nfinally: import panda_icefall.losses.k2_functions as k2",
-    "x = 1\nif 1: import panda_icefall.losses.k2_functions as k2",
+    "import panda_icefall.rnnt as k2",
+    "from panda_icefall import rnnt as k2",
+    "import math\nimport panda_icefall.rnnt as k2",
+    "try: ...\nfinally: import panda_icefall.rnnt as k2",
+    "x = 1\nif 1: import panda_icefall.rnnt as k2",
 ]
 
 
@@ -192,7 +192,7 @@ def test_the_stand_in_where_k2_is_installed_is_a_problem(findings, installed, st
     assert used.level == "ok"
     assert (finding.subject, finding.level) == ("stand-in for k2", "problem")
     line = model.count("\n") - 1
-    assert finding.text.startswith(f"model.py:{line} imports panda_icefall.losses.k2_functions wh")
+    assert finding.text.startswith(f"model.py:{line} imports panda_icefall.rnnt wh")
     assert "no loss will be routed" in finding.text
 
 
@@ -212,7 +212,7 @@ def test_a_stand_in_that_gives_way_to_k2_is_no_matter(findings, installed, impor
 
 def test_names_imported_from_the_stand_in_where_k2_is_installed_are_a_problem(findings, installed):
     installed(True)
-    module = "panda_icefall.losses.k2_functions"
+    module = "panda_icefall.rnnt"
     model = f"from {module} import do_rnnt_pruning, rnnt_loss_pruned\n"
     levels = [f.level for f in findings(model + "rnnt_loss_pruned(do_rnnt_pruning(1))\n")]
     assert levels == ["ok", "warning", "problem"]
