@@ -115,7 +115,6 @@ SYMBOLS = (
         Kind.FULL_LOSS,
         (
             *((*_FULL, "boundary", *t) for t in (_TYPE, _OLD_TYPE)),
-            (*_FULL, "boundary", *_TYPE, "use_hat_loss"),
             (*_FULL, "boundary", *_TYPE, "return_grad"),  # fast_rnnt 1.3
             (*_FULL, "boundary", *_TYPE, "return_grad", "use_hat_loss"),
             (*_LENGTHS, "clamp", "reduction"),
