@@ -2,13 +2,14 @@
 
 from panda_icefall.routing.errors import PandaError, UnknownSignatureError
 from panda_icefall.routing.finding_projections import find_ctc_heads, find_projections
-from panda_icefall.routing.hosts import patched_module
+from panda_icefall.routing.hosts import patched_module, substituted
 from panda_icefall.routing.observing import observed
 from panda_icefall.routing.own_loop import pruned_transducer_loss, transducer_loss
 from panda_icefall.routing.patch import (
     apply,
     patched,
     recording_projections,
+    replace_awaited,
     reset_counters,
     revert,
     status,
@@ -29,9 +30,11 @@ __all__ = [
     "patched_module",
     "pruned_transducer_loss",
     "recording_projections",
+    "replace_awaited",
     "reset_counters",
     "revert",
     "status",
+    "substituted",
     "suspended",
     "transducer_loss",
 ]

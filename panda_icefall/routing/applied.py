@@ -15,11 +15,14 @@ from panda_icefall.routing.ctc_head import CtcLogits
 from panda_icefall.routing.finding_projections import (
     find_ctc_heads,
     find_projections,
+    unrecorded,
     warn_of_no_ctc_head,
-    warn_of_unrecorded,
 )
 from panda_icefall.routing.hosts import (
+    HostFunction,
     Kind,
+    awaited_hosts,
+    functions_of,
     functions_to_replace,
     install_substitutes,
     warn_of_other_names,
@@ -66,12 +69,13 @@ class Applied:
     """
 
     def __init__(self, state: RoutingState, said: set[tuple[str, str]]) -> None:
+        self._state = state
+        self._awaited = awaited_hosts()
         found = functions_to_replace()
-        swaps = [Swap.of(m, s.name, _OURS[s.kind](f, state)) for m, s, f in found]
-        self.replacements: list[Swap | Recorded] = [*swaps, *swaps_in_torch()]
+        self.replacements: list[Swap | Recorded] = [*self._swaps(found), *swaps_in_torch()]
         self.is_suspended = False
         self._is_over = False
-        self._state = state
+        self._said = said
         self._has_simple_loss = any(s.kind is Kind.SIMPLE_LOSS for _, s, _ in found)
         self._searched: set[str] = set()  # classes of models, whose projections were looked for
         self._searched_for_ctc: set[str] = set()
@@ -82,8 +86,15 @@ class Applied:
             replacement.install()
         self._substitutes = install_substitutes(found)
 
+    def _swaps(self, found: list[HostFunction]) -> list[Swap]:
+        return [Swap.of(m, s.name, _OURS[s.kind](f, self._state)) for m, s, f in found]
+
     def record_model(self, model: Any) -> list[Recorded]:
-        """Record a model's projections and joiners; gives those that were not recorded already."""
+        """Record a model's projections and joiners; gives those that were not recorded already.
+
+        What has been imported since ``apply``, with the model, is replaced too.
+        """
+        self.replace_awaited()
         recorded = {r.module for r in self.replacements if not isinstance(r, Swap)}
         found: list[Recorded] = []
         if isinstance(model, nn.Module):
@@ -94,6 +105,18 @@ class Applied:
             for replacement in added:
                 replacement.install()
         return added
+
+    def replace_awaited(self) -> None:
+        """Replace the functions of hosts that have been imported since ``apply``."""
+        still = awaited_hosts()
+        found = [f for name in self._awaited if name not in still for f in functions_of(name)]
+        self._awaited = still
+        warn_of_other_names(found, self._said)
+        swaps = self._swaps(found)
+        self.replacements += swaps
+        if not self.is_suspended:
+            for swap in swaps:
+                swap.install()
 
     def _projections(self, model: nn.Module) -> list[RecordedProjection]:
         options = self._state.options
@@ -106,7 +129,7 @@ class Applied:
             found.update((path, (module, DeferredProjection)) for path, module in of_simple.items())
             if name not in self._searched:
                 self._searched.add(name)
-                warn_of_unrecorded(model, name, of_simple)
+                self._state.unrecorded += unrecorded(model, name, of_simple)
         if options is not None and options.routes_ctc:
             of_ctc = find_ctc_heads(model, names)
             found.update((path, (module, CtcLogits)) for path, module in of_ctc.items())

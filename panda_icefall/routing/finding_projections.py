@@ -17,8 +17,8 @@ __all__ = [
     "classes_of",
     "find_ctc_heads",
     "find_projections",
+    "unrecorded",
     "warn_of_no_ctc_head",
-    "warn_of_unrecorded",
 ]
 
 _CTC = "ctc"
@@ -127,33 +127,31 @@ def check_projection_names(names: Mapping[str, str]) -> None:
         raise ValueError(f"projections: got {dict(names)!r}, {example} or some of them")
 
 
-def warn_of_unrecorded(model: nn.Module, name: str, found: Mapping[str, nn.Module]) -> None:
-    """Log that a model's projections were not found, or are of a kind that cannot be recorded.
+def unrecorded(model: nn.Module, name: str, found: Mapping[str, nn.Module]) -> list[str]:
+    """What to log if a simple loss is given tensors: which projections are not recorded, and why.
 
     Args:
       model: was searched by ``find_projections``.
       name: of its class.
       found: what that gave.
     """
+    messages = []
     if not found:
         near = _near((path for path, _ in _with_a_matrix(model)), "simple_am_proj")
-        logging.warning(
-            "panda: no simple_am_proj and simple_lm_proj in %s: its simple loss, if it has one, is "
-            "computed in tiles from am and lm as they are. If it has such projections under other "
-            'names, say which: projections={"am": NAME, "lm": NAME} or --panda-projections '
-            "am=NAME,lm=NAME; candidates: %s; said once",
-            name,
-            ", ".join(near) or "none",
+        messages.append(
+            f"no simple_am_proj and simple_lm_proj in {name}: its simple loss is computed in tiles "
+            "from am and lm as they are. If it has such projections under other names, say which: "
+            'projections={"am": NAME, "lm": NAME} or --panda-projections am=NAME,lm=NAME; '
+            f"candidates: {', '.join(near) or 'none'}"
         )
     with_matrix = find_projections(model)
-    for path, _ in model.named_modules():
-        if _NAME.fullmatch(path) and path not in with_matrix:
-            logging.warning(
-                "panda: %s of %s has no weight [C, D] of its own and is not recorded: the simple "
-                "loss is computed in tiles from the tensor that it gives; said once",
-                path,
-                name,
-            )
+    messages += [
+        f"{path} of {name} has no weight [C, D] of its own and is not recorded: the simple loss is "
+        "computed in tiles from the tensor that it gives"
+        for path, _ in model.named_modules()
+        if _NAME.fullmatch(path) and path not in with_matrix
+    ]
+    return messages
 
 
 def warn_of_no_ctc_head(name: str) -> None:

@@ -7,7 +7,8 @@ import importlib.util
 import inspect
 import logging
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
 from types import ModuleType
@@ -26,6 +27,7 @@ __all__ = [
     "functions_to_replace",
     "names_of",
     "patched_module",
+    "substituted",
     "warn_of_other_names",
 ]
 
@@ -33,7 +35,7 @@ __all__ = [
 OWN_FUNCTIONS = "panda_icefall.rnnt"
 HOSTS = ("k2", OWN_FUNCTIONS, "fast_rnnt")
 # Routed beside the main host, k2 or our own functions, where they are installed; torchaudio, which
-# takes long to import, where it is imported already.
+# takes long to import, once it is imported.
 _FURTHER_HOSTS = ("fast_rnnt", "optimized_transducer", "torchaudio.functional")
 _ONLY_IF_IMPORTED = ("torchaudio.functional",)
 # Packages that recipes import in their forward, and what takes their place where they are missing.
@@ -154,15 +156,26 @@ def functions_to_replace() -> list[HostFunction]:
     main = patched_module()
     found = _found_in(main)
     for name in _FURTHER_HOSTS:
-        try:
-            module = sys.modules.get(name) if name in _ONLY_IF_IMPORTED else _loaded(name)
-            if module is None and name in _SUBSTITUTES:
-                module = _substitute(name)
-            if module is not None and module is not main:
-                found += _found_in(module)
-        except (ImportError, OSError, PandaError) as error:
-            logging.warning("panda: the losses of %s are not routed: %s", name, error)
+        if name not in (main.__name__, *awaited_hosts()):
+            found += functions_of(name)
     return found
+
+
+def awaited_hosts() -> list[str]:
+    """Further hosts whose functions are replaced once somebody has imported them."""
+    return [name for name in _ONLY_IF_IMPORTED if name not in sys.modules]
+
+
+def functions_of(name: str) -> list[HostFunction]:
+    """Those to replace of a further host; none, which may be logged, where it is not to be used."""
+    try:
+        module = _loaded(name)
+        if module is None and name in _SUBSTITUTES:
+            module = _substitute(name)
+        return [] if module is None else _found_in(module)
+    except (ImportError, OSError, PandaError) as error:
+        logging.warning("panda: the losses of %s are not routed: %s", name, error)
+        return []
 
 
 def install_substitutes(found: list[HostFunction]) -> dict[str, ModuleType]:
@@ -179,6 +192,19 @@ def install_substitutes(found: list[HostFunction]) -> dict[str, ModuleType]:
     missing = {name: module for name, module in missing.items() if name not in sys.modules}
     sys.modules.update(missing)
     return missing
+
+
+@contextmanager
+def substituted() -> Iterator[None]:
+    """In the block recipes can import packages of losses that are not installed, as our own."""
+    missing = {name: _substitute(name) for name in _SUBSTITUTES if _loaded(name) is None}
+    sys.modules.update(missing)
+    try:
+        yield
+    finally:
+        for name, module in missing.items():
+            if sys.modules.get(name) is module:
+                del sys.modules[name]
 
 
 def _substitute(name: str) -> ModuleType:

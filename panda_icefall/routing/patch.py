@@ -19,6 +19,7 @@ __all__ = [
     "counters",
     "patched",
     "recording_projections",
+    "replace_awaited",
     "reset_counters",
     "revert",
     "status",
@@ -102,6 +103,8 @@ def apply(
     if _applied is None:
         _applied = Applied(_state, _other_names)
         reset_counters()
+    else:
+        _applied.replace_awaited()
     _state.options = options
     _applied.route_ctc(options.routes_ctc)
     if model is not None:
@@ -145,6 +148,13 @@ def revert() -> None:
         _applied.put_back()
     _applied = None
     _state.options = None
+    _state.unrecorded.clear()
+
+
+def replace_awaited() -> None:
+    """Where applied, replace the losses of hosts that have been imported since: torchaudio's."""
+    if _applied is not None:
+        _applied.replace_awaited()
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -76,10 +77,17 @@ class RoutingState:
     Attributes:
       options: of the ``apply`` in force; None: not applied.
       counters: since ``apply``, or since they were reset.
+      unrecorded: what to log, once, when a simple loss is given ordinary tensors.
     """
 
     options: Options | None = None
     counters: RoutingCounters = field(default_factory=RoutingCounters)
+    unrecorded: list[str] = field(default_factory=list)
+
+    def say_unrecorded(self) -> None:
+        """Log why am and lm of a simple loss were not recorded, if it is known and not said yet."""
+        while self.unrecorded:
+            logging.warning("panda: %s; said once", self.unrecorded.pop(0))
 
     def refuse_dense(self, loss: Function, reason: str) -> None:
         """Where the user asked for it, stop before a loss is computed as without PANDA.
@@ -190,7 +198,10 @@ def simple_loss_in_tiles(original: Function, state: RoutingState) -> Function:
         loss = routed_simple_loss.compute(
             as_k2_arguments(arguments), options.tiles, counters=counters.simple_tiles
         )
-        is_deferred = any(isinstance(arguments[name], StandIn) for name in ("am", "lm"))
+        recorded = [isinstance(arguments[name], StandIn) for name in ("am", "lm")]
+        is_deferred = any(recorded)
+        if not all(recorded):
+            state.say_unrecorded()
         say_non_finite_simple_loss(loss[0] if isinstance(loss, tuple) else loss)
         counters.add(
             LossTotals(simple_losses_routed=1, simple_losses_of_tensors=int(not is_deferred))

@@ -42,7 +42,7 @@ def routed_full_loss(original: Function, state: RoutingState) -> Function:
         if isinstance(logits, SiteTensor):
             refusal = "PANDA was reverted" if options is None else _why_not(logits, arguments)
             if refusal is None:
-                loss = _compute(logits, arguments, state)
+                loss = compute(logits, arguments, state)
                 state.counters.add(LossTotals(losses_routed=1))
                 return loss
             reason = refusal
@@ -68,7 +68,7 @@ def _why_not(logits: SiteTensor, arguments: Mapping[str, Any]) -> str | None:
     return why_not(logits)
 
 
-def _compute(logits: SiteTensor, arguments: Mapping[str, Any], state: RoutingState) -> Tensor:
+def compute(logits: SiteTensor, arguments: Mapping[str, Any], state: RoutingState) -> Tensor:
     assert state.options is not None
     clamp = arguments.get("clamp", -1)
     head = head_of(bool(arguments.get("use_hat_loss", False)))

@@ -68,6 +68,7 @@ class TrainingSession:
         Raises:
           UsageError: A function or one of its parameters is missing.
         """
+        routing.replace_awaited()  # the recipe has been imported by now
         needed = ["model", "train_dl"] + ["optimizer"] * bool(self.options.check_batches)
         train = wrap_function(
             self._wrapped, namespace, "train_one_epoch", self._train_one_epoch, needed, where
@@ -88,7 +89,8 @@ class TrainingSession:
         Raises:
           NotRoutedError: No loss was routed in the first training batch.
         """
-        with self.options.routed() if self.options.use_panda else contextlib.nullcontext():
+        routed = self.options.routed() if self.options.use_panda else contextlib.nullcontext()
+        with routing.substituted(), routed:
             self._ledger = CounterLedger()
             try:
                 yield

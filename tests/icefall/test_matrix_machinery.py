@@ -5,7 +5,7 @@ import importlib
 import math
 import re
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from types import ModuleType
 
@@ -16,7 +16,7 @@ from recipe_matrix.arms import Arms, Pass
 from recipe_matrix.building import make_params
 from recipe_matrix.isolation import mended, on_path, recipe_folder_first, stand_in_modules
 from recipe_matrix.measure import MATERIALISED, OWN_FAILURE, REFUSED, ROUTED, measure
-from recipe_matrix.row import ABSENT, Row
+from recipe_matrix.row import ABSENT, Adaptation, Row
 
 from panda_icefall.routing import PandaError
 
@@ -32,7 +32,7 @@ def a_pass(loss=2.0, gradient=1.0, losses=1, is_training=True, **changes):
 def run(monkeypatch):
     """Measure a row with given arms: functions of `is_training`, or exceptions."""
 
-    def run(dense, routed, in_float32=None, row=ROW):
+    def run(dense, routed, reference=None, row=ROW):
         def arm(result):
             def pass_(*, is_training):
                 if isinstance(result, Exception):
@@ -43,7 +43,7 @@ def run(monkeypatch):
 
         @contextmanager
         def passes(row):
-            yield Arms(arm(dense), arm(routed), arm(in_float32))
+            yield Arms(arm(dense), arm(routed), arm(reference))
 
         monkeypatch.setattr(measuring, "recipe_passes", passes)
         return measure(row)
@@ -95,15 +95,30 @@ def test_what_the_contract_forbids_is_named(run, routed, message):
     assert any(re.search(message, v) for v in outcome.violations)
 
 
+HALF = replace(ROW, precision=torch.bfloat16)
+
+
 @pytest.mark.parametrize(("gradient", "holds"), [(1.1, True), (1.4, False), (math.nan, False)])
 def test_below_float32_the_routed_arm_may_err_as_the_dense_one_does(run, gradient, holds):
     """Exact 1, dense 0.95, so the routed one may be off by 0.1 and the rounding of the joiner."""
-    half = replace(ROW, precision=torch.bfloat16)
     outcome = run(
         lambda t: a_pass(is_training=t, gradient=0.95),
         routed_pass(gradient=gradient),
-        in_float32=dense_pass,
-        row=half,
+        reference=dense_pass,
+        row=HALF,
+    )
+    assert (outcome.violations == []) == holds
+
+
+@pytest.mark.parametrize(("gradient", "holds"), [(1 + 1e-6, True), (1.05, False)])
+def test_in_float32_each_parameter_is_compared_with_the_exact_loss(run, gradient, holds):
+    """Of a host's loss that rounds more than ours: the dense arm's error allows none of ours."""
+    exact = replace(ROW, adaptations=(Adaptation(around_reference=nullcontext),))
+    outcome = run(
+        lambda t: a_pass(is_training=t, gradient=0.95),
+        routed_pass(gradient=gradient),
+        reference=dense_pass,
+        row=exact,
     )
     assert (outcome.violations == []) == holds
 
@@ -120,8 +135,8 @@ def test_below_float32_a_dense_arm_that_is_not_finite_allows_nothing(run):
     outcome = run(
         lambda t: a_pass(is_training=t, gradient=math.inf),
         routed_pass(gradient=math.inf),
-        in_float32=dense_pass,
-        row=replace(ROW, precision=torch.bfloat16),
+        reference=dense_pass,
+        row=HALF,
     )
     assert any("gradient of joiner: off by" in violation for violation in outcome.violations)
 

@@ -176,8 +176,13 @@ def test_a_model_without_any_matrix_has_no_near_names():
 def test_a_model_without_them_is_told_how_to_name_its_own_once(k2, caplog):
     caplog.set_level(logging.WARNING)
     panda_icefall.apply()
+    data = toy.batch(k2)
+    for model in (espnet_model("{}_projection"), espnet_model("{}_projection")):
+        panda_icefall.apply(model=model)
+        assert caplog.records == []  # it may have no simple loss
     for _ in range(2):
-        panda_icefall.apply(model=espnet_model("{}_projection"))
+        am, lm = (torch.randn(*x.shape[:2], toy.C) for x in (data.am, data.lm))
+        toy_simple.smoothed_loss(k2, am, lm, data)
     (message,) = [r.getMessage() for r in caplog.records]
     assert "no simple_am_proj and simple_lm_proj in Module" in message
     assert 'projections={"am": NAME, "lm": NAME}' in message

@@ -1,1 +1,1 @@
-"""Every icefall recipe with a pruned loss, as data; one batch through each, dense and routed."""
+"""Every icefall recipe with a transducer loss, as data; one batch through each, both ways."""

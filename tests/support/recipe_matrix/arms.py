@@ -1,8 +1,9 @@
-"""One batch through a recipe's model: with k2 as it is (dense), and routed."""
+"""One batch through a recipe's model: with the host's losses as they are (dense), and routed."""
 
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -16,7 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import panda_icefall
-from panda_icefall.routing import routed_loss
+from panda_icefall.routing import routed_full_loss, routed_loss
+from panda_icefall.routing.hosts import OWN_FUNCTIONS, SYMBOLS, Kind
 from panda_icefall.runs.contract.passes import PruneRanges
 from panda_icefall.runs.contract.rounding import ctc_losses_in_float64
 from recipe_matrix.batch import forward_arguments
@@ -34,10 +36,10 @@ class Pass:
       outputs: every floating tensor that `forward` returned.
       gradients: by parameter name; empty in validation.
       model_file: below `egs`, links followed.
-      pruned_losses: how many of them k2 was asked for (dense), or were routed.
+      losses: how many, pruned or of full lattices, the host was asked for (dense), or were routed.
       joiners: what each routed joiner did to a site, in words.
       materialised: operation -> how often, as in `panda_icefall.status()`.
-      losses_dense: pruned losses that PANDA left to k2.
+      losses_dense: those of them that PANDA left to the host.
       simple: simple losses by how they were computed: `dense` by k2, `deferred` from what goes into
         the projections, `of tensors` in tiles of am and lm.
       frames, frames_differing: see `PruneRanges`.
@@ -47,7 +49,7 @@ class Pass:
     outputs: list[Tensor]
     gradients: dict[str, Tensor]
     model_file: str
-    pruned_losses: int
+    losses: int
     joiners: tuple[str, ...] = ()
     materialised: dict[str, int] | None = None
     losses_dense: int = 0
@@ -65,7 +67,7 @@ class Arms(NamedTuple):
 
     dense: Callable[..., Pass]
     routed: Callable[..., Pass]
-    in_float32: Callable[..., Pass]
+    reference: Callable[..., Pass]
 
 
 @contextmanager
@@ -91,46 +93,65 @@ def recipe_passes(row: Row) -> Iterator[Arms]:
             assert own.problems == []
             return replace(found, frames=own.frames, frames_differing=own.frames_differing)
 
-        def in_float32(*, is_training: bool) -> Pass:
-            with ranges[is_training].handed_on(), ctc_losses_in_float64():
-                exact = replace(row, precision=torch.float32)
-                return _dense(exact, train, params, is_training=is_training)
+        def reference(*, is_training: bool) -> Pass:
+            with ExitStack() as exact:
+                exact.enter_context(ranges[is_training].handed_on())
+                exact.enter_context(ctc_losses_in_float64())
+                for adaptation in row.adaptations:
+                    if adaptation.around_reference is not None:
+                        exact.enter_context(adaptation.around_reference())
+                in_float32 = replace(row, precision=torch.float32)
+                return _dense(in_float32, train, params, is_training=is_training)
 
-        yield Arms(dense, routed, in_float32)
+        yield Arms(dense, routed, reference)
 
 
 def _dense(row: Row, train: ModuleType, params: Any, *, is_training: bool) -> Pass:
-    import k2
-
-    names = ("rnnt_loss_pruned", "rnnt_loss_smoothed", "rnnt_loss_simple")
     with ExitStack() as stack:
-        pruned, *simple = (
-            stack.enter_context(mock.patch.object(k2, name, wraps=getattr(k2, name)))
-            for name in names
-        )
+        for adaptation in row.adaptations:
+            stack.enter_context(adaptation.around_dense())
+        losses = _watched(stack, Kind.PRUNED_LOSS, Kind.FULL_LOSS)
+        simple = _watched(stack, Kind.SIMPLE_LOSS)
         ctc = stack.enter_context(mock.patch.object(F, "ctc_loss", wraps=F.ctc_loss))
         outcome = _run(row, train, params, is_training=is_training)
-        called = sum(function.call_count for function in simple)
+        called, of_simple = (sum(f.call_count for f in found) for found in (losses, simple))
     return Pass(
         *outcome,
-        pruned.call_count,
-        simple={"dense": called} if called else {},
+        called,
+        simple={"dense": of_simple} if of_simple else {},
         ctc_losses=ctc.call_count,
     )
 
 
+def _watched(stack: ExitStack, *kinds: Kind) -> list[mock.Mock]:
+    """Counters around the losses of some kinds, in the packages that recipes call."""
+    return [
+        stack.enter_context(mock.patch.object(module, name, wraps=getattr(module, name)))
+        for name, module in (
+            (symbol.name, sys.modules.get(host))
+            for symbol in SYMBOLS
+            for host in symbol.hosts
+            if symbol.kind in kinds and host != OWN_FUNCTIONS
+        )
+        if hasattr(module, name)
+    ]
+
+
 def _routed(row: Row, train: ModuleType, params: Any, *, is_training: bool) -> Pass:
     joiners = []
-    compute = routed_loss.compute
 
-    def noting_compute(logits: Any, *args: Any, **kwargs: Any) -> Tensor:
-        joiners.append(joiner_kind(logits.node))
-        return compute(logits, *args, **kwargs)
+    def noting(compute: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def noting_compute(logits: Any, *args: Any, **kwargs: Any) -> Tensor:
+            joiners.append(joiner_kind(logits.node))
+            return compute(logits, *args, **kwargs)
 
-    with (
-        panda_icefall.patched(ctc=row.has_ctc_head),
-        mock.patch.object(routed_loss, "compute", noting_compute),
-    ):
+        return noting_compute
+
+    with ExitStack() as stack:
+        stack.enter_context(panda_icefall.patched(ctc=row.has_ctc_head))
+        for module in (routed_loss, routed_full_loss):
+            noted = mock.patch.object(module, "compute", noting(module.compute))
+            stack.enter_context(noted)
         panda_icefall.routing.reset_counters()
         outcome = _run(row, train, params, is_training=is_training)
         status = panda_icefall.status()

@@ -9,6 +9,7 @@ import torch
 from recipe_matrix.row import Call, Row
 
 X_LENS = (131, 97, 63, 118)  # frames at 100 Hz
+_OF_PRUNING = ("prune_range", "am_scale", "lm_scale")
 
 
 def transcripts(num_classes: int, *, symbols: int = 13) -> Any:
@@ -27,14 +28,12 @@ def features(num_classes: int) -> torch.Tensor:
 
 
 def forward_arguments(row: Row, call: Call) -> dict[str, Any]:
-    """Features, transcripts, and the scales that the recipe's parser gives; then the row's own."""
+    """Features, transcripts, and what the recipe's parser gives for pruning; then the row's own."""
     arguments: dict[str, Any] = {
         "x": features(row.num_classes),
-        "x_lens": torch.tensor(X_LENS),
+        "x_lens": torch.tensor(X_LENS, dtype=torch.int32),  # as lhotse gives them
         "y": transcripts(row.num_classes),
-        "prune_range": call.params.prune_range,
-        "am_scale": call.params.am_scale,
-        "lm_scale": call.params.lm_scale,
+        **{name: call.params[name] for name in _OF_PRUNING if name in call.params},
         **row.call,
     }
     for adaptation in row.adaptations:

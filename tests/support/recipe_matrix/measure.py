@@ -34,7 +34,7 @@ class Outcome:
       kind: ROUTED, MATERIALISED, REFUSED or OWN_FAILURE.
       reason: the operation, the refusal, or the recipe's error; empty for ROUTED.
       joiner: what the joiners did to a site.
-      losses: pruned losses per batch.
+      losses: pruned losses, and those of full lattices, per batch.
       simple: simple losses per batch, by how they were computed: `1 deferred`, and the reason where
         a projection gave a tensor.
       frames, frames_differing: frames inside the boundary, and those of them for which the routed
@@ -83,8 +83,8 @@ def measure(row: Row) -> Outcome:
         except PandaError as error:
             return Outcome(row.name, row.notes, REFUSED, str(error), violations=[str(error)])
         exact = expected
-        if row.precision != torch.float32 or row.has_ctc_head:
-            exact = [arms.in_float32(is_training=is_training) for is_training in (True, False)]
+        if row.has_reference:
+            exact = [arms.reference(is_training=is_training) for is_training in (True, False)]
     return _compared(row, expected, found, exact)
 
 
@@ -113,7 +113,7 @@ def _compared(row: Row, expected: list[Pass], found: list[Pass], exact: list[Pas
         MATERIALISED if operations else ROUTED,
         ", ".join(operations),
         joiner="; ".join(sorted({joiner for p in found for joiner in p.joiners})),
-        losses=expected[0].pruned_losses,
+        losses=expected[0].losses,
         simple=_simple(found[0]),
         frames=sum(p.frames for p in found),
         frames_differing=sum(p.frames_differing for p in found),
@@ -147,8 +147,8 @@ def _too_far(row: Row, dense: Pass, routed: Pass, reference: Pass) -> list[str]:
 def _dense_faults(dense: Pass) -> list[str]:
     """A batch that shows nothing is no evidence."""
     faults = []
-    if dense.pruned_losses == 0:
-        faults.append("the dense arm computed no pruned loss")
+    if dense.losses == 0:
+        faults.append("the dense arm computed no pruned and no full-lattice loss")
     if not all(torch.isfinite(output).all() for output in dense.outputs):
         faults.append("the dense arm gave an output that is not finite")
     return faults
@@ -160,11 +160,11 @@ def _miscounts(dense: Pass, routed: Pass) -> list[str]:
         for operation, count in (routed.materialised or {}).items()
         if not _is_of_projection(operation)
     }
-    found = (routed.pruned_losses, routed.losses_dense, joints)
+    found = (routed.losses, routed.losses_dense, joints)
     faults = []
-    if found != (dense.pruned_losses, 0, {}):
+    if found != (dense.losses, 0, {}):
         faults.append(
-            f"(routed, dense, materialised): got {found}, expected ({dense.pruned_losses}, 0, {{}})"
+            f"(routed, dense, materialised): got {found}, expected ({dense.losses}, 0, {{}})"
         )
     simple, expected = (sum((p.simple or {}).values()) for p in (routed, dense))
     if simple != expected:

@@ -40,12 +40,16 @@ class Adaptation:
     Attributes:
       note: shown in the table; empty for what changes nothing, such as other inputs.
       around: holds from before the import of the recipe until after its last batch.
+      around_dense: holds in the passes without PANDA only.
+      around_reference: holds in those of them whose losses are exact; None: there are no such.
       model: changes the built model.
       inputs: `(call, keyword arguments of forward) -> keyword arguments of forward`.
     """
 
     note: str = ""
     around: Callable[[], AbstractContextManager[Any]] = _nothing
+    around_dense: Callable[[], AbstractContextManager[Any]] = _nothing
+    around_reference: Callable[[], AbstractContextManager[Any]] | None = None
     model: Callable[[nn.Module], nn.Module] | None = None
     inputs: Callable[[Call, dict[str, Any]], dict[str, Any]] | None = None
 
@@ -91,6 +95,13 @@ class Row:
     def has_ctc_head(self) -> bool:
         """Whether the recipe is asked for torch's CTC loss."""
         return bool(self.options.get("use-ctc"))
+
+    @property
+    def has_reference(self) -> bool:
+        """Whether the dense arm, at its precision, is not what both arms are compared with."""
+        is_half = self.precision != torch.float32
+        has_own = any(a.around_reference is not None for a in self.adaptations)
+        return is_half or self.has_ctc_head or has_own
 
     @property
     def notes(self) -> str:

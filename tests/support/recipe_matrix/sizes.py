@@ -35,6 +35,19 @@ CONFORMER = {
     "encoder-out-dim": 36,
     **_EMBEDDINGS,
 }
+# The decoder of the oldest recipes is an LSTM.
+_LSTM_DECODER = {
+    "decoder-embedding-dim": 40,
+    "num-decoder-layers": 2,
+    "decoder-hidden-dim": 28,
+}
+CONFORMER_WITH_LSTM = {**CONFORMER, **_LSTM_DECODER}
+LSTM_WITH_LSTM = {
+    "num-encoder-layers": 2,
+    "encoder-hidden-size": 48,
+    "encoder-out-dim": 36,
+    **_LSTM_DECODER,
+}
 EMFORMER = {
     **CONFORMER,
     "left-context-length": 16,
