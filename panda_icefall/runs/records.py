@@ -20,6 +20,15 @@ from panda_icefall.runs.atomic_file import replace_file
 from panda_icefall.runs.errors import UsageError
 
 __all__ = [
+    "BACKWARD",
+    "BACKWARD_UPDATE",
+    "COMPUTE_LOSS",
+    "ENCODER",
+    "OPTIMIZER",
+    "OTHER",
+    "PRUNED_LOSS",
+    "SIMPLE_LOSS",
+    "STEP_PHASES",
     "Arm",
     "ContractRecord",
     "DistanceRecord",
@@ -34,7 +43,16 @@ __all__ = [
     "validated",
 ]
 
-_PHASES = ("encoder", "simple_loss", "pruned_loss", "backward", "optimizer", "other")
+# The phases of a training step, and the parts that they are cut into, in their order.
+STEP_PHASES = COMPUTE_LOSS, BACKWARD_UPDATE = "compute_loss", "backward_update"
+STEP_PARTS = ENCODER, SIMPLE_LOSS, PRUNED_LOSS, BACKWARD, OPTIMIZER, OTHER = (
+    "encoder",
+    "simple_loss",
+    "pruned_loss",
+    "backward",
+    "optimizer",
+    "other",
+)
 _OUTCOME_FILES = "rank*.json"
 
 Bytes = int | float
@@ -296,8 +314,8 @@ def phases_of(arms: Iterable[Arm]) -> list[str]:
         for name, part in step.phases.items()
         if part.seconds is not None or part.peak_bytes is not None
     )
-    known = [phase for phase in _PHASES if phase in found]
-    return known + [phase for phase in found if phase not in _PHASES]
+    known = [part for part in STEP_PARTS if part in found]
+    return known + [part for part in found if part not in STEP_PARTS]
 
 
 def nan_last(value: float) -> float:
