@@ -26,7 +26,7 @@ from panda_icefall.runs.recipe_calls import (
     wrap_function,
 )
 from panda_icefall.runs.records import RunOutcome
-from panda_icefall.runs.report.summary import open_console
+from panda_icefall.runs.report.console import open_console
 from panda_icefall.runs.termination import Terminated
 from panda_icefall.swaps import Swaps
 

@@ -86,7 +86,9 @@ class PartWatch:
         if has_forward:
             self._watch(self._encoders, _PartHook(ENCODER, enter), _PartHook(ENCODER, leave))
             hold = functools.partial(leave, is_held=True)
-            self._watch(self._projections, _PartHook(SIMPLE_LOSS, enter), _PartHook(SIMPLE_LOSS, hold))
+            self._watch(
+                self._projections, _PartHook(SIMPLE_LOSS, enter), _PartHook(SIMPLE_LOSS, hold)
+            )
         for symbol in (s for s in SYMBOLS if s.kind in _PARTS):
             for module in map(sys.modules.get, symbol.hosts):
                 if callable(getattr(module, symbol.name, None)):
