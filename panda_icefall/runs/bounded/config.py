@@ -14,7 +14,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from panda_icefall.routing.finding_projections import check_projection_names
 from panda_icefall.runs.contract.tolerances import Tolerances
 from panda_icefall.runs.errors import UsageError
-from panda_icefall.runs.options import PandaOptions, spelt
+from panda_icefall.runs.options import SWITCH_WORDS, PandaOptions, spelt
 
 __all__ = ["BoundedConfig", "load_config"]
 
@@ -209,7 +209,7 @@ class BoundedConfig(_Strict):
     @property
     def uses_fp16(self) -> bool:
         """Whether the recipe is asked for mixed precision."""
-        return str(self._argument("use-fp16", 0)).lower() in ("1", "true", "t", "yes", "y")
+        return SWITCH_WORDS.get(str(self._argument("use-fp16", 0)).lower(), False)
 
     @property
     def has_one_process(self) -> bool:
