@@ -20,9 +20,14 @@ from panda_icefall.engine_choice import ENGINES, MissingEngineError, check_engin
 from panda_icefall.routing.finding_projections import check_projection_names
 from panda_icefall.runs.contract.tolerances import Tolerances, parse_tolerances
 
-__all__ = ["PandaOptions", "option", "spelt"]
+__all__ = ["SWITCH_WORDS", "PandaOptions", "option", "spelt"]
 
 CHECKPOINT_KEY = "panda"
+# How a switch may be written, in lower case: those of icefall's str2bool.
+SWITCH_WORDS = {
+    **dict.fromkeys(("1", "true", "t", "yes", "y"), True),
+    **dict.fromkeys(("0", "false", "f", "no", "n"), False),
+}
 
 # What an option is for: a "run" that does something more, an argument of panda_icefall.apply() for
 # the "loss", or a setting of the contract "check".
@@ -51,12 +56,9 @@ def option(
 
 
 def _switch(text: str) -> bool:
-    lowered = text.lower()
-    if lowered in ("1", "true", "t", "yes", "y"):
-        return True
-    if lowered in ("0", "false", "f", "no", "n"):
-        return False
-    raise argparse.ArgumentTypeError(f"got {text!r}, expected 0 or 1")
+    if text.lower() not in SWITCH_WORDS:
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected 0 or 1")
+    return SWITCH_WORDS[text.lower()]
 
 
 def _number(

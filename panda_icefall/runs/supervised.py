@@ -22,7 +22,7 @@ from panda_icefall.runs.errors import (
 from panda_icefall.runs.memory.log import check_writable
 from panda_icefall.runs.options import PandaOptions
 from panda_icefall.runs.records import RunOutcome, read_outcomes
-from panda_icefall.runs.report.summary import print_summary
+from panda_icefall.runs.report.console import print_summary
 from panda_icefall.runs.session import TrainingSession
 from panda_icefall.runs.spawn import SpawnedChildren
 from panda_icefall.runs.termination import ended_by

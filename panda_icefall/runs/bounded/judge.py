@@ -14,11 +14,11 @@ from panda_icefall.runs.bounded.distances import (
 )
 from panda_icefall.runs.bounded.plan import Stage
 from panda_icefall.runs.bounded.stage import StageFailed, StageOutcome
-from panda_icefall.runs.contract.leeway import Leeway
+from panda_icefall.runs.contract.result import FILE_NAME, ContractRecord
+from panda_icefall.runs.contract.tolerances import Leeway
 from panda_icefall.runs.errors import UsageError
 from panda_icefall.runs.memory.log import rank_path
-from panda_icefall.runs.records import ContractRecord, validated
-from panda_icefall.runs.report.contract_table import FILE_NAME
+from panda_icefall.runs.records import validated
 from panda_icefall.runs.run_record import RunRecord
 
 __all__ = ["Judge"]

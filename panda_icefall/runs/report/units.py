@@ -2,10 +2,11 @@
 
 import math
 
+from panda_icefall.normalizer.workspace import MIB
+
 __all__ = ["MIB", "NOTHING", "count", "distance", "duration", "loss", "mib", "ratio", "seconds"]
 
 NOTHING = "\N{EN DASH}"
-MIB = 2**20
 
 
 def mib(size_bytes: float | None) -> str:

@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 from panda_icefall.runs import PandaOptions, UsageError, run_recipe, split_panda_arguments
-from panda_icefall.runs.contract.rounding import ctc_losses_in_float64, perturb_by_one_ulp
+from panda_icefall.runs.contract.passes import ctc_losses_in_float64
+from panda_icefall.runs.contract.training_copy import perturb_by_one_ulp
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
@@ -80,7 +81,7 @@ def test_a_twin_run_differs_by_rounding_alone(recipe):
 
 def test_the_change_is_made_once_however_many_epochs(recipe, monkeypatch):
     calls = []
-    monkeypatch.setattr("panda_icefall.runs.hooks.perturbed_start.perturb_by_one_ulp", calls.append)
+    monkeypatch.setattr("panda_icefall.runs.hooks.perturb_by_one_ulp", calls.append)
     options = PandaOptions(last_bit_twin=True)
     assert run_recipe(recipe.train_py, ["--num-epochs", "3"], options) == 0
     assert len(calls) == 1
