@@ -29,11 +29,11 @@ __all__ = [
     "warn_of_other_names",
 ]
 
-# The project's own functions, which take the place of a k2 that is not installed.
+# The project's own functions, the main host where k2 is not installed.
 OWN_FUNCTIONS = "panda_icefall.rnnt"
-# Routed beside the main host, k2 or our own functions, where they are installed.
-_FURTHER_HOSTS = ("fast_rnnt",)
-HOSTS = ("k2", OWN_FUNCTIONS, *_FURTHER_HOSTS)
+# Routed beside the main host, where they are installed.
+_FURTHER_HOSTS = ("fast_rnnt", OWN_FUNCTIONS)
+HOSTS = ("k2", *_FURTHER_HOSTS)
 
 
 class Kind(Enum):
