@@ -7,8 +7,8 @@ Arguments have k2's names, order and defaults. What only one of the two has come
 ``use_hat_loss`` of k2, ``return_grad`` of fast_rnnt 1.3; give those by name. ``fast_rnnt``'s first
 versions had ``modified`` where there is ``rnnt_type`` now.
 
-``panda_icefall.apply()`` replaces five of these functions where k2 is not installed, as it replaces
-k2's own elsewhere.
+``panda_icefall.apply()`` replaces the same five here as in k2: ``do_rnnt_pruning`` and the pruned,
+simple, smoothed and full-lattice loss.
 """
 
 from panda_icefall.lattice import joint_mutual_information_recursion, mutual_information_recursion

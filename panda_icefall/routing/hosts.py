@@ -31,12 +31,12 @@ __all__ = [
     "warn_of_other_names",
 ]
 
-# The project's own functions, which take the place of a k2 that is not installed.
+# The project's own functions, the main host where k2 is not installed.
 OWN_FUNCTIONS = "panda_icefall.rnnt"
-HOSTS = ("k2", OWN_FUNCTIONS, "fast_rnnt")
-# Routed beside the main host, k2 or our own functions, where they are installed; torchaudio, which
-# takes long to import, once it is imported.
-_FURTHER_HOSTS = ("fast_rnnt", "optimized_transducer", "torchaudio.functional")
+HOSTS = ("k2", "fast_rnnt", OWN_FUNCTIONS)
+# Routed beside the main host, where they are installed; torchaudio, which takes long to import, once
+# it is imported.
+_FURTHER_HOSTS = ("fast_rnnt", OWN_FUNCTIONS, "optimized_transducer", "torchaudio.functional")
 _ONLY_IF_IMPORTED = ("torchaudio.functional",)
 # Packages that recipes import in their forward, and what takes their place where they are missing.
 _SUBSTITUTES = {"optimized_transducer": "panda_icefall.losses.of_logits"}

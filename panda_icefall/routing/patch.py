@@ -51,9 +51,8 @@ def apply(
         panda_icefall.revert()
 
     ``do_rnnt_pruning``, ``rnnt_loss_pruned``, ``rnnt_loss_smoothed`` and ``rnnt_loss_simple`` are
-    replaced in ``k2``, or in ``panda_icefall.rnnt`` where k2 is not installed. They are replaced in
-    ``fast_rnnt`` too, where that is installed. A second call changes the options, and adds the
-    projections of its model.
+    replaced in ``k2`` and ``fast_rnnt``, where they are installed, and in ``panda_icefall.rnnt``. A
+    second call changes the options, and adds the projections of its model.
 
     The model's own code runs unchanged, on objects that record what it does to them. They are no
     ``torch.Tensor``, and ``isinstance`` says so. What in torch needs real tensors gets them: custom

@@ -154,6 +154,20 @@ def test_names_bound_before_are_said_once_by_module_and_name(k2, monkeypatch, ca
     assert caplog.text == ""
 
 
+def test_our_own_functions_are_routed_beside_those_of_k2(k2):
+    torch.manual_seed(1)
+    joiner, data = toy.TanhJoiner().double(), toy.batch(k2, torch.float64)
+    model = toy_simple.Transducer().double()
+    pruned = toy.loss_and_gradients(k2, joiner, data)
+    simple = toy_simple.loss_and_gradients(k2, model, data)
+    with counted.routed(2, adjoint_tolerance=0), counted.deferred(model, 2):
+        for library in (rnnt, k2):
+            routed = toy.loss_and_gradients(library, joiner, data)
+            torch.testing.assert_close(routed, pruned, rtol=1e-10, atol=1e-12)
+            routed = toy_simple.loss_and_gradients(library, model, data)
+            torch.testing.assert_close(routed, simple, rtol=1e-10, atol=1e-12)
+
+
 def test_our_own_functions_may_be_the_module_k2(monkeypatch):
     monkeypatch.setitem(sys.modules, "k2", rnnt)
     torch.manual_seed(1)
