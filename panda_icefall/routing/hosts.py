@@ -37,12 +37,13 @@ HOSTS = ("k2", OWN_FUNCTIONS, *_FURTHER_HOSTS)
 
 
 class Kind(Enum):
-    """What a function of a host is for; the first three kinds are replaced."""
+    """What a function of a host is for; the first three kinds are replaced, CTC where asked for."""
 
     PRUNING = "pruning"
     PRUNED_LOSS = "pruned loss"
     SIMPLE_LOSS = "simple loss"
     PRUNE_RANGES = "prune ranges"
+    CTC_LOSS = "CTC loss"
     OTHER_LOSS = "other loss"
 
 
@@ -68,7 +69,7 @@ class Symbol:
 
     @property
     def is_loss(self) -> bool:
-        return self.kind in (Kind.PRUNED_LOSS, Kind.SIMPLE_LOSS, Kind.OTHER_LOSS)
+        return self.kind not in (Kind.PRUNING, Kind.PRUNE_RANGES)
 
 
 HostFunction = tuple[ModuleType, Symbol, Callable[..., Any]]
@@ -103,7 +104,8 @@ SYMBOLS = (
     ),
     Symbol("get_rnnt_prune_ranges", Kind.PRUNE_RANGES),
     Symbol("rnnt_loss", Kind.OTHER_LOSS, hosts=("k2", "fast_rnnt", "torchaudio.functional")),
-    Symbol("ctc_loss", Kind.OTHER_LOSS, hosts=("k2", "torch.nn.functional")),
+    Symbol("ctc_loss", Kind.OTHER_LOSS, hosts=("k2",)),
+    Symbol("ctc_loss", Kind.CTC_LOSS, hosts=("torch.nn.functional",)),
     Symbol("transducer_loss", Kind.OTHER_LOSS, hosts=("optimized_transducer",)),
 )
 REPLACED_NAMES = tuple(symbol.name for symbol in SYMBOLS if symbol.is_replaced)
