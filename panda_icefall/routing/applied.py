@@ -25,6 +25,7 @@ from panda_icefall.routing.hosts import (
     functions_of,
     functions_to_replace,
     install_substitutes,
+    names_of,
     warn_of_other_names,
 )
 from panda_icefall.routing.module_calls import forget_refusals
@@ -164,8 +165,9 @@ class Applied:
             self._parked = [r for r in self.replacements if _is_of_ctc(r)]
             self.forget(self._parked)
             return
-        ours = routed_ctc_loss(F.ctc_loss, self._state)
-        returning = self._parked or [Swap.of(F, "ctc_loss", ours)]
+        (name,) = names_of(Kind.CTC_LOSS)
+        ours = routed_ctc_loss(getattr(F, name), self._state)
+        returning = self._parked or [Swap.of(F, name, ours)]
         self.replacements += returning
         if not self.is_suspended:
             for replacement in returning:

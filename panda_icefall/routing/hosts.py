@@ -34,8 +34,8 @@ __all__ = [
 # The project's own functions, the main host where k2 is not installed.
 OWN_FUNCTIONS = "panda_icefall.rnnt"
 HOSTS = ("k2", "fast_rnnt", OWN_FUNCTIONS)
-# Routed beside the main host, where they are installed; torchaudio, which takes long to import, once
-# it is imported.
+# Routed beside the main host, where they are installed; torchaudio, which takes long to import,
+# once it is imported.
 _FURTHER_HOSTS = ("fast_rnnt", OWN_FUNCTIONS, "optimized_transducer", "torchaudio.functional")
 _ONLY_IF_IMPORTED = ("torchaudio.functional",)
 # Packages that recipes import in their forward, and what takes their place where they are missing.
@@ -43,13 +43,14 @@ _SUBSTITUTES = {"optimized_transducer": "panda_icefall.losses.of_logits"}
 
 
 class Kind(Enum):
-    """What a function of a host is for; the first four kinds are replaced."""
+    """What a function of a host is for; the first four kinds are replaced, CTC where asked for."""
 
     PRUNING = "pruning"
     PRUNED_LOSS = "pruned loss"
     SIMPLE_LOSS = "simple loss"
     FULL_LOSS = "full-lattice loss"
     PRUNE_RANGES = "prune ranges"
+    CTC_LOSS = "CTC loss"
     OTHER_LOSS = "other loss"
 
 
@@ -124,7 +125,8 @@ SYMBOLS = (
         ),
         hosts=(*HOSTS, "torchaudio.functional"),
     ),
-    Symbol("ctc_loss", Kind.OTHER_LOSS, hosts=("k2", "torch.nn.functional")),
+    Symbol("ctc_loss", Kind.OTHER_LOSS, hosts=("k2",)),
+    Symbol("ctc_loss", Kind.CTC_LOSS, hosts=("torch.nn.functional",)),
     Symbol(
         "transducer_loss",
         Kind.FULL_LOSS,

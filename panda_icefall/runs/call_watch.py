@@ -13,6 +13,7 @@ from panda_icefall.swaps import Swaps
 __all__ = ["LossCallWatch", "explain_ctc_not_routed", "explain_not_routed", "is_ctc_alone"]
 
 
+_WATCHED = (Kind.OTHER_LOSS, Kind.CTC_LOSS)
 _CTC_LOSS = "torch.nn.functional.ctc_loss"
 
 
@@ -28,7 +29,7 @@ class LossCallWatch:
         self._swaps = Swaps()
 
     def __enter__(self) -> "LossCallWatch":
-        for symbol in (s for s in SYMBOLS if s.kind is Kind.OTHER_LOSS):
+        for symbol in (s for s in SYMBOLS if s.kind in _WATCHED):
             for host in symbol.hosts:
                 module = sys.modules.get(host)
                 original = getattr(module, symbol.name, None)

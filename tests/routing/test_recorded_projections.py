@@ -335,8 +335,8 @@ def test_other_names_are_recorded_by_keyword(k2):
     with pytest.raises(ValueError, match=r"got lm='m_proj'.* such as joint.am_proj, lm_proj"):
         panda_icefall.apply(model=model, projections={"lm": "m_proj"})
     assert panda_icefall.status().replaced == ()
-    with pytest.raises(ValueError, match=r"projections: got \{'ctc': 'x'\}"):
-        panda_icefall.apply(projections={"ctc": "x"})
+    with pytest.raises(ValueError, match=r"projections: got \{'pm': 'x'\}"):
+        panda_icefall.apply(projections={"pm": "x"})
 
 
 class TurnedLinear(nn.Linear):

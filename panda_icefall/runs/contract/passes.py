@@ -232,7 +232,8 @@ def rerounded_simple_losses() -> Iterator[None]:
 @contextlib.contextmanager
 def ctc_losses_in_float64() -> Iterator[None]:
     """torch's CTC losses of the same float32 log-probs without float32 sums, in the block."""
-    original = F.ctc_loss
+    (name,) = names_of(Kind.CTC_LOSS)
+    original = getattr(F, name)
     signature = inspect.signature(original)
 
     @functools.wraps(original)
@@ -245,7 +246,7 @@ def ctc_losses_in_float64() -> Iterator[None]:
         return original(*given.args, **given.kwargs).float()
 
     with Swaps() as swaps:
-        swaps.replace(F, "ctc_loss", ctc_loss)
+        swaps.replace(F, name, ctc_loss)
         yield
 
 
