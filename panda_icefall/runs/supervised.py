@@ -14,6 +14,7 @@ from torch.multiprocessing import ProcessRaisedException
 from panda_icefall.routing import PandaError
 from panda_icefall.runs.doctor.imports import explained_imports
 from panda_icefall.runs.errors import (
+    EXIT_VIOLATED,
     NothingTrainedError,
     NotRoutedError,
     UsageError,
@@ -29,7 +30,6 @@ from panda_icefall.runs.termination import ended_by
 
 __all__ = ["ExitStatus", "SupervisedRun", "supervised"]
 
-EXIT_VIOLATED = 1
 _NAMED_ERRORS = {"NotRoutedError": NotRoutedError, "UsageError": UsageError}
 
 

@@ -48,9 +48,8 @@ def contract_verdict(ranks: Mapping[int, ContractRecord]) -> Verdict:
     if gradients:
         parts.append(_gradients(gradients, bounds["gradient_rel_l2"]))
     if contract.parameters:
-        twins = {d.group: d.rel_l2 for d in contract.parameters_twin}
         furthest = max(contract.parameters, key=lambda d: nan_last(d.rel_l2))
-        leeway = Leeway(bounds["parameter_rel_l2"], twins[furthest.group])
+        leeway = contract.parameter_leeway(furthest.group)
         parts.append(
             f"updated parameters rel-L2 {furthest.rel_l2:.1e} in {furthest.group} ({leeway})"
         )

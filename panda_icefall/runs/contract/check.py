@@ -272,7 +272,7 @@ class Contract:
         result = self.result
         result.parameters = compare_parameters(arms.dense.model, arms.routed.model)
         result.parameters_twin = compare_parameters(arms.dense.model, arms.twin.model)
-        result.violations += final_violations(result, self._bounds)
+        result.violations += final_violations(result)
 
     def _finish(self, violation: str | None = None) -> None:
         result = self.result

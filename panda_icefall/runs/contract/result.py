@@ -151,6 +151,11 @@ class ContractRecord(Record):
         """Numbers of the compared batches that say nothing about the pruned loss's backward."""
         return [batch.update for batch in self.batches if not batch.has_pruned_gradient]
 
+    def parameter_leeway(self, group: str) -> Leeway:
+        """What the distance of a group's updated parameters is held against."""
+        twin = {d.group: d.rel_l2 for d in self.parameters_twin}.get(group)
+        return Leeway(self.tolerances["parameter_rel_l2"], twin)
+
     def write(self, folder: Path, rank: int) -> Path:
         """Write the record of a rank into ``folder``, made where it is missing; gives the file."""
         path = rank_path(folder / FILE_NAME, rank)
@@ -235,14 +240,12 @@ def backward_violations(result: ContractRecord) -> list[str]:
     ]
 
 
-def final_violations(result: ContractRecord, bounds: Tolerances) -> list[str]:
+def final_violations(result: ContractRecord) -> list[str]:
     """The groups whose final parameters are further apart than rounding explains."""
-    found = []
-    for routed, twin in zip(result.parameters, result.parameters_twin):
-        bound = Leeway(bounds.parameter_rel_l2, twin.rel_l2).bound
-        if not routed.rel_l2 <= bound:
-            found.append(
-                f"parameters of {routed.group} after {result.update_steps} update(s): "
-                f"rel-L2 {routed.rel_l2:.3g}, expected at most {bound:.3g}"
-            )
-    return found
+    bounds = {d.group: result.parameter_leeway(d.group).bound for d in result.parameters}
+    return [
+        f"parameters of {d.group} after {result.update_steps} update(s): rel-L2 {d.rel_l2:.3g}, "
+        f"expected at most {bounds[d.group]:.3g}"
+        for d in result.parameters
+        if not d.rel_l2 <= bounds[d.group]
+    ]

@@ -1,11 +1,11 @@
 """The sections of a report below its first screen, as blocks of Markdown."""
 
+from collections.abc import Iterable
 from functools import partial
 
 import yaml
 
 from panda_icefall.runs.contract.result import ContractRecord
-from panda_icefall.runs.contract.tolerances import Leeway
 from panda_icefall.runs.records import Arm, nan_first, nan_last, phases_of
 from panda_icefall.runs.report import units
 from panda_icefall.runs.report.contract_rows import ContractRow, contract_rows
@@ -55,15 +55,8 @@ def memory(record: RunRecord) -> list[str]:
     for phase in phases_of(record.comparable.values()):
         peaks = record.compare(partial(Arm.phase_peak_bytes, phase=phase))
         times = record.compare(partial(Arm.phase_seconds, phase=phase))
-        rows.append(
-            (
-                phase.replace("_", " "),
-                *map(units.mib, peaks),
-                units.ratio(peaks[1], peaks[0]),
-                *map(units.seconds, times),
-                units.ratio(times[1], times[0]),
-            )
-        )
+        costs = (*units.compared(units.mib, *peaks), *units.compared(units.seconds, *times))
+        rows.append((phase.replace("_", " "), *costs))
     if not rows:
         return []
     measured = ("peak, dense", "peak, routed", "ratio", "time, dense", "time, routed", "ratio")
@@ -125,15 +118,13 @@ def _quantities(found: ContractRecord) -> str:
     )
 
 
-def _updated(row: ContractRow, found: ContractRecord) -> tuple[str, str, str]:
+def _updated(row: ContractRow, found: ContractRecord) -> Iterable[str]:
     """Distance of a group's updated parameters, the effective bound, and the twin's distance."""
     final = {d.group: d.rel_l2 for d in found.parameters}
-    configured = found.tolerances.get("parameter_rel_l2")
-    if not row.is_gradient or row.name not in final or configured is None:
-        return units.NOTHING, units.NOTHING, units.NOTHING
-    twin = {d.group: d.rel_l2 for d in found.parameters_twin}.get(row.name)
-    bound = Leeway(configured, twin).bound
-    return units.distance(final[row.name]), units.distance(bound), units.distance(twin)
+    if not row.is_gradient or row.name not in final or "parameter_rel_l2" not in found.tolerances:
+        return (units.NOTHING,) * 3
+    leeway = found.parameter_leeway(row.name)
+    return map(units.distance, (final[row.name], leeway.bound, leeway.twin))
 
 
 def _allowed(row: ContractRow) -> str:

@@ -1,10 +1,22 @@
 """Numbers as the report prints them, with their units; what is not there is a dash."""
 
 import math
+from collections.abc import Callable
 
 from panda_icefall.normalizer.workspace import MIB
 
-__all__ = ["MIB", "NOTHING", "count", "distance", "duration", "loss", "mib", "ratio", "seconds"]
+__all__ = [
+    "MIB",
+    "NOTHING",
+    "compared",
+    "count",
+    "distance",
+    "duration",
+    "loss",
+    "mib",
+    "ratio",
+    "seconds",
+]
 
 NOTHING = "\N{EN DASH}"
 
@@ -46,6 +58,13 @@ def ratio(value: float | None, reference: float | None) -> str:
     if value is None or not reference or not math.isfinite(value / reference):
         return NOTHING
     return f"{value / reference:.2f}\N{MULTIPLICATION SIGN}"
+
+
+def compared(
+    show: Callable[[float | None], str], dense: float | None, routed: float | None
+) -> tuple[str, str, str]:
+    """Both figures and their ratio, for three columns."""
+    return show(dense), show(routed), ratio(routed, dense)
 
 
 def count(value: float | None) -> str:
