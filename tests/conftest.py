@@ -1,7 +1,8 @@
 """Lane rules, planted bugs, and the command line in this process.
 
-k2-marked tests need a real k2, icefall-marked ones ICEFALL_ROOT as well. Tests that start processes
-are marked slow here, others that are slow by themselves.
+k2-marked tests need a real k2; those marked icefall, espnet or wenet need ICEFALL_ROOT, ESPNET_ROOT
+or WENET_ROOT as well. Tests that start processes are marked slow here, others that are slow by
+themselves.
 """
 
 import importlib.util
@@ -18,7 +19,9 @@ if not torch.cuda.is_available():
 
 HAS_K2 = importlib.util.find_spec("k2") is not None
 # Their assertions tell the values too.
-pytest.register_assert_rewrite("bands", "counted", "gates", "simple_losses", "toy", "toy_joiner")
+pytest.register_assert_rewrite(
+    "bands", "counted", "gates", "simple_losses", "toolkit_checkout", "toy", "toy_joiner"
+)
 
 
 def pytest_addoption(parser):
@@ -53,17 +56,22 @@ def starts_processes(item):
 
 def pytest_collection_modifyitems(items):
     needs_k2 = pytest.mark.skipif(not HAS_K2, reason="needs k2: runs in the k2 lane")
-    needs_icefall = pytest.mark.skipif(
-        not os.environ.get("ICEFALL_ROOT"), reason="needs ICEFALL_ROOT (an icefall checkout)"
-    )
+    needs_checkout = {
+        name: pytest.mark.skipif(
+            not os.environ.get(f"{name.upper()}_ROOT"),
+            reason=f"needs {name.upper()}_ROOT (a checkout of {name})",
+        )
+        for name in ("icefall", "espnet", "wenet")
+    }
     for item in items:
         if starts_processes(item):
             item.add_marker(pytest.mark.slow)
         if item.get_closest_marker("k2"):
             item.add_marker(needs_k2)
-        if item.get_closest_marker("icefall"):
-            item.add_marker(needs_k2)
-            item.add_marker(needs_icefall)
+        for name, mark in needs_checkout.items():
+            if item.get_closest_marker(name):
+                item.add_marker(needs_k2)
+                item.add_marker(mark)
 
 
 @pytest.fixture

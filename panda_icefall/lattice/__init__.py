@@ -6,6 +6,7 @@ Tensors only: this floor imports nothing of the project, and k2 only at the call
 from panda_icefall.lattice.banded import banded_recursion
 from panda_icefall.lattice.mutual_information import (
     has_k2_recursion,
+    joint_mutual_information_recursion,
     mutual_information_recursion,
 )
 from panda_icefall.lattice.recursion import torch_recursion
@@ -13,6 +14,7 @@ from panda_icefall.lattice.recursion import torch_recursion
 __all__ = [
     "banded_recursion",
     "has_k2_recursion",
+    "joint_mutual_information_recursion",
     "mutual_information_recursion",
     "torch_recursion",
 ]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from panda_icefall.dynamo import opaque
-from panda_icefall.lattice.recursion import Scores, unchecked_torch_recursion
+from panda_icefall.lattice.recursion import Scores, torch_recursion, unchecked_torch_recursion
 from panda_icefall.lattice.validation import check_recursion_inputs, widened
 
 
@@ -43,6 +45,63 @@ def mutual_information_recursion(
         px, py = widened(px), widened(py)
     check_recursion_inputs(px, py, boundary)
     return unchecked_recursion(px, py, boundary, return_grad)
+
+
+@opaque
+def joint_mutual_information_recursion(
+    px: Sequence[Tensor], py: Sequence[Tensor], boundary: Tensor | None = None
+) -> Tensor:
+    """The score of arcs that are sums of terms, told by term, as k2's function of this name.
+
+    Term n gets the log-prob that it is expected to give a path, ``sum(occupation * term)``. The
+    first term gets the rest of the score as well: put the main one first.
+
+    Args:
+      px: terms of the symbol arcs, as ``px`` of ``mutual_information_recursion`` each.
+      py: the terms of the blank arcs, as many, as ``py`` there.
+      boundary: as there.
+
+    Returns:
+      ``[N, B]`` for N terms, in nats; its sum over N is ``mutual_information_recursion`` of the
+      summed arcs, with the same gradients. Term n alone has the gradient of ``px[n]`` and ``py[n]``
+      with the occupations held fixed.
+
+    Raises:
+      ValueError: if there are no terms, or one has another shape, or a boundary row does not fit.
+      TypeError: if a dtype does not fit.
+
+    Runs in torch on every device: where no path is left, k2's occupations are arbitrary.
+    """
+    _check_terms("px", px, len(px))
+    _check_terms("py", py, len(px))
+    px_terms, py_terms = widened(torch.stack(tuple(px))), widened(torch.stack(tuple(py)))
+    with torch.no_grad():
+        result = torch_recursion(px_terms.sum(0), py_terms.sum(0), boundary, return_grad=True)
+    assert isinstance(result, tuple)
+    scores, (px_grad, py_grad) = result
+    shares = _expected(px_terms, px_grad) + _expected(py_terms, py_grad)  # [N, B]
+    rest = scores - shares.detach().sum(dim=0)
+    return torch.cat((shares[:1] + rest, shares[1:]))
+
+
+def _check_terms(name: str, terms: Sequence[Tensor], expected: int) -> None:
+    if len(terms) == 0 or len(terms) != expected:
+        raise ValueError(f"{name}: got {len(terms)} terms, expected {expected or 'one or more'}")
+    shape, dtype = terms[0].shape, terms[0].dtype
+    for n, term in enumerate(terms):
+        if term.shape != shape:
+            raise ValueError(
+                f"{name}[{n}]: got shape {tuple(term.shape)}, expected that of {name}[0], "
+                f"{tuple(shape)}"
+            )
+        if term.dtype != dtype:
+            raise TypeError(f"{name}[{n}]: got {term.dtype}, expected that of {name}[0], {dtype}")
+
+
+def _expected(terms: Tensor, occupation: Tensor) -> Tensor:
+    """Sums ``[N, B]`` of terms ``[N, B, ...]`` over the arcs that a path takes."""
+    # Other arcs may be -inf.
+    return (terms.masked_fill(occupation == 0, 0) * occupation).sum(dim=(2, 3))
 
 
 def unchecked_recursion(

@@ -96,13 +96,64 @@ def rnnt_loss_smoothed(
     return _loss(lm, am, spec, Scales(lm_only_scale, am_only_scale), return_grad)
 
 
+@opaque
+def get_rnnt_logprobs(
+    lm: Tensor,
+    am: Tensor,
+    symbols: Tensor,
+    termination_symbol: int,
+    rnnt_type: str = "regular",
+    boundary: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The arcs that ``rnnt_loss_simple`` sums over, as ``k2.get_rnnt_logprobs``.
+
+    Arguments, results and errors are those of ``get_rnnt_logprobs_smoothed``.
+    """
+    spec = LatticeSpec(
+        symbols=symbols, termination_symbol=termination_symbol, boundary=boundary,
+        rnnt_type=rnnt_type,
+    )  # fmt: skip
+    return _arcs(lm, am, spec, Scales())
+
+
+@opaque
+def get_rnnt_logprobs_smoothed(
+    lm: Tensor,
+    am: Tensor,
+    symbols: Tensor,
+    termination_symbol: int,
+    lm_only_scale: float = 0.1,
+    am_only_scale: float = 0.1,
+    boundary: Tensor | None = None,
+    rnnt_type: str = "regular",
+) -> tuple[Tensor, Tensor]:
+    """The arcs that ``rnnt_loss_smoothed`` sums over, as ``k2.get_rnnt_logprobs_smoothed``.
+
+    Args and errors are those of ``rnnt_loss_smoothed``.
+
+    Returns:
+      ``(px, py)`` in nats, for ``mutual_information_recursion``: symbol arcs ``[B, S, T+1]``
+      (regular, -inf at frame ``t_end``) or ``[B, S, T]``, and blank arcs ``[B, S+1, T]``.
+    """
+    spec = LatticeSpec(
+        symbols=symbols, termination_symbol=termination_symbol, boundary=boundary,
+        rnnt_type=rnnt_type,
+    )  # fmt: skip
+    return _arcs(lm, am, spec, Scales(lm_only_scale, am_only_scale))
+
+
 def _loss(lm: Tensor, am: Tensor, spec: LatticeSpec, scales: Scales, return_grad: bool) -> Loss:
+    px, py = _arcs(lm, am, spec, scales)
+    with torch.autocast(lm.device.type, enabled=False):
+        return loss_of_arcs(px, py, spec, return_grad, is_checked=True)
+
+
+def _arcs(lm: Tensor, am: Tensor, spec: LatticeSpec, scales: Scales) -> tuple[Tensor, Tensor]:
     check_logits(lm, am, spec.symbols, takes_half=True)
     check_spec(spec, lm.shape[2], am.shape[1])
     with torch.autocast(lm.device.type, enabled=False):
         px, py = smoothed_arcs(widened(lm), widened(am), spec, scales)
-        px = symbol_arcs(px, py, spec)
-        return loss_of_arcs(px, py, spec, return_grad, is_checked=True)
+        return symbol_arcs(px, py, spec), py
 
 
 def smoothed_arcs(

@@ -1,6 +1,6 @@
 """Exact selected log-probs and their normaliser, computed in tiles, forward and backward."""
 
-from panda_icefall.normalizer.counters import TileCounters
+from panda_icefall.normalizer.counters import TileCounters, TileTotals
 from panda_icefall.normalizer.head import RowLogits
 from panda_icefall.normalizer.op import selected_log_probs
 from panda_icefall.normalizer.options import TileOptions
@@ -17,6 +17,7 @@ __all__ = [
     "TileCounters",
     "TileOptions",
     "TilePlan",
+    "TileTotals",
     "auto_workspace_bytes",
     "selected_log_probs",
 ]

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 
 
-@dataclass
-class TileCounters:
-    """Mutable totals; one object may serve many calls.
+@dataclass(frozen=True)
+class TileTotals:
+    """What tiles added up to.
 
     Attributes:
       sites, sites_evaluated, sites_backward: sites offered, evaluated forward (inside the
@@ -20,6 +22,7 @@ class TileCounters:
       tiles_forward, tiles_backward: tiles computed.
       adjoint_mass, adjoint_mass_skipped: summed absolute adjoints, and the part of it that
         ``adjoint_tolerance`` left out.
+      forward_seconds, backward_seconds: time inside the tiles.
     """
 
     sites: int = 0
@@ -29,14 +32,36 @@ class TileCounters:
     tiles_backward: int = 0
     adjoint_mass: float = 0.0
     adjoint_mass_skipped: float = 0.0
-    _seconds: dict[str, float] = field(default_factory=dict, init=False)
-    _cuda_events: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = field(
-        default_factory=list, init=False
-    )
+    forward_seconds: float = 0.0
+    backward_seconds: float = 0.0
+
+
+class TileCounters:
+    """The totals while they grow; one object may serve many calls, from any thread."""
+
+    def __init__(self) -> None:
+        self._totals = TileTotals()
+        self._lock = threading.Lock()
+        self._cuda_events: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []
+
+    @property
+    def totals(self) -> TileTotals:
+        """The totals so far; waits for pending CUDA work."""
+        self._drain(wait=True)
+        return self._totals
+
+    def add(self, **counted: float) -> None:
+        """Add to fields of the totals, by their names."""
+        with self._lock:
+            summed = {name: getattr(self._totals, name) + more for name, more in counted.items()}
+            self._totals = dataclasses.replace(self._totals, **summed)
 
     @contextmanager
     def timed(self, phase: str, device: torch.device) -> Iterator[None]:
-        """Add the time of the enclosed work to ``phase``; on CUDA by events, without a sync."""
+        """Add the time of the enclosed work to ``phase`` ("forward" or "backward").
+
+        On CUDA it is measured by events, without a sync.
+        """
         if device.type == "cuda":
             begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             begin.record()
@@ -51,12 +76,7 @@ class TileCounters:
             try:
                 yield
             finally:
-                self._add(phase, time.perf_counter() - start)
-
-    def seconds(self, phase: str) -> float:
-        """Seconds spent in ``phase`` ("forward" or "backward"); waits for pending CUDA work."""
-        self._drain(wait=True)
-        return self._seconds.get(phase, 0.0)
+                self._add_seconds(phase, time.perf_counter() - start)
 
     def _drain(self, wait: bool) -> None:
         """Add the time of the events that are done (with ``wait``: of all), and forget them."""
@@ -65,8 +85,8 @@ class TileCounters:
             if not wait and not end.query():
                 return
             end.synchronize()
-            self._add(phase, begin.elapsed_time(end) / 1000)
+            self._add_seconds(phase, begin.elapsed_time(end) / 1000)
             del self._cuda_events[0]
 
-    def _add(self, phase: str, seconds: float) -> None:
-        self._seconds[phase] = self._seconds.get(phase, 0.0) + seconds
+    def _add_seconds(self, phase: str, seconds: float) -> None:
+        self.add(**{f"{phase}_seconds": seconds})

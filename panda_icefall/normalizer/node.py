@@ -87,7 +87,7 @@ class SelectedLogProbs(torch.autograd.Function):
             live_logp, live_log_z = tile_loop.forward(
                 program, head, sites, live_ids, plan, call.kernels
             )
-        call.counters.tiles_forward += len(plan.row_tiles()) * len(plan.class_tiles())
+        call.counters.add(tiles_forward=len(plan.row_tiles()) * len(plan.class_tiles()))
         ctx.call = call
         indices = [table.index for table in program.tables]
         ctx.save_for_backward(
@@ -135,8 +135,8 @@ class SelectedLogProbs(torch.autograd.Function):
                 program, head, sites[kept], ids[kept], log_z[kept],
                 adjoints[kept], log_z_adjoints[kept], plan, call.kernels, wanted, limits,
             )  # fmt: skip
-        call.counters.tiles_backward += len(plan.row_tiles()) * len(plan.class_tiles())
-        call.counters.sites_backward += kept.shape[0]
+        tiles = len(plan.row_tiles()) * len(plan.class_tiles())
+        call.counters.add(tiles_backward=tiles, sites_backward=kept.shape[0])
         return (
             None,
             None,
@@ -169,8 +169,7 @@ def _sites_that_matter(
         [skipped.sum().double(), left_out, total]
     ).tolist()
     if math.isfinite(total_mass):
-        call.counters.adjoint_mass += total_mass
-        call.counters.adjoint_mass_skipped += left_out_mass
+        call.counters.add(adjoint_mass=total_mass, adjoint_mass_skipped=left_out_mass)
     # Back in site order: neighbours share table rows.
     return order[int(count) :].sort().values
 

@@ -118,8 +118,7 @@ def select(
     program, weight, bias = logits.rows, logits.weight, logits.bias
     counters = TileCounters() if counters is None else counters
     evaluated = program.sites if sites is None else sites.shape[0]
-    counters.sites += program.sites
-    counters.sites_evaluated += evaluated
+    counters.add(sites=program.sites, sites_evaluated=evaluated)
     call = Call(
         program.steps, len(program.tables), logits.classes, logits.head_dtype, logits.dtype,
         options, options.workspace_on(ids.device), counters, kernels, clamp,

@@ -1,7 +1,7 @@
 """How the losses of an unmodified recipe are routed: what k2's functions are replaced by."""
 
 from panda_icefall.routing.errors import PandaError, UnknownSignatureError
-from panda_icefall.routing.finding_projections import find_projections
+from panda_icefall.routing.finding_projections import find_ctc_heads, find_projections
 from panda_icefall.routing.hosts import patched_module, substituted
 from panda_icefall.routing.observing import observed
 from panda_icefall.routing.own_loop import pruned_transducer_loss, transducer_loss
@@ -23,6 +23,7 @@ __all__ = [
     "Status",
     "UnknownSignatureError",
     "apply",
+    "find_ctc_heads",
     "find_projections",
     "observed",
     "patched",

@@ -1,16 +1,23 @@
-"""``Applied``: what is replaced now, in the hosts and in torch, and the recorded projections."""
+"""``Applied``: what is replaced now, in the hosts and in torch, and what is recorded."""
 
 from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import torch.nn.functional as F
 from torch import nn
 
-from panda_icefall.routing.finding_projections import find_projections, unrecorded
+from panda_icefall.routing.ctc_head import CtcLogits
+from panda_icefall.routing.finding_projections import (
+    find_ctc_heads,
+    find_projections,
+    unrecorded,
+    warn_of_no_ctc_head,
+)
 from panda_icefall.routing.hosts import (
     HostFunction,
     Kind,
@@ -18,10 +25,12 @@ from panda_icefall.routing.hosts import (
     functions_of,
     functions_to_replace,
     install_substitutes,
+    names_of,
     warn_of_other_names,
 )
 from panda_icefall.routing.module_calls import forget_refusals
 from panda_icefall.routing.observing import forget_blind_hooks
+from panda_icefall.routing.projections import DeferredProjection
 from panda_icefall.routing.recorded_joiners import RecordedJoiner, find_joiners
 from panda_icefall.routing.recorded_projections import RecordedProjection
 from panda_icefall.routing.replaced import (
@@ -30,6 +39,7 @@ from panda_icefall.routing.replaced import (
     routed_pruned_loss,
     simple_loss_in_tiles,
 )
+from panda_icefall.routing.routed_ctc_loss import routed_ctc_loss
 from panda_icefall.routing.routed_full_loss import routed_full_loss
 from panda_icefall.routing.torch_swaps import swaps_in_torch
 from panda_icefall.swaps import Swap
@@ -69,6 +79,9 @@ class Applied:
         self._said = said
         self._has_simple_loss = any(s.kind is Kind.SIMPLE_LOSS for _, s, _ in found)
         self._searched: set[str] = set()  # classes of models, whose projections were looked for
+        self._searched_for_ctc: set[str] = set()
+        self._routes_ctc = False
+        self._parked: list[Swap | Recorded] = []  # of CTC, while that is not routed
         warn_of_other_names(found, said)
         for replacement in self.replacements:
             replacement.install()
@@ -84,7 +97,9 @@ class Applied:
         """
         self.replace_awaited()
         recorded = {r.module for r in self.replacements if not isinstance(r, Swap)}
-        found: list[Recorded] = [*self._projections(model), *self._joiners(model)]
+        found: list[Recorded] = []
+        if isinstance(model, nn.Module):
+            found = [*self._projections(model), *self._joiners(model)]
         added = [r for r in found if r.module not in recorded]
         self.replacements += added
         if not self.is_suspended:
@@ -104,35 +119,59 @@ class Applied:
             for swap in swaps:
                 swap.install()
 
-    def _projections(self, model: Any) -> list[RecordedProjection]:
-        if not self._has_simple_loss:
-            return []
-        names = None if self._state.options is None else self._state.options.projections
-        found = find_projections(model, names) if isinstance(model, nn.Module) else {}
+    def _projections(self, model: nn.Module) -> list[RecordedProjection]:
+        options = self._state.options
+        names = None if options is None else options.projections
         # Of a model in DDP; no attribute of the recipe's own is read, which may be computed.
-        name = type(getattr(model, "_modules", {}).get("module", model)).__name__
-        if name not in self._searched and isinstance(model, nn.Module):
-            self._searched.add(name)
-            self._state.unrecorded += unrecorded(model, name, found)
+        name = type(model._modules.get("module") or model).__name__
+        found: dict[str, tuple[nn.Module, type[DeferredProjection]]] = {}
+        if self._has_simple_loss:
+            of_simple = find_projections(model, names)
+            found.update((path, (module, DeferredProjection)) for path, module in of_simple.items())
+            if name not in self._searched:
+                self._searched.add(name)
+                self._state.unrecorded += unrecorded(model, name, of_simple)
+        if options is not None and options.routes_ctc:
+            of_ctc = find_ctc_heads(model, names)
+            found.update((path, (module, CtcLogits)) for path, module in of_ctc.items())
+            if not of_ctc and name not in self._searched_for_ctc:
+                self._searched_for_ctc.add(name)
+                warn_of_no_ctc_head(name)
         report = self._state.counters.count_projection
         return [
-            RecordedProjection(module, path.rpartition(".")[2], f"{path}.forward", report)
-            for path, module in found.items()
+            RecordedProjection(module, path.rpartition(".")[2], f"{path}.forward", report, kind)
+            for path, (module, kind) in found.items()
         ]
 
-    def _joiners(self, model: Any) -> list[RecordedJoiner]:
-        found = find_joiners(model) if isinstance(model, nn.Module) else {}
+    def _joiners(self, model: nn.Module) -> list[RecordedJoiner]:
         report = self._state.counters.count_joint
         return [
             RecordedJoiner(module, owner, f"{path}.forward", report)
-            for path, (module, owner) in found.items()
+            for path, (module, owner) in find_joiners(model).items()
         ]
 
-    def forget(self, recorded: list[Recorded]) -> None:
-        """Record these no longer."""
-        for replacement in recorded:
+    def forget(self, replacements: Sequence[Swap | Recorded]) -> None:
+        """Put these back, and record these modules no longer."""
+        for replacement in replacements:
             replacement.remove()
-        self.replacements = [r for r in self.replacements if r not in recorded]
+        self.replacements = [r for r in self.replacements if r not in replacements]
+
+    def route_ctc(self, is_asked: bool) -> None:
+        """Replace torch's ``ctc_loss``; or put it back, and record no CTC head meanwhile."""
+        if is_asked == self._routes_ctc:
+            return
+        self._routes_ctc = is_asked
+        if not is_asked:
+            self._parked = [r for r in self.replacements if _is_of_ctc(r)]
+            self.forget(self._parked)
+            return
+        (name,) = names_of(Kind.CTC_LOSS)
+        ours = routed_ctc_loss(getattr(F, name), self._state)
+        returning = self._parked or [Swap.of(F, name, ours)]
+        self.replacements += returning
+        if not self.is_suspended:
+            for replacement in returning:
+                replacement.install()
 
     def put_back(self) -> None:
         """Put all originals back but those that somebody has replaced, which is logged."""
@@ -162,3 +201,9 @@ class Applied:
                 for replacement in self.replacements:
                     if replacement not in displaced:
                         replacement.install()
+
+
+def _is_of_ctc(replacement: Swap | Recorded) -> bool:
+    if isinstance(replacement, Swap):
+        return replacement.owner is F
+    return isinstance(replacement, RecordedProjection) and replacement.kind is CtcLogits

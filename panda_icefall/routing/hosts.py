@@ -31,25 +31,26 @@ __all__ = [
     "warn_of_other_names",
 ]
 
-# The project's own functions, which take the place of a k2 that is not installed.
-OWN_FUNCTIONS = "panda_icefall.losses.k2_functions"
-HOSTS = ("k2", OWN_FUNCTIONS, "fast_rnnt")
-# Routed beside the main host, k2 or our own functions, where they are installed; torchaudio, which
-# takes long to import, once it is imported.
-_FURTHER_HOSTS = ("fast_rnnt", "optimized_transducer", "torchaudio.functional")
+# The project's own functions, the main host where k2 is not installed.
+OWN_FUNCTIONS = "panda_icefall.rnnt"
+HOSTS = ("k2", "fast_rnnt", OWN_FUNCTIONS)
+# Routed beside the main host, where they are installed; torchaudio, which takes long to import,
+# once it is imported.
+_FURTHER_HOSTS = ("fast_rnnt", OWN_FUNCTIONS, "optimized_transducer", "torchaudio.functional")
 _ONLY_IF_IMPORTED = ("torchaudio.functional",)
 # Packages that recipes import in their forward, and what takes their place where they are missing.
 _SUBSTITUTES = {"optimized_transducer": "panda_icefall.losses.of_logits"}
 
 
 class Kind(Enum):
-    """What a function of a host is for; the first four kinds are replaced."""
+    """What a function of a host is for; the first four kinds are replaced, CTC where asked for."""
 
     PRUNING = "pruning"
     PRUNED_LOSS = "pruned loss"
     SIMPLE_LOSS = "simple loss"
     FULL_LOSS = "full-lattice loss"
     PRUNE_RANGES = "prune ranges"
+    CTC_LOSS = "CTC loss"
     OTHER_LOSS = "other loss"
 
 
@@ -97,6 +98,7 @@ SYMBOLS = (
             (*_LOSS, *_TYPE),
             (*_LOSS, *_TYPE, "use_hat_loss"),
             (*_LOSS, *_TYPE, "return_grad"),  # fast_rnnt 1.3
+            (*_LOSS, *_TYPE, "use_hat_loss", "return_grad"),  # the project's own
             (*_LOSS, *_OLD_TYPE),
         ),
     ),
@@ -116,12 +118,15 @@ SYMBOLS = (
         Kind.FULL_LOSS,
         (
             *((*_FULL, "boundary", *t) for t in (_TYPE, _OLD_TYPE)),
+            (*_FULL, "boundary", *_TYPE, "return_grad"),  # fast_rnnt 1.3
+            (*_FULL, "boundary", *_TYPE, "return_grad", "use_hat_loss"),
             (*_LENGTHS, "clamp", "reduction"),
             (*_LENGTHS, "clamp", "reduction", "fused_log_softmax"),
         ),
         hosts=(*HOSTS, "torchaudio.functional"),
     ),
-    Symbol("ctc_loss", Kind.OTHER_LOSS, hosts=("k2", "torch.nn.functional")),
+    Symbol("ctc_loss", Kind.OTHER_LOSS, hosts=("k2",)),
+    Symbol("ctc_loss", Kind.CTC_LOSS, hosts=("torch.nn.functional",)),
     Symbol(
         "transducer_loss",
         Kind.FULL_LOSS,

@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from panda_icefall.routing.applied import Applied
-from panda_icefall.routing.finding_projections import find_projections
+from panda_icefall.routing.finding_projections import find_ctc_heads, find_projections
 from panda_icefall.routing.replaced import Options, RoutingState
 from panda_icefall.routing.status import RoutingCounters, Status
 
@@ -39,6 +39,7 @@ def apply(
     engine: str = "auto",
     projections: Mapping[str, str] | None = None,
     strict: bool = False,
+    ctc: bool = False,
 ) -> None:
     """Route the transducer losses of this process, pruned and simple, through tiles of classes.
 
@@ -50,9 +51,8 @@ def apply(
         panda_icefall.revert()
 
     ``do_rnnt_pruning``, ``rnnt_loss_pruned``, ``rnnt_loss_smoothed`` and ``rnnt_loss_simple`` are
-    replaced in ``k2``, or in ``panda_icefall.losses.k2_functions`` where k2 is not installed. They
-    are replaced in ``fast_rnnt`` too, where that is installed. A second call changes the options,
-    and adds the projections of its model.
+    replaced in ``k2`` and ``fast_rnnt``, where they are installed, and in ``panda_icefall.rnnt``. A
+    second call changes the options, and adds the projections of its model.
 
     The model's own code runs unchanged, on objects that record what it does to them. They are no
     ``torch.Tensor``, and ``isinstance`` says so. What in torch needs real tensors gets them: custom
@@ -65,22 +65,26 @@ def apply(
       They are logged, by module and name.
     - The ``apply`` of a custom autograd function that was bound before.
     - Hooks of modules that look for tensors: they do not see recorded ones. Logged once.
-    - Other losses.
+    - Other losses; CTC is reached where ``ctc=True`` asks for it.
 
     Args:
       model: until ``revert`` its ``simple_am_proj`` and ``simple_lm_proj``, with or without a
-        suffix, are recorded, so that the simple loss needs no am and lm of all classes. None: the
-        simple loss is computed in tiles from the am and lm that it is given.
+        suffix, or ESPnet's ``am_proj`` and ``lm_proj``, are recorded, so that the simple loss needs
+        no am and lm of all classes. None: the simple loss is computed in tiles from the am and lm
+        that it is given.
       workspace_mib: upper bound of a tile's scratch, in MiB. None: chosen from the caches and the
         free memory of the device, see ``panda_icefall.normalizer.auto_workspace_bytes``.
       adjoint_tolerance: share of the absolute adjoint mass that backward may leave out, in
         ``[0, 1)``; None: half the eps of the accumulation dtype. 0: none.
       engine: of the pruned loss, "torch", "triton" or "auto": Triton's kernels on CUDA where it is
         installed (they need a C compiler there), else torch.
-      projections: ``{"am": NAME, "lm": NAME}``, or one of them, where the model's projections have
-        other names. NAME is a module's path in the model, or the last parts of it.
+      projections: ``{"am": NAME, "lm": NAME, "ctc": NAME}``, or some of them, where the model's
+        projections have other names. NAME is a module's path in the model, or the last parts of it.
       strict: raise PandaError, with the reason, at the first loss that would be computed as without
         PANDA.
+      ctc: route ``torch.nn.functional.ctc_loss`` too, where its log-probs come from a recorded
+        ``ctc_output`` of the model: only those of each utterance's own labels and the blank are
+        computed. What else reads the head's output gets it as an ordinary tensor, said once.
 
     Raises:
       ValueError: an option is out of range, or ``projections`` names none of the model's modules.
@@ -91,15 +95,17 @@ def apply(
     """
     global _applied
     _check_model(model)
-    options = Options.of(workspace_mib, adjoint_tolerance, engine, projections, strict)
-    if model is not None and projections is not None:
-        find_projections(model, projections)  # refused before anything is replaced
+    options = Options.of(workspace_mib, adjoint_tolerance, engine, projections, strict, ctc)
+    if model is not None and projections is not None:  # refused before anything is replaced
+        find_projections(model, projections)
+        find_ctc_heads(model, projections)
     if _applied is None:
         _applied = Applied(_state, _other_names)
         reset_counters()
     else:
         _applied.replace_awaited()
     _state.options = options
+    _applied.route_ctc(options.routes_ctc)
     if model is not None:
         _applied.record_model(model)
 
@@ -159,6 +165,7 @@ def patched(
     engine: str = "auto",
     projections: Mapping[str, str] | None = None,
     strict: bool = False,
+    ctc: bool = False,
 ) -> Iterator[None]:
     """``apply`` for the enclosed block; afterwards as before, also when already applied.
 
@@ -172,6 +179,7 @@ def patched(
         engine=engine,
         projections=projections,
         strict=strict,
+        ctc=ctc,
     )
     try:
         with contextlib.nullcontext() if model is None else recording_projections(model):
@@ -181,6 +189,7 @@ def patched(
             revert()
         elif _applied is not None:
             _state.options = before
+            _applied.route_ctc(before is not None and before.routes_ctc)
 
 
 @contextmanager

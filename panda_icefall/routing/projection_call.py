@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,7 +30,7 @@ class ProjectionCall(LateInputs):
       cast: what all three are rounded to first (autocast, or a half model's own dtype), or None.
     """
 
-    reader = "a simple projection"
+    reader = "a projection to classes"
 
     name: str
     input: Tensor
@@ -41,6 +41,11 @@ class ProjectionCall(LateInputs):
     def tensors(self) -> tuple[Tensor, ...]:
         found = (self.input, self.weight)
         return found if self.bias is None else (*found, self.bias)
+
+    def reading(self, tensors: Sequence[Tensor]) -> ProjectionCall:
+        """The same of other ``tensors()``."""
+        input, weight, *bias = tensors
+        return dataclasses.replace(self, input=input, weight=weight, bias=bias[0] if bias else None)
 
     @property
     def dtype(self) -> torch.dtype:

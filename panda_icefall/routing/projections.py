@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -50,11 +49,7 @@ class DeferredProjection(StandIn):
         return self.call.tensors()
 
     def reading(self, tensors: Sequence[Tensor]) -> DeferredProjection:
-        input, weight, *bias = tensors
-        call = dataclasses.replace(
-            self.call, input=input, weight=weight, bias=bias[0] if bias else None
-        )
-        return DeferredProjection(call, self.dtype, self._report)
+        return type(self)(self.call.reading(tensors), self.dtype, self._report)
 
     def record(
         self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -79,7 +74,7 @@ class DeferredProjection(StandIn):
     def _derived(self, call: ProjectionCall, dtype: torch.dtype) -> DeferredProjection | None:
         is_widening = self.dtype in HALVES and dtype == torch.float32
         is_known = dtype == self.dtype or is_widening
-        return DeferredProjection(call, dtype, self._report) if is_known else None
+        return type(self)(call, dtype, self._report) if is_known else None
 
     def _combined(
         self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]

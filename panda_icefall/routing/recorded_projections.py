@@ -1,9 +1,10 @@
-"""Calls of the simple loss's projections: the linear layers in them give stand-ins.
+"""Calls of projections to classes: the linear layers in them give stand-ins.
 
-The recipes' ``simple_am_proj`` and ``simple_lm_proj`` feed little but ``k2.rnnt_loss_smoothed``.
-While one of them is called, each linear layer in it that gives all classes, however its weight was
-made, gives a stand-in from which that loss reads input, weight and bias. Nothing is left on the
-module itself: copies, replicas, exports and checkpoints of it are as without PANDA.
+The recipes' ``simple_am_proj`` and ``simple_lm_proj`` feed little but ``k2.rnnt_loss_smoothed``,
+and ``ctc_output`` little but ``ctc_loss``. While one of them is called, each linear layer in it
+that gives all classes, however its weight was made, gives a stand-in from which that loss reads
+input, weight and bias. Nothing is left on the module itself: copies, replicas, exports and
+checkpoints of it are as without PANDA.
 """
 
 from __future__ import annotations
@@ -39,12 +40,14 @@ class RecordedProjection:
       name: for counters, ``simple_am_proj``.
       full_name: for messages.
       report: as of ``DeferredProjection``.
+      kind: of the stand-ins that its linear layers give.
     """
 
     module: nn.Module
     name: str
     full_name: str
     report: Report
+    kind: type[DeferredProjection] = DeferredProjection
     _is_given_up: bool = field(default=False, init=False)
 
     def install(self) -> None:
@@ -78,7 +81,7 @@ class RecordedProjection:
             return original(self.module, *args, **kwargs)
         # What torch.compile wraps has a linear layer to compile, which is not to be computed.
         module = self.module._modules.get("_orig_mod") or self.module
-        with _DeferredLinears(self.name, classes_of(module), self.report):
+        with _DeferredLinears(self, classes_of(module)):
             found = original(module, *args, **kwargs)
         if isinstance(found, StandIn):
             say_blind_hooks(self.module)
@@ -99,16 +102,14 @@ class _DeferredLinears(TorchFunctionMode):
     Only for those: where one has to become a tensor at once, it is the layer that computes it.
 
     Args:
-      name: of the projection.
+      projection: whose layers they are.
       classes: of its result; None: those of the first linear layer.
-      report: as of ``DeferredProjection``.
     """
 
-    def __init__(self, name: str, classes: int | None, report: Report) -> None:
+    def __init__(self, projection: RecordedProjection, classes: int | None) -> None:
         super().__init__()
-        self._name = name
+        self._projection = projection
         self._classes = classes
-        self._report_materialised = report
 
     def __torch_function__(
         self,
@@ -122,11 +123,11 @@ class _DeferredLinears(TorchFunctionMode):
             return function(*args, **kwargs)
         call = None
         if function is F.linear:
-            call = ProjectionCall.of(self._name, *args, **kwargs)
+            call = ProjectionCall.of(self._projection.name, *args, **kwargs)
         elif function in _MATRIX_PRODUCTS and len(args) == 2 and not kwargs:
             weight = args[1].t() if isinstance(args[1], Tensor) and args[1].dim() == 2 else None
-            call = ProjectionCall.of(self._name, args[0], weight)
+            call = ProjectionCall.of(self._projection.name, args[0], weight)
         if call is None or self._classes not in (None, call.weight.shape[0]):
             return function(*args, **kwargs)
         self._classes = call.weight.shape[0]
-        return DeferredProjection(call, call.dtype, self._report_materialised)
+        return self._projection.kind(call, call.dtype, self._projection.report)

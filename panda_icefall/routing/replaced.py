@@ -36,6 +36,7 @@ class Options:
     tiles: TileOptions
     projections: Mapping[str, str] | None
     is_strict: bool
+    routes_ctc: bool = False
 
     @classmethod
     def of(
@@ -45,6 +46,7 @@ class Options:
         engine: str = "auto",
         projections: Mapping[str, str] | None = None,
         strict: bool = False,
+        ctc: bool = False,
     ) -> Options:
         """From what a user gives.
 
@@ -58,9 +60,14 @@ class Options:
             )
         if projections is not None:
             check_projection_names(projections)
+            if "ctc" in projections and not ctc:
+                raise ValueError(
+                    f"projections: got ctc={projections['ctc']!r} with ctc=False; give ctc=True, "
+                    "or leave the name out"
+                )
         workspace_bytes = None if workspace_mib is None else int(workspace_mib * 2**20)
         tiles = TileOptions(workspace_bytes, adjoint_tolerance, engine)
-        return cls(tiles, projections, strict)
+        return cls(tiles, projections, strict, ctc)
 
 
 @dataclass
@@ -156,11 +163,6 @@ def routed_pruned_loss(original: Function, state: RoutingState) -> Function:
         if has_hat:
             return original(*given.args, **given.kwargs)
         if given.arguments.pop("use_hat_loss"):
-            if given.arguments.pop("return_grad", False):
-                raise ValueError(
-                    "return_grad: got True with use_hat_loss=True, expected one of them; "
-                    f"{original.__module__.partition('.')[0]} has no occupations of a HAT loss"
-                )
             return dense.rnnt_loss_pruned(**as_k2_arguments(given.arguments), use_hat_loss=True)
         return original(**given.arguments)
 

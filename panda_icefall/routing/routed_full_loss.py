@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from panda_icefall.dynamo import opaque
-from panda_icefall.losses.heads import PlainHead
+from panda_icefall.losses.heads import PlainHead, head_of
 from panda_icefall.losses.lengths import spec_of_lengths
 from panda_icefall.losses.selected import selected_transducer_loss
 from panda_icefall.losses.sites import FullSites
@@ -57,6 +57,8 @@ def routed_full_loss(original: Function, state: RoutingState) -> Function:
 
 def _why_not(logits: SiteTensor, arguments: Mapping[str, Any]) -> str | None:
     """The reason these recorded logits cannot be routed, or None."""
+    if arguments.get("return_grad", False):
+        return "return_grad"
     if not arguments.get("fused_log_softmax", True):
         return "fused_log_softmax=False"
     if arguments.get("from_log_softmax", False):
@@ -69,15 +71,17 @@ def _why_not(logits: SiteTensor, arguments: Mapping[str, Any]) -> str | None:
 def compute(logits: SiteTensor, arguments: Mapping[str, Any], state: RoutingState) -> Tensor:
     assert state.options is not None
     clamp = arguments.get("clamp", -1)
+    head = head_of(bool(arguments.get("use_hat_loss", False)))
+    is_shift_free = clamp <= 0 and isinstance(head, PlainHead)
     sites = _sites(logits, arguments)
     is_packed = isinstance(logits.sites, PackedSites)
     with torch.set_grad_enabled(torch.is_grad_enabled() and logits.grad_enabled):
         loss = selected_transducer_loss(
             row_logits(
-                logits, is_shift_free=clamp <= 0, position=None if is_packed else sites.position
+                logits, is_shift_free=is_shift_free, position=None if is_packed else sites.position
             ),
             sites,
-            PlainHead(),
+            head,
             state.options.tiles,
             clamp=clamp if clamp > 0 else None,
             counters=state.counters.tiles,

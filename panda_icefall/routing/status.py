@@ -8,12 +8,12 @@ import threading
 from dataclasses import dataclass, field
 from typing import Any
 
-from panda_icefall.normalizer import TileCounters
+from panda_icefall.normalizer import TileCounters, TileTotals
 
 
 @dataclass(frozen=True)
-class LossTotals:
-    """What routed losses added up to over some stretch of a run; totals add and subtract.
+class LossCounts:
+    """How often losses were computed in which way.
 
     Attributes:
       losses_routed: pruned losses through the selected normaliser.
@@ -24,13 +24,9 @@ class LossTotals:
         of am and lm than their gradients.
       simple_losses_of_tensors: those of them that were given both am and lm as ordinary tensors.
       simple_losses_dense: simple and smoothed losses left to k2 while applied.
+      ctc_losses_routed, ctc_losses_dense: CTC losses of a head's own labels, and those left to
+        torch, while asked for.
       materialised: operation -> how often it turned a deferred tensor into an ordinary one.
-      sites, sites_evaluated, sites_backward: retained sites; those evaluated forward; those whose
-        backward was computed. A HAT loss counts each of its sites twice, for its two heads.
-      tiles_forward, tiles_backward: tiles computed.
-      adjoint_mass, adjoint_mass_skipped: summed absolute adjoints, and what backward left out.
-      forward_seconds, backward_seconds: time inside the selected normaliser.
-      simple_forward_seconds, simple_backward_seconds: time inside the routed simple losses' tiles.
     """
 
     losses_routed: int = 0
@@ -39,16 +35,22 @@ class LossTotals:
     simple_losses_routed: int = 0
     simple_losses_of_tensors: int = 0
     simple_losses_dense: int = 0
+    ctc_losses_routed: int = 0
+    ctc_losses_dense: int = 0
     materialised: dict[str, int] = field(default_factory=dict)
-    sites: int = 0
-    sites_evaluated: int = 0
-    sites_backward: int = 0
-    tiles_forward: int = 0
-    tiles_backward: int = 0
-    adjoint_mass: float = 0.0
-    adjoint_mass_skipped: float = 0.0
-    forward_seconds: float = 0.0
-    backward_seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class LossTotals(TileTotals, LossCounts):  # the later base's fields come first
+    """What routed losses added up to over some stretch of a run; totals add and subtract.
+
+    The fields of :class:`TileTotals` are of the pruned losses. A HAT loss counts each of its sites
+    twice, for its two heads.
+
+    Attributes:
+      simple_forward_seconds, simple_backward_seconds: time inside the routed simple losses' tiles.
+    """
+
     simple_forward_seconds: float = 0.0
     simple_backward_seconds: float = 0.0
 
@@ -129,7 +131,7 @@ class RoutingCounters:
         self.add(LossTotals(losses_by_calls=1))
 
     def count_projection(self, operation: str) -> None:
-        """A simple projection gave a tensor; ``operation`` begins with the projection's name."""
+        """A projection gave a tensor; ``operation`` begins with the projection's name."""
         self._count_materialised(
             operation,
             f"{operation} needs the projection's tensor, of C classes, which is computed as "
@@ -149,14 +151,10 @@ class RoutingCounters:
         Args:
           replaced: as of ``Status``.
         """
-        counted = {
-            f.name: getattr(self.tiles, f.name) for f in dataclasses.fields(self.tiles) if f.init
-        }
+        simple = self.simple_tiles.totals
         of_tiles = LossTotals(
-            forward_seconds=self.tiles.seconds("forward"),
-            backward_seconds=self.tiles.seconds("backward"),
-            simple_forward_seconds=self.simple_tiles.seconds("forward"),
-            simple_backward_seconds=self.simple_tiles.seconds("backward"),
-            **counted,
+            **vars(self.tiles.totals),
+            simple_forward_seconds=simple.forward_seconds,
+            simple_backward_seconds=simple.backward_seconds,
         )
         return Status(**vars(self.totals + of_tiles), replaced=replaced)

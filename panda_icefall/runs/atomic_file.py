@@ -1,11 +1,14 @@
 """Files that are there whole or not at all, whatever ends the process that writes them."""
 
 import contextlib
+import json
+import math
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
-__all__ = ["replace_file"]
+__all__ = ["finite_json", "replace_file", "replace_json"]
 
 
 def replace_file(
@@ -42,3 +45,25 @@ def replace_file(
         with contextlib.suppress(OSError):
             partial.unlink()
         raise
+
+
+def replace_json(path: Path, content: Any) -> None:
+    """Put ``content`` in the place of a file as strict JSON, NaN and infinities as text.
+
+    Raises:
+      TypeError: It holds something that JSON cannot carry.
+      OSError: As of :func:`replace_file`.
+    """
+    text = json.dumps(finite_json(content), indent=2, allow_nan=False, ensure_ascii=False)
+    replace_file(path, f"{text}\n".encode())
+
+
+def finite_json(value: Any) -> Any:
+    """``value`` with every NaN and infinity spelt as a string, which strict JSON can carry."""
+    if isinstance(value, dict):
+        return {str(k): finite_json(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite_json(v) for v in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value

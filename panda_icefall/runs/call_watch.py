@@ -3,14 +3,18 @@
 import functools
 import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from panda_icefall.routing import LossTotals
 from panda_icefall.routing.hosts import SYMBOLS, Kind
 from panda_icefall.swaps import Swaps
 
-__all__ = ["LossCallWatch", "explain_not_routed"]
+__all__ = ["LossCallWatch", "explain_ctc_not_routed", "explain_not_routed", "is_ctc_alone"]
+
+
+_WATCHED = (Kind.OTHER_LOSS, Kind.CTC_LOSS)
+_CTC_LOSS = "torch.nn.functional.ctc_loss"
 
 
 class LossCallWatch:
@@ -25,7 +29,7 @@ class LossCallWatch:
         self._swaps = Swaps()
 
     def __enter__(self) -> "LossCallWatch":
-        for symbol in (s for s in SYMBOLS if s.kind is Kind.OTHER_LOSS):
+        for symbol in (s for s in SYMBOLS if s.kind in _WATCHED):
             for host in symbol.hosts:
                 module = sys.modules.get(host)
                 original = getattr(module, symbol.name, None)
@@ -44,6 +48,39 @@ class LossCallWatch:
             return original(*args, **kwargs)
 
         return call
+
+
+def is_ctc_alone(counters: LossTotals, calls: "Counter[str]") -> bool:
+    """Whether CTC losses were routed, and no transducer loss was seen that should have been."""
+    others = counters.losses_dense + counters.simple_losses_routed + counters.simple_losses_dense
+    return counters.ctc_losses_routed > 0 and others == 0 and set(calls) <= {_CTC_LOSS}
+
+
+def explain_ctc_not_routed(counters: LossTotals, heads: Iterable[str]) -> str:
+    """One message that says why no CTC loss was routed.
+
+    Args:
+      counters: Of the first training batch.
+      heads: Full names of the model's CTC heads.
+    """
+    names = ", ".join(heads)
+    parts = [f"the model has {names}" if names else "the model has no ctc_output"]
+    if counters.ctc_losses_dense:
+        parts.append(
+            f"{_CTC_LOSS} was called {counters.ctc_losses_dense} time(s), each with log-probs that "
+            "were not recorded"
+        )
+    else:
+        parts.append(f"{_CTC_LOSS} was not seen to be called")
+    if counters.materialised:
+        ops = ", ".join(f"{op} ({n} times)" for op, n in sorted(counters.materialised.items()))
+        parts.append(f"recorded tensors were turned into ordinary ones by {ops}")
+    return (
+        "--panda-ctc 1 was given, but no CTC loss was routed in the first training batch: "
+        + "; ".join(parts)
+        + ". Leave --panda-ctc out, train with the recipe's CTC head (such as --use-ctc 1), or "
+        "name the head: --panda-projections ctc=NAME"
+    )
 
 
 def explain_not_routed(counters: LossTotals, calls: "Counter[str]") -> str:

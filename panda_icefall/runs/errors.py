@@ -6,6 +6,7 @@ from typing import NoReturn
 from panda_icefall.routing import PandaError
 
 __all__ = [
+    "EXIT_VIOLATED",
     "BoundReached",
     "NotRoutedError",
     "NothingTrainedError",
@@ -15,6 +16,7 @@ __all__ = [
 ]
 
 EXIT_NOT_DONE = 1
+EXIT_VIOLATED = 1
 EXIT_USAGE = 2
 
 

@@ -20,9 +20,14 @@ from panda_icefall.engine_choice import ENGINES, MissingEngineError, check_engin
 from panda_icefall.routing.finding_projections import check_projection_names
 from panda_icefall.runs.contract.tolerances import Tolerances, parse_tolerances
 
-__all__ = ["PandaOptions", "option", "spelt"]
+__all__ = ["SWITCH_WORDS", "PandaOptions", "option", "spelt"]
 
 CHECKPOINT_KEY = "panda"
+# How a switch may be written, in lower case: those of icefall's str2bool.
+SWITCH_WORDS = {
+    **dict.fromkeys(("1", "true", "t", "yes", "y"), True),
+    **dict.fromkeys(("0", "false", "f", "no", "n"), False),
+}
 
 # What an option is for: a "run" that does something more, an argument of panda_icefall.apply() for
 # the "loss", or a setting of the contract "check".
@@ -51,12 +56,9 @@ def option(
 
 
 def _switch(text: str) -> bool:
-    lowered = text.lower()
-    if lowered in ("1", "true", "t", "yes", "y"):
-        return True
-    if lowered in ("0", "false", "f", "no", "n"):
-        return False
-    raise argparse.ArgumentTypeError(f"got {text!r}, expected 0 or 1")
+    if text.lower() not in SWITCH_WORDS:
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected 0 or 1")
+    return SWITCH_WORDS[text.lower()]
 
 
 def _number(
@@ -109,7 +111,8 @@ def _projections(text: str) -> dict[str, str]:
         check_projection_names(names)
     except ValueError:
         raise argparse.ArgumentTypeError(
-            f"got {text!r}, expected am=NAME,lm=NAME or one of the two, as the model calls them"
+            f"got {text!r}, expected am=NAME,lm=NAME,ctc=NAME or some of them, as the model calls "
+            "them"
         ) from None
     return names
 
@@ -143,8 +146,13 @@ class PandaOptions:
         None, _projections, "loss",
         "Names of the model's projections to classes that the simple loss reads, where they are "
         "not called simple_am_proj and simple_lm_proj: the last part of a module's name, or more "
-        "of it.",
+        "of it. With --panda-ctc 1 also ctc=NAME, the CTC head, where it is not called ctc_output.",
         metavar="am=NAME,lm=NAME",
+    )  # fmt: skip
+    ctc: bool = option(
+        False, _switch, "loss",
+        "1 to compute the CTC loss of the model's ctc_output from the log-probs of each "
+        "utterance's own labels and the blank, without the [B, T, C] log-softmax.",
     )  # fmt: skip
     strict: bool = option(
         False, _switch, "loss",

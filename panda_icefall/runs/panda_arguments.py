@@ -96,6 +96,9 @@ def _check_together(options: PandaOptions) -> None:
     if not options.check_batches:
         for flag, value in options.given("check").items():
             raise UsageError(f"{flag}: got {spelt(value)} without a check; give {_CHECK_BATCHES}")
+    if options.projections is not None and "ctc" in options.projections and not options.ctc:
+        given = spelt(options.projections)
+        raise UsageError(f"--panda-projections: got {given} without a CTC loss; give --panda-ctc 1")
     bound, needed = options.max_batches, options.batches_of_check
     if bound is not None and bound < needed:
         raise UsageError(

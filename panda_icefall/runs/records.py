@@ -1,4 +1,4 @@
-"""What the processes of a run leave as JSON, as typed records: outcome, contract, steps, arms.
+"""What the processes of a run leave as JSON, as typed records: outcome, steps, arms.
 
 A file is validated once, by :func:`validated`, when it is read; after that these are objects. NaN
 and infinities are numbers here; JSON holds them as text. Keys that an older version did not write
@@ -16,25 +16,41 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_serializer
 
 from panda_icefall.routing import LossTotals
-from panda_icefall.runs.atomic_file import replace_file
+from panda_icefall.runs.atomic_file import replace_json
 from panda_icefall.runs.errors import UsageError
 
 __all__ = [
+    "BACKWARD",
+    "BACKWARD_UPDATE",
+    "COMPUTE_LOSS",
+    "ENCODER",
+    "OPTIMIZER",
+    "OTHER",
+    "PRUNED_LOSS",
+    "SIMPLE_LOSS",
+    "STEP_PHASES",
     "Arm",
-    "ContractRecord",
-    "DistanceRecord",
     "PartFigures",
     "Record",
     "RunOutcome",
     "Step",
-    "UpdateRecord",
+    "nan_first",
     "nan_last",
     "phases_of",
     "read_outcomes",
     "validated",
 ]
 
-_PHASES = ("encoder", "simple_loss", "pruned_loss", "backward", "optimizer", "other")
+# The phases of a training step, and the parts that they are cut into, in their order.
+STEP_PHASES = COMPUTE_LOSS, BACKWARD_UPDATE = "compute_loss", "backward_update"
+STEP_PARTS = ENCODER, SIMPLE_LOSS, PRUNED_LOSS, BACKWARD, OPTIMIZER, OTHER = (
+    "encoder",
+    "simple_loss",
+    "pruned_loss",
+    "backward",
+    "optimizer",
+    "other",
+)
 _OUTCOME_FILES = "rank*.json"
 
 Bytes = int | float
@@ -106,8 +122,7 @@ class RunOutcome(Record):
 
     def write(self, folder: Path) -> None:
         """Leave the outcome for the parent process in ``folder``, in place of an earlier one."""
-        text = json.dumps(self.model_dump())
-        replace_file(folder / f"rank{self.rank}.json", text.encode("utf-8"))
+        replace_json(folder / f"rank{self.rank}.json", self.model_dump())
 
 
 def read_outcomes(folder: Path) -> list[RunOutcome]:
@@ -117,74 +132,6 @@ def read_outcomes(folder: Path) -> list[RunOutcome]:
         for path in folder.glob(_OUTCOME_FILES)
     ]
     return sorted(outcomes, key=lambda outcome: outcome.rank)
-
-
-class DistanceRecord(Record):
-    """One distance between the arms of a contract check; the attributes are those of ``Distance``.
-
-    See :class:`panda_icefall.runs.contract.comparison.Distance`.
-    """
-
-    group: str
-    max_abs: float | None = None
-    max_scaled: float | None = None
-    rel_l2: float
-    cosine: float
-    dense_norm: float | None = None
-    difference_norm: float | None = None
-    is_negligible: bool = False
-
-
-class UpdateRecord(Record):
-    """What one batch of a contract check showed.
-
-    See :class:`panda_icefall.runs.contract.result.UpdateResult`, whose other attributes are kept
-    as they are.
-    """
-
-    update: int
-    loss_dense: float
-    loss_routed: float
-    pruned_losses: list[DistanceRecord] = []
-    log_probs: list[DistanceRecord] = []
-    log_z: list[DistanceRecord] = []
-    log_prob_problems: list[str] = []
-    prune_ranges: dict[str, Any] = {}
-    simple_losses_routed: int = 0
-    simple_losses_dense: int = 0
-    gradients: list[DistanceRecord] = []
-    gradients_twin: list[DistanceRecord] = []
-    has_pruned_gradient: bool = True
-    has_same_draws: bool = True
-    peak_bytes_dense: Bytes | None = None
-    peak_bytes_routed: Bytes | None = None
-    loss_abs: float | None = None
-    loss_rel: float
-    gradient_bounds: dict[str, float] = {}
-
-    @property
-    def judged_gradients(self) -> list[DistanceRecord]:
-        """The gradients whose relative distance means something."""
-        return [g for g in self.gradients if not g.is_negligible]
-
-
-class ContractRecord(Record):
-    """``panda-check.json``: what a contract check found.
-
-    See :class:`panda_icefall.runs.contract.result.ContractResult`.
-    """
-
-    has_passed: bool
-    updates: int
-    update_steps: int | None = None
-    steps: int | None = None
-    precision: str | None = None
-    tolerances: dict[str, float] = {}
-    batches: list[UpdateRecord] = []
-    parameters: list[DistanceRecord] = []
-    parameters_twin: list[DistanceRecord] = []
-    violations: list[str] = []
-    versions: dict[str, Any] = {}
 
 
 class PartFigures(Record):
@@ -296,13 +243,18 @@ def phases_of(arms: Iterable[Arm]) -> list[str]:
         for name, part in step.phases.items()
         if part.seconds is not None or part.peak_bytes is not None
     )
-    known = [phase for phase in _PHASES if phase in found]
-    return known + [phase for phase in found if phase not in _PHASES]
+    known = [part for part in STEP_PARTS if part in found]
+    return known + [part for part in found if part not in STEP_PARTS]
 
 
-def nan_last(value: float) -> float:
+def nan_last(value: float) -> tuple[bool, float]:
     """A key for ``max`` that lets no NaN pass unseen."""
-    return math.inf if math.isnan(value) else value
+    return math.isnan(value), value
+
+
+def nan_first(value: float) -> tuple[bool, float]:
+    """The same for ``min``."""
+    return not math.isnan(value), value
 
 
 def _median(values: Iterable[Bytes | None]) -> float | None:

@@ -5,7 +5,8 @@ from typing import Any, TypeVar
 
 from pydantic import Field
 
-from panda_icefall.runs.records import Arm, ContractRecord, Record
+from panda_icefall.runs.contract.result import ContractRecord
+from panda_icefall.runs.records import Arm, Record
 
 __all__ = [
     "DataRecord",

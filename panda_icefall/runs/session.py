@@ -13,15 +13,20 @@ import torch
 
 from panda_icefall import routing
 from panda_icefall.routing import PandaError
-from panda_icefall.runs.batches import BatchFeed, FirstBatchOnly
 from panda_icefall.runs.counters import CounterLedger
 from panda_icefall.runs.errors import BoundReached, UsageError, exit_status
 from panda_icefall.runs.hooks import call_each, hooks_for
 from panda_icefall.runs.memory.probe import process_peak_bytes
 from panda_icefall.runs.options import PandaOptions
-from panda_icefall.runs.recipe_calls import Epoch, LossCall, wrap_function
+from panda_icefall.runs.recipe_calls import (
+    BatchFeed,
+    Epoch,
+    FirstBatchOnly,
+    LossCall,
+    wrap_function,
+)
 from panda_icefall.runs.records import RunOutcome
-from panda_icefall.runs.report.summary import open_console
+from panda_icefall.runs.report.console import open_console
 from panda_icefall.runs.termination import Terminated
 from panda_icefall.swaps import Swaps
 
@@ -174,6 +179,7 @@ class TrainingSession:
         if self.options.projections is not None:
             try:
                 routing.find_projections(model, self.options.projections)
+                routing.find_ctc_heads(model, self.options.projections)
             except ValueError as error:
                 raise UsageError(f"--panda-{error}") from None
         logging.info("panda: %s", self.options.announcement)

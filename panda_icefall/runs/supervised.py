@@ -14,6 +14,7 @@ from torch.multiprocessing import ProcessRaisedException
 from panda_icefall.routing import PandaError
 from panda_icefall.runs.doctor.imports import explained_imports
 from panda_icefall.runs.errors import (
+    EXIT_VIOLATED,
     NothingTrainedError,
     NotRoutedError,
     UsageError,
@@ -22,14 +23,13 @@ from panda_icefall.runs.errors import (
 from panda_icefall.runs.memory.log import check_writable
 from panda_icefall.runs.options import PandaOptions
 from panda_icefall.runs.records import RunOutcome, read_outcomes
-from panda_icefall.runs.report.summary import print_summary
+from panda_icefall.runs.report.console import print_summary
 from panda_icefall.runs.session import TrainingSession
 from panda_icefall.runs.spawn import SpawnedChildren
 from panda_icefall.runs.termination import ended_by
 
 __all__ = ["ExitStatus", "SupervisedRun", "supervised"]
 
-EXIT_VIOLATED = 1
 _NAMED_ERRORS = {"NotRoutedError": NotRoutedError, "UsageError": UsageError}
 
 
@@ -152,7 +152,8 @@ def _verify_trained(options: PandaOptions, ranks: list[RunOutcome], train_py: Pa
             "asked for was done; expected its train_one_epoch() to call compute_loss() at least "
             "once, in this process or in one that torch.multiprocessing.spawn started"
         )
-    if options.use_panda and not any(rank.counters.losses_routed for rank in ranks):
+    counted = [rank.counters for rank in ranks]
+    if options.use_panda and not any(c.losses_routed + c.ctc_losses_routed for c in counted):
         raise NotRoutedError(
             f"PANDA was asked for, but {train_py} ended after {batches} training batches without a "
             "routed loss"

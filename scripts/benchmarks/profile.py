@@ -28,7 +28,7 @@ TIMED: dict[str, tuple[str, ...]] = {
         "panda_icefall.normalizer.op.check_form",
         "panda_icefall.normalizer.op.live_sites",
     ),
-    "bands": ("panda_icefall.losses.k2_functions.get_rnnt_prune_ranges",),
+    "bands": ("panda_icefall.rnnt.get_rnnt_prune_ranges",),
 }
 # Inside the counters: a part of the pruned backward, not beside it.
 INSIDE: dict[str, tuple[str, ...]] = {

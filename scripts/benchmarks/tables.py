@@ -14,6 +14,7 @@ from benchmarks.results import Column, Row, mib, number, span, text
 KEYS: dict[str, tuple[str, ...]] = {
     "loss": ("part", "arm"),
     "classes": ("C", "arm"),
+    "ctc": ("C", "arm"),
     "public": ("batch", "lattice", "arm"),
     "capacity": ("recipe", "arm"),
     "workspace": ("workspace_mib", "arm"),
@@ -84,6 +85,16 @@ COLUMNS: dict[str, list[Column]] = {
         Column("minima, of dense", number("time_ratio", ".2f")),
         Column("slope in C, copies of (W + b)", number("slope_copies", ".2f")),
     ],
+    "ctc": [
+        Column("C", text("C")),
+        _METHOD,
+        _PEAK,
+        Column("of dense", part_of("memory_ratio")),
+        *_seconds(".3f"),
+        Column("minima, of dense", number("time_ratio", ".2f")),
+        Column("loss apart", number("loss_rel", ".0e")),
+        Column("gradient rel-L2", number("grad_rel_l2", ".1e")),
+    ],
     "public": [
         Column("batch", text("batch")),
         _METHOD,
@@ -134,6 +145,8 @@ def title(figures: dict[str, Any]) -> str:
     if name == "classes":
         cap = settings["cap_bytes"] / 2**30
         return f"Pruned loss against C, N={settings['sites']}, cap {cap:g} GiB"
+    if name == "ctc":
+        return f"CTC head: {size}"
     if name == "public":
         return "Public transducer-loss-benchmarking shapes, V=500"
     if name == "capacity":

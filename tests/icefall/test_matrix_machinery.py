@@ -123,6 +123,14 @@ def test_in_float32_each_parameter_is_compared_with_the_exact_loss(run, gradient
     assert (outcome.violations == []) == holds
 
 
+def test_with_a_ctc_head_the_reference_is_more_exact_than_the_dense_arm(run):
+    row = replace(ROW, options={"use-ctc": 1})
+    inexact = lambda t: a_pass(is_training=t, gradient=1.00003)  # noqa: E731
+    for gradient, holds in ((1.000001, True), (1.0001, False)):
+        outcome = run(inexact, routed_pass(gradient=gradient), in_float32=dense_pass, row=row)
+        assert (outcome.violations == []) == holds
+
+
 def test_below_float32_a_dense_arm_that_is_not_finite_allows_nothing(run):
     outcome = run(
         lambda t: a_pass(is_training=t, gradient=math.inf),
@@ -147,6 +155,16 @@ def test_a_simple_loss_that_went_missing_is_a_violation(run):
     outcome = run(lambda t: a_pass(is_training=t, simple={"dense": 1}), routed_pass(simple={}))
     assert "simple losses: got 0, expected 1" in outcome.violations
     assert outcome.simple == "none"
+
+
+def test_a_ctc_loss_that_went_missing_is_a_violation(run):
+    outcome = run(lambda t: a_pass(is_training=t, ctc_losses=2), routed_pass(ctc_losses=1))
+    assert "CTC losses: got 1, expected 2" in outcome.violations
+
+
+def test_a_ctc_head_that_became_a_tensor_is_not_the_joiners_doing(run):
+    outcome = run(dense_pass, routed_pass(materialised={"ctc_output: detach": 1}))
+    assert (outcome.kind, outcome.violations, outcome.simple) == (ROUTED, [], "none")
 
 
 def test_materialised_operations_are_the_outcome(run):

@@ -61,13 +61,15 @@ def test_tiles_and_seconds_are_counted(am_only_scale, monkeypatch):
     counters = TileCounters()
     arguments.update(workspace_bytes=workspace_bytes, counters=counters)
     run(of_projections, data, **arguments)
-    forward, backward = counters.tiles_forward, counters.tiles_backward
+    found = counters.totals
+    forward, backward = found.tiles_forward, found.tiles_backward
     assert forward == backward >= B * 4
     assert (forward > B * 4) == (am_only_scale > 0)
-    assert min(counters.seconds("forward"), counters.seconds("backward")) > 0
+    assert min(found.forward_seconds, found.backward_seconds) > 0
     with torch.no_grad():
         of_projections(*data, **arguments)
-    assert (counters.tiles_forward, counters.tiles_backward) == (2 * forward, backward)
+    found = counters.totals
+    assert (found.tiles_forward, found.tiles_backward) == (2 * forward, backward)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import pytest
 import torch
 from simple_losses import tiled
 
-from panda_icefall.losses import k2_functions
+from panda_icefall import rnnt
 from panda_icefall.losses.smoothed import rnnt_loss_simple, rnnt_loss_smoothed
 
 BLANK = 3
@@ -258,10 +258,10 @@ def test_unfit_inputs_are_refused(function, changed, error, message):
 
 
 def test_the_stand_in_offers_what_a_recipe_calls_on_k2():
-    for name in k2_functions.__all__:
-        assert callable(getattr(k2_functions, name))
+    for name in rnnt.__all__:
+        assert callable(getattr(rnnt, name))
     lm, am, symbols, boundary = make_batch("ragged")
-    _, grads = k2_functions.rnnt_loss_smoothed(
+    _, grads = rnnt.rnnt_loss_smoothed(
         lm=lm,
         am=am,
         symbols=symbols,
@@ -272,9 +272,9 @@ def test_the_stand_in_offers_what_a_recipe_calls_on_k2():
         reduction="sum",
         return_grad=True,
     )
-    ranges = k2_functions.get_rnnt_prune_ranges(*grads, boundary=boundary, s_range=3)
-    am_pruned, lm_pruned = k2_functions.do_rnnt_pruning(am=am, lm=lm, ranges=ranges)
-    loss = k2_functions.rnnt_loss_pruned(
+    ranges = rnnt.get_rnnt_prune_ranges(*grads, boundary=boundary, s_range=3)
+    am_pruned, lm_pruned = rnnt.do_rnnt_pruning(am=am, lm=lm, ranges=ranges)
+    loss = rnnt.rnnt_loss_pruned(
         logits=am_pruned + lm_pruned,
         symbols=symbols,
         ranges=ranges,
@@ -289,25 +289,10 @@ def test_the_stand_in_offers_what_a_recipe_calls_on_k2():
 def test_the_stand_in_works_under_the_name_of_k2(monkeypatch):
     lm, am, symbols, boundary = make_batch("ragged")
     expected = rnnt_loss_simple(lm, am, symbols, BLANK, boundary)
-    monkeypatch.setitem(sys.modules, "k2", k2_functions)
+    monkeypatch.setitem(sys.modules, "k2", rnnt)
     import k2
 
     torch.testing.assert_close(k2.rnnt_loss_simple(lm, am, symbols, BLANK, boundary), expected)
-
-
-@pytest.mark.k2
-def test_the_stand_in_has_the_signatures_of_k2():
-    import inspect
-
-    import k2
-
-    for name in k2_functions.__all__:
-        ours = dict(inspect.signature(getattr(k2_functions, name)).parameters)
-        theirs = inspect.signature(getattr(k2, name)).parameters
-        if "use_hat_loss" not in theirs:  # k2 before 1.24
-            ours.pop("use_hat_loss", None)
-        assert list(ours) == list(theirs)
-        assert [p.default for p in ours.values()] == [p.default for p in theirs.values()]
 
 
 @pytest.mark.k2
@@ -323,7 +308,7 @@ def test_loss_gradients_and_occupations_are_those_of_k2(
 
     lm, am, symbols, boundary = make_batch(name)
     results = []
-    for library in (k2_functions, k2):
+    for library in (rnnt, k2):
         inputs = lm.clone().requires_grad_(), am.clone().requires_grad_()
         args = [*inputs, symbols, BLANK, *scales, boundary, rnnt_type, delay_penalty, reduction]
         loss, occupations = library.rnnt_loss_smoothed(*args, return_grad=True)

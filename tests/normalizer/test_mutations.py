@@ -44,7 +44,9 @@ def round_normalizer_to_bfloat16(patch):
 def accumulate_in_bfloat16(patch):
     backward = tile_loop.backward
 
-    def wrong(program, head, sites, ids, log_z, adjoints, log_z_adjoints, plan, kernels, wanted):
+    def wrong(
+        program, head, sites, ids, log_z, adjoints, log_z_adjoints, plan, kernels, wanted, limits
+    ):
         for begin, end in plan.row_tiles():
             part = slice(begin, end)
             small = TilePlan(
@@ -52,7 +54,7 @@ def accumulate_in_bfloat16(patch):
             )
             backward(
                 program, head, sites[part], ids[part], log_z[part],
-                adjoints[part], log_z_adjoints[part], small, kernels, wanted,
+                adjoints[part], log_z_adjoints[part], small, kernels, wanted, limits,
             )  # fmt: skip
             for buffer in (*wanted.tables, wanted.weight, wanted.bias):
                 buffer.copy_(buffer.bfloat16())

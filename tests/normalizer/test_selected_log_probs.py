@@ -26,7 +26,7 @@ def test_the_small_workspaces_really_split_rows_and_classes():
         selected_log_probs(
             rows, weight, bias, ids, workspace_bytes=workspace_bytes, counters=counters
         )
-        tiles.append(counters.tiles_forward)
+        tiles.append(counters.totals.tiles_forward)
     assert tiles[0] > tiles[1] > tiles[2] > tiles[3] == tiles[4] == 1
 
 
@@ -115,7 +115,7 @@ def test_sites_that_are_not_live_are_never_evaluated(live_share):
     for x, ref in zip((*(t[live] for t in ours[:3]), *ours[3:]), truth):
         torch.testing.assert_close(x, ref, rtol=1e-11, atol=1e-11)
     assert all(t[~live].abs().sum() == 0 for t in ours[:3])
-    assert (counters.sites, counters.sites_evaluated) == (N, int(live.sum()))
+    assert (counters.totals.sites, counters.totals.sites_evaluated) == (N, int(live.sum()))
 
 
 def test_masked_selections_are_zero_and_send_no_gradient():
@@ -181,7 +181,7 @@ def test_nan_sites_show_in_the_gradient_even_where_their_adjoint_is_zero():
         assert grads[0][3].isnan().all()
         assert grads[0][4].isfinite().all()
         assert grads[1].isnan().all()
-    assert counters.adjoint_mass == pytest.approx(adjoints.abs().sum().item())
+    assert counters.totals.adjoint_mass == pytest.approx(adjoints.abs().sum().item())
 
 
 def test_adjoint_tolerance_leaves_out_the_smallest_and_reports_the_mass():
@@ -197,10 +197,10 @@ def test_adjoint_tolerance_leaves_out_the_smallest_and_reports_the_mass():
             rows, weight, bias, ids, adjoint_tolerance=tolerance, counters=counters
         )
         grads.append(torch.autograd.grad((logp * adjoints).sum(), weight)[0])
-    assert (exact.sites_backward, exact.adjoint_mass_skipped) == (30, 0.0)
-    assert bounded.sites_backward == 10
-    assert bounded.adjoint_mass_skipped == pytest.approx(20e-6, rel=1e-9)
-    assert bounded.adjoint_mass == pytest.approx(10 + 20e-6, rel=1e-9)
+    assert (exact.totals.sites_backward, exact.totals.adjoint_mass_skipped) == (30, 0.0)
+    assert bounded.totals.sites_backward == 10
+    assert bounded.totals.adjoint_mass_skipped == pytest.approx(20e-6, rel=1e-9)
+    assert bounded.totals.adjoint_mass == pytest.approx(10 + 20e-6, rel=1e-9)
     # |d loss / d logits| of a site is at most twice its adjoint.
     bound = 2 * 20e-6 * rows.norm(dim=1).max()
     assert 0 < (grads[0] - grads[1]).norm() <= bound

@@ -74,7 +74,7 @@ def tiles(hidden_dim, workspace_bytes):
     rows, weight = torch.zeros(400, hidden_dim), torch.zeros(400, hidden_dim)
     ids = torch.zeros(400, 1, dtype=torch.int64)
     selected_log_probs(rows, weight, None, ids, workspace_bytes=workspace_bytes, counters=counters)
-    return counters.tiles_forward
+    return counters.totals.tiles_forward
 
 
 def test_none_takes_what_the_device_gives(monkeypatch):

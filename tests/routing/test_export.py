@@ -10,7 +10,7 @@ import toy
 from torch import nn
 
 import panda_icefall
-from panda_icefall.losses import k2_functions
+from panda_icefall import rnnt
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def plain_k2(monkeypatch):
     module = types.ModuleType("k2")
     module.do_rnnt_pruning = do_rnnt_pruning
     for name in ("rnnt_loss_pruned", "rnnt_loss_smoothed", "rnnt_loss_simple"):
-        setattr(module, name, getattr(k2_functions, name))
+        setattr(module, name, getattr(rnnt, name))
     monkeypatch.setitem(sys.modules, "k2", module)
     yield module
     panda_icefall.revert()
@@ -61,7 +61,7 @@ if hasattr(torch, "export"):
 
 @pytest.mark.parametrize("exported", EXPORTS)
 def test_a_model_is_exported_with_the_operations_of_k2(plain_k2, exported):
-    data, model = toy.batch(k2_functions), Model(plain_k2)
+    data, model = toy.batch(rnnt), Model(plain_k2)
     inputs = (data.am.detach(), data.lm.detach(), data.ranges)
     dense = model(*inputs)
     with panda_icefall.patched():

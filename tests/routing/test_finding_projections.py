@@ -33,11 +33,12 @@ class Trap(nn.Module):
         return torch.randn(3, 2)
 
 
-def espnet_model():
+def espnet_model(name="{}_proj"):
     model = nn.Module()
     model.encoder = nn.Linear(2, 3)
     model.joint = nn.Module()
-    model.joint.am_proj, model.joint.lm_proj = nn.Linear(2, 3), nn.Linear(2, 3)
+    for kind in ("am", "lm"):
+        setattr(model.joint, name.format(kind), nn.Linear(2, 3))
     return model
 
 
@@ -121,6 +122,20 @@ def test_twins_wrapped_models_and_a_single_projection_are_found():
     assert list(find_projections(model)) == ["simple_am_proj"]
 
 
+def test_espnets_names_are_found_where_both_are_there_and_no_simple_ones():
+    model = nn.Sequential(espnet_model())
+    assert list(find_projections(model)) == ["0.joint.am_proj", "0.joint.lm_proj"]
+    model[0].lm_proj = model[0].joint.lm_proj
+    del model[0].joint.lm_proj
+    assert find_projections(model) == {}
+    model[0].am_proj = nn.LayerNorm(3)
+    assert find_projections(model) == {}
+    model[0].am_proj = nn.Linear(2, 3)
+    assert list(find_projections(model)) == ["0.lm_proj", "0.am_proj"]
+    model[0].simple_am_proj = nn.Linear(2, 3)
+    assert list(find_projections(model)) == ["0.simple_am_proj"]
+
+
 @pytest.mark.parametrize(
     "names", [ESPNET, {"am": "joint.am_proj", "lm": "0.joint.lm_proj"}], ids=["last", "dotted"]
 )
@@ -162,7 +177,7 @@ def test_a_model_without_them_is_told_how_to_name_its_own_once(k2, caplog):
     caplog.set_level(logging.WARNING)
     panda_icefall.apply()
     data = toy.batch(k2)
-    for model in (espnet_model(), espnet_model()):
+    for model in (espnet_model("{}_projection"), espnet_model("{}_projection")):
         panda_icefall.apply(model=model)
         assert caplog.records == []  # it may have no simple loss
     for _ in range(2):
@@ -172,4 +187,4 @@ def test_a_model_without_them_is_told_how_to_name_its_own_once(k2, caplog):
     assert "no simple_am_proj and simple_lm_proj in Module" in message
     assert 'projections={"am": NAME, "lm": NAME}' in message
     assert "--panda-projections am=NAME,lm=NAME" in message
-    assert "candidates: joint.am_proj, joint.lm_proj, encoder" in message
+    assert "candidates: joint.am_projection, joint.lm_projection, encoder" in message

@@ -5,7 +5,7 @@ import pytest
 import torch
 import toy
 
-from panda_icefall.losses import k2_functions
+from panda_icefall import rnnt
 
 
 @pytest.mark.parametrize("make", [toy.TanhJoiner, toy.TwoLinearJoiner, toy.ContextJoiner])
@@ -55,15 +55,15 @@ def test_a_k2_without_it_gets_it_routed_and_dense(k2):
     data, joiner = toy.batch(k2), toy.TanhJoiner()
     with pytest.raises(TypeError, match="unexpected keyword argument 'use_hat_loss'"):
         toy.pruned_loss(k2, joiner, data, use_hat_loss=True)
-    expected = toy.loss_and_gradients(k2_functions, joiner, data, use_hat_loss=True)
+    expected = toy.loss_and_gradients(rnnt, joiner, data, use_hat_loss=True)
+    logits = joiner(*rnnt.do_rnnt_pruning(data.am, data.lm, data.ranges))
+    arguments = (logits, data.symbols, data.ranges, 0, data.boundary)
     with counted.routed(dense=2, adjoint_tolerance=0):
         routed = toy.loss_and_gradients(k2, joiner, data, use_hat_loss=True)
-        logits = joiner(*k2_functions.do_rnnt_pruning(data.am, data.lm, data.ranges))
-        arguments = (logits, data.symbols, data.ranges, 0, data.boundary)
         dense = k2.rnnt_loss_pruned(*arguments, use_hat_loss=True, reduction="none")
         plain = k2.rnnt_loss_pruned(*arguments, use_hat_loss=False, reduction="none")
     torch.testing.assert_close(routed, expected, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(
-        dense, k2_functions.rnnt_loss_pruned(*arguments, use_hat_loss=True, reduction="none")
+        dense, rnnt.rnnt_loss_pruned(*arguments, use_hat_loss=True, reduction="none")
     )
     assert torch.equal(plain, k2.rnnt_loss_pruned(*arguments, reduction="none"))

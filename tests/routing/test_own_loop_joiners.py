@@ -36,7 +36,8 @@ LINEAR, WIDE, INNER = (
 )
 STACK = nn.Sequential(nn.Linear(D, D), nn.GELU(), nn.LayerNorm(D), nn.Linear(D, C)).double()
 NORMED = nn.utils.weight_norm(nn.Linear(D, C, **DOUBLE))
-MODULES = nn.ModuleList([LINEAR, WIDE, INNER, STACK, NORMED])
+DOWN, UP = nn.Linear(D, 2, bias=False, **DOUBLE), nn.Linear(2, C, bias=False, **DOUBLE)
+MODULES = nn.ModuleList([DOWN, UP, LINEAR, WIDE, INNER, STACK, NORMED])
 JOINERS = {
     "sum": lambda am, lm: LINEAR(joined(am, lm).tanh()),
     "product": lambda am, lm: LINEAR((am[:, :, None] * lm[:, None]).sigmoid()),
@@ -47,6 +48,8 @@ JOINERS = {
     "weight_norm": lambda am, lm: NORMED(joined(am, lm).tanh()),
     "tied": lambda am, lm: torch.matmul(joined(am, lm).tanh(), LINEAR.weight.t()),
     "gated": lambda am, lm: LINEAR(joined(am, lm).tanh() * lm.sigmoid().unsqueeze(1)),
+    "no_bias": lambda am, lm: UP(DOWN(joined(am, lm).tanh())),
+    "lora": lambda am, lm: LINEAR(joined(am, lm).tanh()) + 2 * UP(DOWN(joined(am, lm).tanh())),
     "expanded": lambda am, lm: WIDE(torch.cat(expanded(am, lm), dim=-1).tanh()),
     "repeated": lambda am, lm: WIDE(torch.cat(repeated(am, lm), dim=-1).relu()),
     "normed_first": lambda am, lm: LINEAR(joined(layer_norm(am, (D,)), silu(lm)).tanh()),

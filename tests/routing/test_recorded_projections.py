@@ -13,7 +13,7 @@ import toy_simple
 from torch import nn
 
 import panda_icefall
-from panda_icefall.losses import k2_functions
+from panda_icefall import rnnt
 from panda_icefall.routing.projections import DeferredProjection
 
 TEMPERATURE = nn.Parameter(torch.tensor(1.5, dtype=torch.float64))
@@ -142,7 +142,7 @@ def test_under_autocast_sums_and_scales_are_at_least_as_exact_as_dense(k2, kind)
     with counted.deferred(model):
         ours = run(k2, model, data)
     data.am, data.lm = (t.detach().double().requires_grad_() for t in (data.am, data.lm))
-    exact = run(k2_functions, model.double(), data)
+    exact = run(rnnt, model.double(), data)
     assert [g.dtype for g in ours[1]] == [g.dtype for g in dense[1]]
 
     def errors(found):
@@ -335,8 +335,8 @@ def test_other_names_are_recorded_by_keyword(k2):
     with pytest.raises(ValueError, match=r"got lm='m_proj'.* such as joint.am_proj, lm_proj"):
         panda_icefall.apply(model=model, projections={"lm": "m_proj"})
     assert panda_icefall.status().replaced == ()
-    with pytest.raises(ValueError, match=r"projections: got \{'ctc': 'x'\}"):
-        panda_icefall.apply(projections={"ctc": "x"})
+    with pytest.raises(ValueError, match=r"projections: got \{'pm': 'x'\}"):
+        panda_icefall.apply(projections={"pm": "x"})
 
 
 class TurnedLinear(nn.Linear):

@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 import panda_icefall
-from panda_icefall.losses import k2_functions
+from panda_icefall import rnnt
 
 
 def compare(k2, model, *, dtype=torch.float64, bound=1e-12, **arguments):
@@ -129,7 +129,7 @@ def test_bfloat16_autocast_is_at_least_as_exact_as_dense(k2):
     with counted.deferred(model):
         ours = run()
     data.am, data.lm = (t.detach().double().requires_grad_() for t in (data.am, data.lm))
-    exact = toy_simple.loss_and_gradients(k2_functions, model.double(), data)
+    exact = toy_simple.loss_and_gradients(rnnt, model.double(), data)
     assert [g.dtype for g in ours[1]] == [g.dtype for g in dense[1]]
     assert ours[0].dtype == torch.float32
     assert abs(ours[0] - exact[0]) <= 2**-8 * exact[0]
@@ -212,7 +212,7 @@ def train_in_process(rank, port, queue):
 
     k2 = hosts.patched_module()
     with group_of_two(rank, port):
-        data = toy.batch(k2_functions, torch.float64, seed=rank)
+        data = toy.batch(rnnt, torch.float64, seed=rank)
         grads = []
         for is_routed in (False, True):
             model = nn.parallel.DistributedDataParallel(

@@ -303,12 +303,12 @@ def test_function_apply_is_put_back(k2):
 
 def train_in_process(rank, port, queue):
     """A DDP step of a rank on its own half of the batch, dense and routed; rank 0 reports both."""
-    from panda_icefall.losses import k2_functions
+    from panda_icefall import rnnt
     from panda_icefall.routing import hosts
 
     k2 = hosts.patched_module()
     with group_of_two(rank, port):
-        data = toy.batch(k2_functions, torch.float64, seed=rank)
+        data = toy.batch(rnnt, torch.float64, seed=rank)
         grads = []
         for applied in (contextlib.nullcontext(), counted.routed(adjoint_tolerance=0)):
             torch.manual_seed(1)

@@ -171,7 +171,7 @@ import torch.nn as nn
 try:
     import k2
 except ImportError:
-    import panda_icefall.losses.k2_functions as k2
+    import panda_icefall.rnnt as k2
 
 
 class Joiner(nn.Module):

@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 import torch
 
-from panda_icefall.losses import k2_functions
+from panda_icefall import rnnt
 from panda_icefall.routing import LossTotals
 from panda_icefall.runs.call_watch import LossCallWatch, explain_not_routed
 
@@ -35,9 +35,9 @@ def test_functions_are_put_back_after_an_exception():
 
 
 def test_what_routing_replaces_is_not_called_instead():
-    original = k2_functions.rnnt_loss_smoothed
+    original = rnnt.rnnt_loss_smoothed
     with LossCallWatch():
-        assert k2_functions.rnnt_loss_smoothed is original
+        assert rnnt.rnnt_loss_smoothed is original
     text = explain_not_routed(LossTotals(simple_losses_routed=2), Counter())
     assert "simple losses alone were routed (2 times)" in text
     assert "called instead" not in text

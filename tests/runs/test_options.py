@@ -28,6 +28,7 @@ WORDS = {
     "--panda-adjoint-tolerance": ("0", 0.0),
     "--panda-engine": ("torch", "torch"),
     "--panda-projections": ("am=am_proj,lm=j.lm_proj", {"am": "am_proj", "lm": "j.lm_proj"}),
+    "--panda-ctc": ("1", True),
     "--panda-strict": ("1", True),
     "--panda-max-batches": ("3", 3),
     "--panda-check-batches": ("2", 2),
@@ -58,7 +59,7 @@ def test_every_option_reaches_its_field_and_comes_back_in_words():
 def test_a_run_is_active_by_what_it_is_asked_to_do_and_by_no_setting(flag):
     options = PandaOptions(**{PandaOptions.flags()[flag].name: WORDS[flag][1]})
     settings = (
-        "workspace-mib adjoint-tolerance engine projections strict check-update-steps "
+        "workspace-mib adjoint-tolerance engine projections ctc strict check-update-steps "
         "check-tolerances"
     )
     assert options.is_active is (flag.removeprefix("--panda-") not in settings.split())
@@ -96,7 +97,7 @@ def test_what_the_loss_is_asked_for_reaches_apply(monkeypatch):
     arguments = set(inspect.signature(panda_icefall.apply).parameters) - {"model"}
     assert set(given[0]) == arguments
     assert {name: value for name, value in given[0].items() if value is not None} == {
-        "workspace_mib": 2.0, "engine": "torch", "strict": True
+        "workspace_mib": 2.0, "engine": "torch", "strict": True, "ctc": False
     }  # fmt: skip
     assert given[1]["kernel"] == "slow"
 
@@ -142,8 +143,10 @@ def test_updates_belongs_to_the_recipe_outside_of_a_check():
         (["--panda-check-update-steps", "0"], "got '0', expected an integer of at least 1"),
         (["--panda-engine", "cuda"], "--panda-engine: got 'cuda', expected one of auto, torch"),
         (["--panda-projections", "am"], "--panda-projections: got 'am', expected am=NAME,lm=NAME"),
-        (["--panda-projections", "am="], "got 'am=', expected am=NAME,lm=NAME or one of the two"),
-        (["--panda-projections", "ctc=x"], "got 'ctc=x', expected am=NAME"),
+        (["--panda-projections", "am="], "got 'am=', expected am=NAME,lm=NAME,ctc=NAME or some of"),
+        (["--panda-projections", "pm=x"], "got 'pm=x', expected am=NAME"),
+        (["--panda-projections", "ctc=x"], "got ctc=x without a CTC loss; give --panda-ctc 1"),
+        (["--panda-ctc", "2"], "--panda-ctc: got '2', expected 0 or 1"),
         (["--panda-projections", "am=x,am=y"], "got 'am=x,am=y', expected am=NAME"),
         (["--panda-projections", ""], "got '', expected am=NAME"),
         (["--panda-memory-log", "."], "got '.', expected the path of a file"),

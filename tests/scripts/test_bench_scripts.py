@@ -51,6 +51,16 @@ def test_loss_compares_all_methods_on_the_whole_and_its_halves(script):
             assert row["forward_share"] < 1
 
 
+def test_ctc_compares_both_methods_at_every_c(script):
+    words = "--B 3 --T 12 --D 8 --repeats 1 --classes 20 40".split()
+    figures = script("bench_ctc", *words)
+    rows = checked(figures, "ctc")
+    assert [(row["C"], row["arm"]) for row in rows] == [
+        (C, arm) for C in (20, 40) for arm in ("dense", "panda")
+    ]
+    assert all(row["seconds_min"] > 0 and row["grad_rel_l2"] < 1e-5 for row in rows)
+
+
 def test_a_peak_too_small_to_measure_has_no_ratio(script, monkeypatch):
     from benchmarks import child
 

@@ -234,6 +234,7 @@ def complete(steps=30, groups=GROUPS):
             "steps": steps,
             "largest_relative_difference": 6.1e-7,
             "step_of_largest": min(17, steps),
+            "first_relative_difference": 9.7e-8,
             "twin_largest_relative_difference": 5.8e-7,
             "bound": 2.32e-6,
             "allowed": "allowed 2.3e-06 = 4 x 5.8e-07 (dense twin), configured 1e-06",

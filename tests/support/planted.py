@@ -9,7 +9,7 @@ import inspect
 
 import pytest
 
-from panda_icefall.losses import k2_functions
+from panda_icefall.losses import dense
 from panda_icefall.routing import routed_loss, routed_simple_loss
 
 PLANTED = "planted"
@@ -57,10 +57,10 @@ def one_type_never_routed(rnnt_type, patch, fell_back):
         if arguments["rnnt_type"] != rnnt_type:
             return compute(logits, arguments, *args, **kwargs)
         fell_back.append(PLANTED)
-        known = inspect.signature(k2_functions.rnnt_loss_pruned).parameters
+        known = inspect.signature(dense.rnnt_loss_pruned).parameters
         given = {name: value for name, value in arguments.items() if name in known}
         given["logits"] = logits.materialise(PLANTED)
-        return k2_functions.rnnt_loss_pruned(**given)
+        return dense.rnnt_loss_pruned(**given)
 
     patch.setattr(routed_loss, "compute", planted)
 

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from panda_icefall.losses import k2_functions
+from panda_icefall import rnnt
 
 B, T, S, D, X, C = 3, 13, 5, 4, 16, 37
 SITES = 13 * 6 + 7 * 4 + 5  # of the batch below
@@ -116,8 +116,8 @@ class Transducer(nn.Module):
 def oracles_as_hosts(*, with_packed: bool):
     """k2, torchaudio and perhaps optimized_transducer, with the losses of the oracle."""
     k2, torchaudio = types.ModuleType("k2"), types.ModuleType("torchaudio")
-    for name in k2_functions.__all__:
-        setattr(k2, name, getattr(k2_functions, name))
+    for name in rnnt.__all__:
+        setattr(k2, name, getattr(rnnt, name))
     k2.rnnt_loss = host_losses.k2_loss
     torchaudio.functional = types.ModuleType("torchaudio.functional")
     torchaudio.functional.rnnt_loss = host_losses.torchaudio_loss

@@ -100,7 +100,7 @@ class _SimpleTerms(torch.autograd.Function):
         am, lm = call.sources(parts)
         with call.counters.timed("forward", ids.device):
             sums = sum_over_classes(am, lm, ids, call.plan, call.unigram_plan)
-        call.counters.tiles_forward += call.tiles
+        call.counters.add(tiles_forward=call.tiles)
         ctx.call = call
         least = _tiny(sums.mass) / torch.finfo(sums.mass.dtype).eps
         ctx.reaches_peaks = any(ctx.needs_input_grad) and bool((sums.mass < least).any())
@@ -132,7 +132,7 @@ class _SimpleTerms(torch.autograd.Function):
                 am, lm, ids, call.plan, call.unigram_plan, sums,
                 _adjoints(ids, sums, ctx.reaches_peaks, *grads), am_grads, lm_grads,
             )  # fmt: skip
-        call.counters.tiles_backward += call.tiles
+        call.counters.add(tiles_backward=call.tiles)
         wanted = zip((*am_grads, *lm_grads), parts)
         return (None, None, *(None if g is None else g.to(part.dtype) for g, part in wanted))
 

@@ -11,13 +11,19 @@ from torch import Tensor
 from panda_icefall.routing import LossTotals
 from panda_icefall.runs.errors import UsageError
 from panda_icefall.runs.memory.log import read_last_run
-from panda_icefall.runs.memory.phases import added_by_losses
+from panda_icefall.runs.memory.part_watch import added_by_losses
 from panda_icefall.runs.memory.probe import MemoryReading
-from panda_icefall.runs.records import Arm, PartFigures, Step, validated
+from panda_icefall.runs.records import (
+    BACKWARD_UPDATE,
+    COMPUTE_LOSS,
+    STEP_PHASES,
+    Arm,
+    PartFigures,
+    Step,
+    validated,
+)
 
 __all__ = ["final_parameters", "read_arm"]
-
-_PHASES = ("compute_loss", "backward_update")
 
 
 class _Memory(BaseModel):
@@ -101,7 +107,7 @@ def read_arm(memory_log: Path) -> Arm:
         steps=[
             _step(number, by_step[number], parts.get(number, []))
             for number in sorted(by_step)
-            if by_step[number].keys() >= set(_PHASES)
+            if by_step[number].keys() >= set(STEP_PHASES)
         ],
         memory_kind="CUDA allocated" if is_on_gpu else "process RSS",
         base_bytes=header.memory.current,
@@ -111,7 +117,7 @@ def read_arm(memory_log: Path) -> Arm:
 
 
 def _step(number: int, outer: dict[str, _Phase], parts: list[_Part]) -> Step:
-    loss = outer["compute_loss"]
+    loss = outer[COMPUTE_LOSS]
     figures: dict[str, PartFigures] = {}
     for part in parts:
         earlier = figures.get(part.phase, PartFigures(seconds=0.0, peak_bytes=0))
@@ -126,7 +132,7 @@ def _step(number: int, outer: dict[str, _Phase], parts: list[_Part]) -> Step:
         seconds=sum(phase.seconds for phase in outer.values()),
         peak_bytes=max(phase.peak for phase in outer.values()),
         losses_bytes=added_by_losses({part.phase: part.reading for part in parts}),
-        grad_scale=outer["backward_update"].grad_scale,
+        grad_scale=outer[BACKWARD_UPDATE].grad_scale,
         phases=figures,
     )
 

@@ -1,5 +1,6 @@
 """The YAML file of a bounded run, read strictly: every key is known, every value has its type."""
 
+import argparse
 import dataclasses
 import difflib
 import re
@@ -13,6 +14,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from panda_icefall.routing.finding_projections import check_projection_names
 from panda_icefall.runs.contract.tolerances import Tolerances
 from panda_icefall.runs.errors import UsageError
+from panda_icefall.runs.options import SWITCH_WORDS, PandaOptions, spelt
 
 __all__ = ["BoundedConfig", "load_config"]
 
@@ -40,6 +42,21 @@ def _number(value: Any) -> Any:
     return value
 
 
+def _like_flag(name: str) -> BeforeValidator:
+    """Reads a key as the word of the flag of that field of ``PandaOptions``: the same values."""
+    (parse,) = (o.metadata["parse"] for o in dataclasses.fields(PandaOptions) if o.name == name)
+
+    def read(value: Any) -> Any:
+        if value is None or isinstance(value, bool):
+            return value
+        try:
+            return parse(spelt(value))
+        except argparse.ArgumentTypeError as error:
+            raise ValueError(f"expected{str(error).rpartition('expected')[2]}") from None
+
+    return BeforeValidator(read)
+
+
 def _known_option(name: str) -> str:
     plain = name.lstrip("-").replace("_", "-")
     if name.startswith("-"):
@@ -65,7 +82,7 @@ def _known_projections(names: dict[str, str]) -> dict[str, str]:
     try:
         check_projection_names(names)
     except ValueError:
-        raise ValueError("expected am: NAME, lm: NAME or one of the two") from None
+        raise ValueError("expected am: NAME, lm: NAME, ctc: NAME or some of them") from None
     return names
 
 
@@ -77,7 +94,6 @@ def _scalar(value: Any) -> Any:
 
 Positive = Annotated[float, BeforeValidator(_number), Field(gt=0, allow_inf_nan=False)]
 AtLeastOne = Annotated[int, Field(ge=1)]
-NotNegative = Annotated[int, Field(ge=0)]
 AtLeastTwo = Annotated[int, Field(ge=2)]
 ToleranceName = Annotated[str, AfterValidator(_known_tolerance)]
 ProjectionNames = Annotated[dict[str, str], AfterValidator(_known_projections)]
@@ -98,7 +114,7 @@ class SyntheticConfig(_Strict):
     """
 
     utterances: AtLeastOne = 400
-    seed: NotNegative = 42
+    seed: Annotated[int, _like_flag("batch_seed")] = 42
 
 
 class DataConfig(_Strict):
@@ -150,7 +166,7 @@ class ContractConfig(_Strict):
     """
 
     batches: AtLeastOne
-    update_steps: AtLeastOne | None = None
+    update_steps: Annotated[int | None, _like_flag("check_update_steps")] = None
     tolerances: dict[ToleranceName, Positive] = {}
 
 
@@ -161,7 +177,7 @@ class MemoryConfig(_Strict):
       workspace_mib: Upper bound of a tile's scratch, in MiB; None: by the device.
     """
 
-    workspace_mib: Positive | None = None
+    workspace_mib: Annotated[float | None, _like_flag("workspace_mib")] = None
 
 
 class BoundedConfig(_Strict):
@@ -171,8 +187,9 @@ class BoundedConfig(_Strict):
       recipe: The training script, relative to the icefall checkout.
       train_args: The recipe's own options without their dashes, and their values.
       data, bounds, contract, memory: See their classes.
-      projections: What the model's projections for the simple loss are called, by "am" and "lm";
-        as in icefall where none are given.
+      projections: What the model's projections for the simple loss are called, by "am" and "lm",
+        and its CTC head, by "ctc"; as in icefall where none are given.
+      ctc: Whether the routed arm takes the CTC loss too.
     """
 
     recipe: str
@@ -182,6 +199,7 @@ class BoundedConfig(_Strict):
     contract: ContractConfig
     memory: MemoryConfig = MemoryConfig()
     projections: ProjectionNames | None = None
+    ctc: bool = False
 
     def recipe_arguments(self) -> list[str]:
         """``train_args`` as words of a command line."""
@@ -193,7 +211,7 @@ class BoundedConfig(_Strict):
     @property
     def uses_fp16(self) -> bool:
         """Whether the recipe is asked for mixed precision."""
-        return str(self._argument("use-fp16", 0)).lower() in ("1", "true", "t", "yes", "y")
+        return SWITCH_WORDS.get(str(self._argument("use-fp16", 0)).lower(), False)
 
     @property
     def has_one_process(self) -> bool:

@@ -11,11 +11,12 @@ from typing import Any
 import torch
 
 import panda_icefall
+from panda_icefall.runs.atomic_file import finite_json
 from panda_icefall.runs.bounded.config import BoundedConfig
 from panda_icefall.runs.bounded.plan import Stage
 from panda_icefall.runs.doctor.imports import examine_checkout
 from panda_icefall.runs.errors import UsageError
-from panda_icefall.runs.memory.log import finite_json, run_versions
+from panda_icefall.runs.memory.log import run_versions
 from panda_icefall.runs.records import validated
 from panda_icefall.runs.run_record import RunRecord, StageRecord
 

@@ -14,16 +14,14 @@ from panda_icefall.runs.bounded.distances import (
 )
 from panda_icefall.runs.bounded.plan import Stage
 from panda_icefall.runs.bounded.stage import StageFailed, StageOutcome
-from panda_icefall.runs.contract.leeway import Leeway
-from panda_icefall.runs.errors import UsageError
+from panda_icefall.runs.contract.result import FILE_NAME, ContractRecord
+from panda_icefall.runs.contract.tolerances import Leeway
+from panda_icefall.runs.errors import EXIT_VIOLATED, UsageError
 from panda_icefall.runs.memory.log import rank_path
-from panda_icefall.runs.records import ContractRecord, validated
-from panda_icefall.runs.report.contract_table import FILE_NAME
+from panda_icefall.runs.records import validated
 from panda_icefall.runs.run_record import RunRecord
 
 __all__ = ["Judge"]
-
-_EXIT_VIOLATED = 1
 
 
 class Judge:
@@ -87,7 +85,7 @@ class Judge:
 
     def _judge_contract(self, stage: Stage, outcome: StageOutcome) -> None:
         has_passed = bool(self._contracts) and all(c.has_passed for c in self._contracts.values())
-        is_answer = outcome.exit_status == (0 if has_passed else _EXIT_VIOLATED)
+        is_answer = outcome.exit_status == (0 if has_passed else EXIT_VIOLATED)
         if not self._contracts or not is_answer:
             raise _failed(stage, outcome)
         self._record.verdicts.append(verdicts.contract_verdict(self._contracts))

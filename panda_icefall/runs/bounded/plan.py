@@ -1,6 +1,5 @@
 """The child processes of a bounded run: what each is called, trains and leaves where."""
 
-import os
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -9,6 +8,7 @@ from pathlib import Path
 
 import panda_icefall
 from panda_icefall.runs.bounded.config import BoundedConfig
+from panda_icefall.runs.data.check import icefall_environment
 from panda_icefall.runs.options import PandaOptions
 
 __all__ = ["Stage", "child_environment", "plan_stages"]
@@ -86,7 +86,11 @@ def plan_stages(
         options = replace(options, memory_log=out / name / "memory.jsonl")
         return stage(name, purpose, options, [*every, *words], exp_of)
 
-    asked = PandaOptions(workspace_mib=config.memory.workspace_mib, projections=config.projections)
+    asked = PandaOptions(
+        workspace_mib=config.memory.workspace_mib,
+        projections=config.projections,
+        ctc=config.ctc,
+    )
     check = replace(
         asked,
         check_batches=contract.batches,
@@ -115,14 +119,8 @@ def plan_stages(
 def child_environment(icefall_root: Path, device: str) -> Mapping[str, str]:
     """The environment in which the recipe runs: imports resolve, the checkout stays clean."""
     project = Path(panda_icefall.__file__).parents[1]
-    inherited = os.environ.get("PYTHONPATH")
-    paths = [str(project), str(icefall_root), *([inherited] if inherited else [])]
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join(paths),
-        "PYTHONDONTWRITEBYTECODE": "1",
-        "PYTHONUNBUFFERED": "1",  # a killed stage's log ends where it ended
-    }
+    environment = icefall_environment(project, icefall_root)
+    environment["PYTHONUNBUFFERED"] = "1"  # a killed stage's log ends where it ended
     if device == "cpu":
         environment["CUDA_VISIBLE_DEVICES"] = ""  # recipes take the GPU wherever they see one
         # glibc learns to keep freed blocks of up to 32 MiB: the resident set of an arm with small

@@ -22,8 +22,8 @@ from panda_icefall.runs.bounded.stage import (
 from panda_icefall.runs.data.synthetic import synth_data
 from panda_icefall.runs.errors import UsageError
 from panda_icefall.runs.report.bounded import write_report
+from panda_icefall.runs.report.console import open_console
 from panda_icefall.runs.report.first_screen import all_verdicts
-from panda_icefall.runs.report.summary import open_console
 from panda_icefall.runs.run_record import DataRecord, RunRecord, StageRecord
 
 __all__ = ["run_bounded"]

@@ -9,8 +9,9 @@ is far from the dense run, nothing can be said.
 from collections.abc import Mapping
 
 from panda_icefall.runs.bounded.distances import OUTLIERS
-from panda_icefall.runs.contract.leeway import Leeway
-from panda_icefall.runs.records import Arm, ContractRecord, DistanceRecord, UpdateRecord, nan_last
+from panda_icefall.runs.contract.result import ContractRecord, Distance, UpdateRecord
+from panda_icefall.runs.contract.tolerances import Leeway
+from panda_icefall.runs.records import Arm, nan_first, nan_last
 from panda_icefall.runs.run_record import FinalParameters, Resumption, Trajectory, Verdict
 
 __all__ = [
@@ -47,9 +48,8 @@ def contract_verdict(ranks: Mapping[int, ContractRecord]) -> Verdict:
     if gradients:
         parts.append(_gradients(gradients, bounds["gradient_rel_l2"]))
     if contract.parameters:
-        twins = {d.group: d.rel_l2 for d in contract.parameters_twin}
         furthest = max(contract.parameters, key=lambda d: nan_last(d.rel_l2))
-        leeway = Leeway(bounds["parameter_rel_l2"], twins[furthest.group])
+        leeway = contract.parameter_leeway(furthest.group)
         parts.append(
             f"updated parameters rel-L2 {furthest.rel_l2:.1e} in {furthest.group} ({leeway})"
         )
@@ -62,7 +62,7 @@ def contract_verdict(ranks: Mapping[int, ContractRecord]) -> Verdict:
     return Verdict(name="contract", holds=holds, text="; ".join(parts))
 
 
-def _gradients(gradients: list[tuple[UpdateRecord, DistanceRecord]], configured: float) -> str:
+def _gradients(gradients: list[tuple[UpdateRecord, Distance]], configured: float) -> str:
     """The gradient furthest apart, and what it is held against."""
     batch, worst = max(gradients, key=lambda pair: nan_last(pair[1].rel_l2))
     of_rounding = [
@@ -71,7 +71,7 @@ def _gradients(gradients: list[tuple[UpdateRecord, DistanceRecord]], configured:
     allowed = f"bound {configured:g}"
     if of_rounding:
         allowed = str(Leeway(configured, of_rounding[0], "rounding in the simple loss"))
-    cosine = min(g.cosine for _, g in gradients)
+    cosine = min((g.cosine for _, g in gradients), key=nan_first)
     return (
         f"gradient rel-L2 {worst.rel_l2:.1e} in {worst.group} ({allowed}), "
         f"cosine at least {cosine:.9f}"

@@ -6,8 +6,8 @@ arguments, autocast state and random numbers, for each training batch:
 - on the first K batches, a dense and a routed pass at the *same* parameters, those of the dense
   trajectory, give the losses, the selected log-probs, the normalisers and the gradients to compare;
 - for the first N batches (K unless told otherwise) the dense trajectory, the routed one and the
-  dense twin, whose start was perturbed by one ulp and whose simple losses round differently, each
-  take an optimizer step from their own parameters.
+  dense twin, whose start was perturbed by one ulp and whose simple losses round differently (and
+  CTC losses, where those are routed), each take an optimizer step from their own parameters.
 
 All passes of a batch are handed the prune ranges of its dense one. Where a gradient is further from
 the dense one than configured, one more dense pass, whose simple loss rounds differently, shows how
@@ -31,27 +31,35 @@ from panda_icefall import routing
 from panda_icefall.normalizer.autocast import autocast_dtype
 from panda_icefall.runs.call_watch import LossCallWatch, explain_not_routed
 from panda_icefall.runs.contract.comparison import (
-    Distance,
     compare_gradients,
     compare_parameters,
     compare_pruned_losses,
 )
-from panda_icefall.runs.contract.passes import ObservedLoss, PruneRanges, observed_losses
+from panda_icefall.runs.contract.passes import (
+    ObservedLoss,
+    PruneRanges,
+    ctc_losses_in_float64,
+    observed_losses,
+    rerounded_simple_losses,
+)
 from panda_icefall.runs.contract.result import (
-    ContractResult,
-    UpdateResult,
+    ContractRecord,
+    Distance,
+    UpdateRecord,
     backward_violations,
     final_violations,
+    gradient_bounds,
     update_violations,
 )
-from panda_icefall.runs.contract.rounding import perturb_by_one_ulp, rerounded_simple_losses
 from panda_icefall.runs.contract.tolerances import tolerances_for
 from panda_icefall.runs.contract.training_copy import (
     copy_model,
     copy_training,
     generator_states,
     keep_rng,
+    perturb_by_one_ulp,
 )
+from panda_icefall.runs.memory.log import run_versions
 from panda_icefall.runs.memory.probe import MemoryProbe, return_free_memory
 from panda_icefall.runs.options import PandaOptions
 
@@ -87,14 +95,26 @@ class Contract:
     Args:
       options: The number of batches and steps, the bounds, and the settings of the routed arm.
       device: The training device, for the memory of each arm.
+
+    Attributes:
+      result: What was found so far.
+      not_routed: Why no loss was routed, if none was.
+      batches_seen: Batches given to :meth:`observe` without an error.
+      is_complete: Nothing is left to compare, or to go on with.
     """
 
     def __init__(self, options: PandaOptions, device: torch.device) -> None:
         steps = options.check_update_steps
-        self.result = ContractResult(
+        self._bounds = tolerances_for(torch.float32)
+        self.result = ContractRecord(
+            has_passed=False,
             updates=options.check_batches,
             update_steps=options.check_batches if steps is None else steps,
+            precision="float32",
+            tolerances=vars(self._bounds),
+            versions=run_versions(device),
         )
+        self.not_routed: str | None = None
         self._options = options
         self._probe = MemoryProbe(device)
         self._device = device
@@ -124,7 +144,7 @@ class Contract:
             self._finish(f"the check could not go on: {type(error).__name__}: {error}")
             return
         self.batches_seen += 1
-        if self.result.not_routed is not None:
+        if self.not_routed is not None:
             self._finish("no loss was routed in the routed arm")
         elif self.batches_seen == self._options.batches_of_check:
             self.result.violations += backward_violations(self.result)
@@ -136,7 +156,7 @@ class Contract:
         bounds = tolerances_for(dtype)
         if self._options.check_tolerances is not None:
             bounds = dataclasses.replace(bounds, **self._options.check_tolerances)
-        self.result.tolerances = bounds
+        self._bounds, self.result.tolerances = bounds, dict(vars(bounds))
         arms = _Arms(*(_Arm(*copy_training(model, optimizer)) for _ in range(3)))
         perturb_by_one_ulp(arms.twin.model)
         return arms
@@ -146,13 +166,13 @@ class Contract:
         result, ranges = self.result, PruneRanges()
         if len(result.batches) < result.updates:
             self._compare(arms.dense.model, loss_of, scale, ranges)
-            if result.not_routed is not None:
+            if self.not_routed is not None:
                 return
         else:
             with routing.suspended(), ranges.recorded():
                 self._pass(loss_of, arms.dense.model, scale)
         if result.steps < result.update_steps:
-            with routing.suspended(), ranges.handed_on(), rerounded_simple_losses():
+            with routing.suspended(), ranges.handed_on(), self._rerounded():
                 self._pass(loss_of, arms.twin.model, scale)
             with self._options.routed(), ranges.handed_on():
                 self._pass(loss_of, arms.routed.model, scale)
@@ -178,14 +198,15 @@ class Contract:
                 of_routed = self._pass(loss_of, routed, scale)
             counted = routing.status() - before
         if counted.losses_routed == 0:
-            self.result.not_routed = explain_not_routed(counted, watch.calls)
+            self.not_routed = explain_not_routed(counted, watch.calls)
             return
         compared = compare_pruned_losses(dense_losses, routed_losses)
-        bounds = self.result.tolerances
+        bounds = self._bounds
         gradients = compare_gradients(dense, routed, scale, bounds)
         del routed
         twin = self._twin_gradients(gradients, dense, loss_of, scale, ranges)
-        update = UpdateResult(
+        loss_abs = abs(of_routed.loss - of_dense.loss)
+        update = UpdateRecord(
             update=len(self.result.batches) + 1,
             loss_dense=of_dense.loss,
             loss_routed=of_routed.loss,
@@ -203,6 +224,9 @@ class Contract:
             has_same_draws=all(map(torch.equal, of_dense.generators, of_routed.generators)),
             peak_bytes_dense=of_dense.peak_bytes,
             peak_bytes_routed=of_routed.peak_bytes,
+            loss_abs=loss_abs,
+            loss_rel=loss_abs / max(abs(of_dense.loss), torch.finfo(torch.float32).tiny),
+            gradient_bounds=gradient_bounds(gradients, twin, bounds),
         )
         self.result.batches.append(update)
         self.result.violations += update_violations(update, bounds)
@@ -216,13 +240,20 @@ class Contract:
         ranges: PruneRanges,
     ) -> list[Distance]:
         """What rounding in the simple loss does to them, where one is beyond its bound."""
-        bounds = self.result.tolerances
+        bounds = self._bounds
         if all(g.is_negligible or g.rel_l2 <= bounds.gradient_rel_l2 for g in gradients):
             return []
         twin = copy_model(dense)
-        with routing.suspended(), ranges.handed_on(), rerounded_simple_losses():
+        with routing.suspended(), ranges.handed_on(), self._rerounded():
             self._pass(loss_of, twin, scale)
         return compare_gradients(dense, twin, scale, bounds)
+
+    @contextlib.contextmanager
+    def _rerounded(self) -> Iterator[None]:
+        """The losses of which both arms have implementations, the same but for rounding."""
+        of_ctc = ctc_losses_in_float64() if self._options.ctc else contextlib.nullcontext()
+        with rerounded_simple_losses(), of_ctc:
+            yield
 
     def _pass(self, loss_of: LossOf, model: nn.Module, scale: float) -> _Pass:
         """Forward and backward of one arm; the random generators are put back."""
@@ -244,8 +275,11 @@ class Contract:
         result.violations += final_violations(result)
 
     def _finish(self, violation: str | None = None) -> None:
+        result = self.result
         if violation is not None:
-            self.result.violations.append(violation)
+            result.violations.append(violation)
+        has_all = len(result.batches) == result.updates and result.steps == result.update_steps
+        result.has_passed = has_all and not result.violations
         self.is_complete = True
         self._arms = None
 

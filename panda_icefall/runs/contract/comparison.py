@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from panda_icefall.runs.contract.passes import ObservedLoss
+from panda_icefall.runs.contract.result import Distance
 from panda_icefall.runs.contract.tolerances import Tolerances
 
 __all__ = [
-    "Distance",
     "PrunedLossDistances",
     "compare_gradients",
     "compare_parameters",
@@ -20,32 +20,6 @@ __all__ = [
 ]
 
 _Pair = tuple[str, Tensor | None, Tensor | None]
-
-
-@dataclass(frozen=True)
-class Distance:
-    """How far one group's tensors of the routed arm are from those of the dense arm.
-
-    Attributes:
-      group: Name of the parameter group, or of the pruned loss.
-      max_abs: Largest absolute difference of one element.
-      max_scaled: Largest ``|difference| / (1 + |dense|)`` of one element.
-      rel_l2: Norm of the difference over the dense norm; 0 where both are zero.
-      cosine: Cosine between both, 1 where both are zero.
-      dense_norm: L2 norm of the dense arm's tensors.
-      difference_norm: L2 norm of the difference.
-      is_negligible: The dense norm is rounding noise of the whole model's, so ``rel_l2`` and
-        ``cosine`` mean nothing and the difference is judged in absolute terms.
-    """
-
-    group: str
-    max_abs: float
-    max_scaled: float
-    rel_l2: float
-    cosine: float
-    dense_norm: float
-    difference_norm: float
-    is_negligible: bool = False
 
 
 @dataclass(frozen=True)
@@ -94,7 +68,7 @@ def compare_gradients(
     distances = _compare(pairs)
     floor = tolerances.negligible_gradient * math.sqrt(sum(d.dense_norm**2 for d in distances))
     return [
-        Distance(**{**vars(d), "is_negligible": d.dense_norm <= floor and d.dense_norm < math.inf})
+        d.model_copy(update={"is_negligible": d.dense_norm <= floor and d.dense_norm < math.inf})
         for d in distances
     ]
 
@@ -200,7 +174,16 @@ def _distance(group: str, tensors: list[tuple[Tensor, Tensor]]) -> Distance:
     else:
         rel_l2 = difference_norm / dense_norm
         cosine = dot / (dense_norm * math.sqrt(routed_square))
-    return Distance(group, max_abs, max_scaled, rel_l2, cosine, dense_norm, difference_norm)
+    return Distance(
+        group=group,
+        max_abs=max_abs,
+        max_scaled=max_scaled,
+        rel_l2=rel_l2,
+        cosine=cosine,
+        dense_norm=dense_norm,
+        difference_norm=difference_norm,
+        is_negligible=False,
+    )
 
 
 def _larger(one: float, other: float) -> float:

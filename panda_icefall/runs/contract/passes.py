@@ -1,38 +1,43 @@
-"""What the passes of one batch read and choose: pruned losses observed, prune ranges handed on."""
+"""What is put around k2's functions in the passes of one batch.
+
+Pruned losses are observed, prune ranges handed on, simple losses made to round differently.
+"""
 
 import contextlib
 import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from panda_icefall import routing
 from panda_icefall.losses.dense import dense_log_probs
 from panda_icefall.losses.sites import SiteLogProbs, inside_boundary, next_symbols
 from panda_icefall.routing.hosts import Kind, names_of
+from panda_icefall.runs.contract.result import RangesComparison
 from panda_icefall.swaps import Swaps
 
 __all__ = [
     "ObservedLoss",
     "PruneRanges",
-    "RangesComparison",
+    "ctc_losses_in_float64",
     "log_probs_of_logits",
     "observed_losses",
-    "wrapped_function",
+    "rerounded_simple_losses",
 ]
 
 Around = Callable[[Callable[..., Any], inspect.BoundArguments], Any]
 
 # Small beside the logits of any recipe: the dense loss makes copies of all of them at once.
 _CHUNK_BYTES = 4 * 2**20
+_SEED = 0
 
 
 @contextlib.contextmanager
-def wrapped_function(name: str, around: Around) -> Iterator[None]:
+def _wrapped_function(name: str, around: Around) -> Iterator[None]:
     """Let ``around(original, arguments)`` answer the calls of a function.
 
     It is replaced where routing replaces functions, on top of whatever stands there. A module
@@ -97,7 +102,7 @@ def observed_losses(callback: Callable[[ObservedLoss], None]) -> Iterator[None]:
         return loss
 
     (name,) = names_of(Kind.PRUNED_LOSS)
-    with wrapped_function(name, observe):
+    with _wrapped_function(name, observe):
         yield
 
 
@@ -134,21 +139,6 @@ def log_probs_of_logits(arguments: Mapping[str, Any]) -> SiteLogProbs:
             )
     target, blank_logp, log_z = found.reshape(3, *ranges.shape)
     return SiteLogProbs(target, blank_logp, log_z, inside_boundary(ranges, arguments["boundary"]))
-
-
-@dataclass
-class RangesComparison:
-    """How often a pass would have chosen other ranges than those it was handed.
-
-    Attributes:
-      frames: Frames inside the boundary.
-      frames_differing: Those of them whose own ranges differ in any place.
-      problems: Why ranges of the dense pass could not be handed on, in words.
-    """
-
-    frames: int = 0
-    frames_differing: int = 0
-    problems: list[str] = field(default_factory=list)
 
 
 class PruneRanges:
@@ -219,4 +209,55 @@ def _results_through(
         return change(original(*given.args, **given.kwargs), given.arguments.get("boundary"))
 
     (name,) = names_of(Kind.PRUNE_RANGES)
-    return wrapped_function(name, changed)
+    return _wrapped_function(name, changed)
+
+
+@contextlib.contextmanager
+def rerounded_simple_losses() -> Iterator[None]:
+    """Shift ``am`` of every frame and ``lm`` of every state by a number, in the enclosed block.
+
+    The numbers, drawn between -1 and 1 from a seed of their own, cancel against the normalisers:
+    log-probs, loss and gradients stay the same but for rounding.
+
+    k2's recursion adds up float32 log-probs to scores of some thousand nats, and its occupations
+    are differences of such scores: several digits less exact than the log-probs it reads. Two
+    implementations whose log-probs differ by one ulp have gradients that far apart.
+    """
+    with contextlib.ExitStack() as stack:
+        for name in names_of(Kind.SIMPLE_LOSS):
+            stack.enter_context(_wrapped_function(name, _on_shifted_inputs))
+        yield
+
+
+@contextlib.contextmanager
+def ctc_losses_in_float64() -> Iterator[None]:
+    """torch's CTC losses of the same float32 log-probs without float32 sums, in the block."""
+    (name,) = names_of(Kind.CTC_LOSS)
+    original = getattr(F, name)
+    signature = inspect.signature(original)
+
+    @functools.wraps(original)
+    def ctc_loss(*args: Any, **kwargs: Any) -> Any:
+        given = signature.bind(*args, **kwargs)
+        log_probs = given.arguments["log_probs"]
+        if log_probs.dtype != torch.float32:
+            return original(*args, **kwargs)
+        given.arguments["log_probs"] = log_probs.double()
+        return original(*given.args, **given.kwargs).float()
+
+    with Swaps() as swaps:
+        swaps.replace(F, name, ctc_loss)
+        yield
+
+
+def _on_shifted_inputs(original: Callable[..., Any], given: inspect.BoundArguments) -> Any:
+    for name in ("lm", "am"):
+        given.arguments[name] = _shifted(given.arguments[name])
+    return original(*given.args, **given.kwargs)
+
+
+def _shifted(logits: Tensor) -> Tensor:
+    """``[B, rows, C]`` plus one number for each row."""
+    generator = torch.Generator(logits.device).manual_seed(_SEED)
+    rows = torch.empty_like(logits[..., :1], requires_grad=False)
+    return logits + rows.uniform_(-1, 1, generator=generator)

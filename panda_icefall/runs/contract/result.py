@@ -1,31 +1,72 @@
-"""What a contract check found, and which of it is a violation."""
+"""What a contract check found, ``panda-check.json``, and which of it is a violation."""
 
 import math
-from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
-import torch
+from pydantic import Field
 
-from panda_icefall.runs.contract.comparison import Distance
-from panda_icefall.runs.contract.passes import RangesComparison
-from panda_icefall.runs.contract.tolerances import Tolerances, tolerances_for
-
-# Routed gradients and parameters may be this many times as far from dense ones as those of a dense
-# pass or run that is the same but for rounding: one draw of a distance that varies by a few times
-# from draw to draw.
-TWIN_FACTOR = 4.0
+from panda_icefall.runs.atomic_file import replace_json
+from panda_icefall.runs.contract.tolerances import Leeway, Tolerances
+from panda_icefall.runs.memory.log import rank_path
+from panda_icefall.runs.records import Bytes, Record
 
 __all__ = [
-    "ContractResult",
-    "UpdateResult",
+    "FILE_NAME",
+    "ContractRecord",
+    "Distance",
+    "RangesComparison",
+    "UpdateRecord",
     "backward_violations",
     "final_violations",
+    "gradient_bounds",
     "update_violations",
 ]
 
+FILE_NAME = "panda-check.json"
 
-@dataclass(frozen=True)
-class UpdateResult:
-    """What one batch showed; peaks are bytes above the arm's start.
+
+class Distance(Record):
+    """How far one group's tensors of the routed arm are from those of the dense arm.
+
+    Attributes:
+      group: Name of the parameter group, or of the pruned loss.
+      max_abs: Largest absolute difference of one element.
+      max_scaled: Largest ``|difference| / (1 + |dense|)`` of one element.
+      rel_l2: Norm of the difference over the dense norm; 0 where both are zero.
+      cosine: Cosine between both, 1 where both are zero.
+      dense_norm: L2 norm of the dense arm's tensors.
+      difference_norm: L2 norm of the difference.
+      is_negligible: The dense norm is rounding noise of the whole model's, so ``rel_l2`` and
+        ``cosine`` mean nothing and the difference is judged in absolute terms.
+    """
+
+    group: str
+    max_abs: float = math.nan
+    max_scaled: float = math.nan
+    rel_l2: float
+    cosine: float
+    dense_norm: float = math.nan
+    difference_norm: float = math.nan
+    is_negligible: bool = False
+
+
+class RangesComparison(Record):
+    """How often a pass would have chosen other prune ranges than those it was handed.
+
+    Attributes:
+      frames: Frames inside the boundary.
+      frames_differing: Those of them whose own ranges differ in any place.
+      problems: Why ranges of the dense pass could not be handed on, in words.
+    """
+
+    frames: int = 0
+    frames_differing: int = 0
+    problems: list[str] = Field(default_factory=list)
+
+
+class UpdateRecord(Record):
+    """What one batch of a contract check showed; peaks are bytes above the arm's start.
 
     Attributes:
       update: Number of the batch, from 1.
@@ -42,90 +83,98 @@ class UpdateResult:
       gradients: Distances by parameter group.
       gradients_twin: Where a group was beyond the configured bound: distances of a dense pass
         whose simple loss is the same but for rounding. Else empty.
+      gradient_bounds: By group, the largest relative distance of a gradient that is no violation.
       has_pruned_gradient: The routed pruned losses were given a gradient to hand on. A recipe that
         still weighs them with 0 gives none, and ``gradients`` say nothing about their backward.
       has_same_draws: Both passes left the random generators in the same state.
-      peak_bytes_dense: Peak memory of forward and backward, dense.
-      peak_bytes_routed: The same, routed.
+      peak_bytes_dense, peak_bytes_routed: Peak memory of forward and backward.
+      loss_abs, loss_rel: Difference of the losses, absolute and relative to the dense one.
     """
 
     update: int
     loss_dense: float
     loss_routed: float
-    pruned_losses: list[Distance]
-    log_probs: list[Distance]
-    log_z: list[Distance]
-    log_prob_problems: list[str]
-    prune_ranges: RangesComparison
-    simple_losses_routed: int
-    simple_losses_dense: int
-    gradients: list[Distance]
-    gradients_twin: list[Distance]
-    has_pruned_gradient: bool
-    has_same_draws: bool
-    peak_bytes_dense: int
-    peak_bytes_routed: int
+    pruned_losses: list[Distance] = Field(default_factory=list)
+    log_probs: list[Distance] = Field(default_factory=list)
+    log_z: list[Distance] = Field(default_factory=list)
+    log_prob_problems: list[str] = Field(default_factory=list)
+    prune_ranges: RangesComparison = RangesComparison()
+    simple_losses_routed: int = 0
+    simple_losses_dense: int = 0
+    gradients: list[Distance] = Field(default_factory=list)
+    gradients_twin: list[Distance] = Field(default_factory=list)
+    has_pruned_gradient: bool = True
+    has_same_draws: bool = True
+    peak_bytes_dense: Bytes | None = None
+    peak_bytes_routed: Bytes | None = None
+    loss_abs: float | None = None
+    loss_rel: float
+    gradient_bounds: dict[str, float] = Field(default_factory=dict)
 
     @property
-    def loss_abs(self) -> float:
-        """Absolute difference of the losses."""
-        return abs(self.loss_routed - self.loss_dense)
-
-    @property
-    def loss_rel(self) -> float:
-        """Difference of the losses relative to the dense one."""
-        return self.loss_abs / max(abs(self.loss_dense), torch.finfo(torch.float32).tiny)
-
-    def gradient_bounds(self, bounds: Tolerances) -> dict[str, float]:
-        """By group, the largest relative distance of a gradient that is no violation."""
-        twin = {d.group: d.rel_l2 for d in self.gradients_twin if math.isfinite(d.rel_l2)}
-        return {
-            g.group: max(bounds.gradient_rel_l2, TWIN_FACTOR * twin.get(g.group, 0.0))
-            for g in self.gradients
-        }
+    def judged_gradients(self) -> list[Distance]:
+        """The gradients whose relative distance means something."""
+        return [g for g in self.gradients if not g.is_negligible]
 
 
-@dataclass
-class ContractResult:
-    """All that a contract check found; it passed if it is complete and ``violations`` is empty.
+class ContractRecord(Record):
+    """``panda-check.json``: what a contract check found.
 
     Attributes:
+      has_passed: Every batch was compared, every step taken, and nothing violated.
       updates: Batches to compare.
       update_steps: Optimizer steps to take before the parameters are compared.
       steps: Optimizer steps taken.
       precision: The dtype that the recipe trains in.
-      tolerances: The bounds.
+      tolerances: The bounds by name: the fields of ``Tolerances``.
       batches: What each compared batch showed.
       parameters: Distances of the routed parameters after ``update_steps``, by group.
       parameters_twin: The same of the dense twin.
       violations: What was violated, in words.
-      not_routed: Why no loss was routed, if none was.
+      versions: What the figures depend on.
     """
 
+    has_passed: bool
     updates: int
-    update_steps: int
+    update_steps: int = 0
     steps: int = 0
-    precision: str = "float32"
-    tolerances: Tolerances = field(default_factory=lambda: tolerances_for(torch.float32))
-    batches: list[UpdateResult] = field(default_factory=list)
-    parameters: list[Distance] = field(default_factory=list)
-    parameters_twin: list[Distance] = field(default_factory=list)
-    violations: list[str] = field(default_factory=list)
-    not_routed: str | None = None
+    precision: str | None = None
+    tolerances: dict[str, float] = Field(default_factory=dict)
+    batches: list[UpdateRecord] = Field(default_factory=list)
+    parameters: list[Distance] = Field(default_factory=list)
+    parameters_twin: list[Distance] = Field(default_factory=list)
+    violations: list[str] = Field(default_factory=list)
+    versions: dict[str, Any] = Field(default_factory=dict)
 
     @property
     def without_pruned_gradient(self) -> list[int]:
         """Numbers of the compared batches that say nothing about the pruned loss's backward."""
-        return [b.update for b in self.batches if not b.has_pruned_gradient]
+        return [batch.update for batch in self.batches if not batch.has_pruned_gradient]
 
-    @property
-    def has_passed(self) -> bool:
-        """Whether every batch was compared, every step taken, and nothing violated."""
-        is_complete = len(self.batches) == self.updates and self.steps == self.update_steps
-        return is_complete and not self.violations
+    def parameter_leeway(self, group: str) -> Leeway:
+        """What the distance of a group's updated parameters is held against."""
+        twin = {d.group: d.rel_l2 for d in self.parameters_twin}.get(group)
+        return Leeway(self.tolerances["parameter_rel_l2"], twin)
+
+    def write(self, folder: Path, rank: int) -> Path:
+        """Write the record of a rank into ``folder``, made where it is missing; gives the file."""
+        path = rank_path(folder / FILE_NAME, rank)
+        folder.mkdir(parents=True, exist_ok=True)
+        replace_json(path, self.model_dump())
+        return path
 
 
-def update_violations(update: UpdateResult, bounds: Tolerances) -> list[str]:
+def gradient_bounds(
+    gradients: list[Distance], twin: list[Distance], bounds: Tolerances
+) -> dict[str, float]:
+    """By group, the largest relative distance of a gradient that is no violation."""
+    of_rounding = {d.group: d.rel_l2 for d in twin}
+    return {
+        g.group: Leeway(bounds.gradient_rel_l2, of_rounding.get(g.group)).bound for g in gradients
+    }
+
+
+def update_violations(update: UpdateRecord, bounds: Tolerances) -> list[str]:
     """What one batch violates, in words, the judged figure beside its bound."""
     where = f"update {update.update}"
     found = []
@@ -160,7 +209,6 @@ def update_violations(update: UpdateResult, bounds: Tolerances) -> list[str]:
             if not d.max_scaled <= bounds.log_prob_elementwise
         ]
     total = math.sqrt(sum(g.dense_norm**2 for g in update.gradients))
-    gradient_bounds = update.gradient_bounds(bounds)
     for g in update.gradients:
         if g.is_negligible:
             floor = bounds.negligible_gradient * total
@@ -169,16 +217,18 @@ def update_violations(update: UpdateResult, bounds: Tolerances) -> list[str]:
                     f"{where}: gradient of {g.group} (dense norm ~0): difference norm "
                     f"{g.difference_norm:.3g}, expected at most {floor:.3g}"
                 )
-        elif not (g.rel_l2 <= gradient_bounds[g.group] and g.cosine >= bounds.gradient_cosine):
+        elif not (
+            g.rel_l2 <= update.gradient_bounds[g.group] and g.cosine >= bounds.gradient_cosine
+        ):
             found.append(
                 f"{where}: gradient of {g.group}: rel-L2 {g.rel_l2:.3g}, expected at most "
-                f"{gradient_bounds[g.group]:.3g}; cosine {g.cosine:.9f}, expected at least "
+                f"{update.gradient_bounds[g.group]:.3g}; cosine {g.cosine:.9f}, expected at least "
                 f"{bounds.gradient_cosine:g}"
             )
     return found
 
 
-def backward_violations(result: ContractResult) -> list[str]:
+def backward_violations(result: ContractRecord) -> list[str]:
     """Whether no compared batch said anything about the pruned loss's backward."""
     silent = result.without_pruned_gradient
     if not silent or len(silent) < len(result.batches):
@@ -190,16 +240,12 @@ def backward_violations(result: ContractResult) -> list[str]:
     ]
 
 
-def final_violations(result: ContractResult) -> list[str]:
+def final_violations(result: ContractRecord) -> list[str]:
     """The groups whose final parameters are further apart than rounding explains."""
-    found = []
-    for routed, twin in zip(result.parameters, result.parameters_twin):
-        # A twin that itself went wrong excuses nothing.
-        rounding = TWIN_FACTOR * twin.rel_l2 if math.isfinite(twin.rel_l2) else 0.0
-        bound = max(result.tolerances.parameter_rel_l2, rounding)
-        if not routed.rel_l2 <= bound:
-            found.append(
-                f"parameters of {routed.group} after {result.update_steps} update(s): "
-                f"rel-L2 {routed.rel_l2:.3g}, expected at most {bound:.3g}"
-            )
-    return found
+    bounds = {d.group: result.parameter_leeway(d.group).bound for d in result.parameters}
+    return [
+        f"parameters of {d.group} after {result.update_steps} update(s): rel-L2 {d.rel_l2:.3g}, "
+        f"expected at most {bounds[d.group]:.3g}"
+        for d in result.parameters
+        if not d.rel_l2 <= bounds[d.group]
+    ]

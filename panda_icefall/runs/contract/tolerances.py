@@ -1,4 +1,4 @@
-"""How far routed training may be from dense training before the contract is violated."""
+"""How far routed training may be from dense training: the configured bounds, and rounding's."""
 
 import dataclasses
 import math
@@ -6,7 +6,13 @@ from dataclasses import dataclass
 
 import torch
 
-__all__ = ["Tolerances", "parse_tolerances", "tolerances_for"]
+__all__ = ["Leeway", "Tolerances", "parse_tolerances", "tolerances_for"]
+
+# Routed gradients and parameters may be this many times as far from dense ones as those of a dense
+# pass or run that is the same but for rounding: one draw of a distance that varies by a few times
+# from draw to draw.
+_TWIN_FACTOR = 4.0
+_TELLING = 0.1  # a bound above this says nothing
 
 
 @dataclass(frozen=True)
@@ -114,3 +120,46 @@ def parse_tolerances(text: str) -> dict[str, float]:
             raise ValueError(f"got {name}={number}, expected a number above 0{limit}")
         bounds[name] = value
     return bounds
+
+
+@dataclass(frozen=True)
+class Leeway:
+    """What a distance from the dense run is held against.
+
+    Attributes:
+      configured: The configured bound.
+      twin: The dense twin's distance; None where there is none (yet).
+      twin_name: What the twin is, in words.
+    """
+
+    configured: float
+    twin: float | None
+    twin_name: str = "dense twin"
+
+    @property
+    def bound(self) -> float:
+        """The larger of the configured bound and a few times the twin's distance."""
+        # A twin that itself went wrong excuses nothing.
+        if self.twin is None or not math.isfinite(self.twin):
+            return self.configured
+        return max(self.configured, _TWIN_FACTOR * self.twin)
+
+    def holds(self, distance: float) -> bool | None:
+        """Whether ``distance`` is within the bound; None where the bound says nothing."""
+        if distance <= self.configured:
+            return True
+        if self.twin is None and math.isfinite(distance):
+            return None
+        if not distance <= self.bound:
+            return False
+        return True if self.bound <= _TELLING else None
+
+    def __str__(self) -> str:
+        if self.twin is None:
+            return f"configured {self.configured:g}; no {self.twin_name} yet"
+        if self.bound == self.configured:
+            return f"allowed {self.configured:g} as configured; {self.twin_name} at {self.twin:.1e}"
+        return (
+            f"allowed {self.bound:.1e} = {_TWIN_FACTOR:g} x {self.twin:.1e} ({self.twin_name}), "
+            f"configured {self.configured:g}"
+        )

@@ -1,4 +1,4 @@
-"""Copies of a recipe's training state that can be trained without touching the original."""
+"""Copies of a recipe's training state: trained beside the original, or from one ulp beside it."""
 
 import contextlib
 import copy
@@ -16,8 +16,11 @@ __all__ = [
     "copy_training",
     "generator_states",
     "keep_rng",
+    "perturb_by_one_ulp",
     "unwrap_model",
 ]
+
+_SEED = 0
 
 
 def unwrap_model(model: nn.Module) -> nn.Module:
@@ -71,6 +74,27 @@ def _copy_optimizer(
         if name != "step":
             copied.__dict__[name] = copy.deepcopy(value, memo)
     return copied
+
+
+def perturb_by_one_ulp(model: nn.Module) -> None:
+    """Multiply every parameter element of ``model`` in place by 1 + eps or 1 - eps.
+
+    A training run that starts so differs from the unchanged one by rounding alone. Two
+    implementations of one loss cannot be expected to stay closer to each other than these two
+    runs do. Zeros stay zeros.
+
+    Args:
+      model: Its floating-point parameters are changed, each by the eps of its own dtype. The signs
+        come from a generator with a fixed seed: every call and every process draws the same, and
+        the global generators are left as they are.
+    """
+    generator = torch.Generator().manual_seed(_SEED)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.is_floating_point():
+                signs = torch.randint(0, 2, parameter.shape, generator=generator) * 2 - 1
+                eps = torch.finfo(parameter.dtype).eps
+                parameter.mul_(1 + eps * signs.to(parameter.device, parameter.dtype))
 
 
 def copy_batch(value: Any) -> Any:

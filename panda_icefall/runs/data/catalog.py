@@ -13,17 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from panda_icefall.runs.errors import UsageError
+from panda_icefall.runs.options import SWITCH_WORDS, spelt
 
 __all__ = ["CORPORA", "FBANK", "MUSAN", "Corpus", "Lang", "data_arguments", "find_corpus"]
 
 FBANK = "fbank"
 MUSAN = "musan_cuts.jsonl.gz"
-
-# A switch of icefall may be written in any of these ways (its str2bool).
-_BOOLEANS = {
-    **dict.fromkeys(("yes", "true", "t", "y"), "1"),
-    **dict.fromkeys(("no", "false", "f", "n"), "0"),
-}
 
 
 @dataclass(frozen=True)
@@ -99,7 +94,7 @@ class Corpus:
         if not self.subset_option:
             return self.train[default]
         subset = _value_of(self.subset_option, train_arguments, default)
-        name = _BOOLEANS.get(subset.lower(), subset)
+        name = spelt(SWITCH_WORDS.get(subset.lower(), subset))
         if name not in self.train:
             raise UsageError(
                 f"{self.subset_option}: got {subset!r}, expected {' or '.join(self.train)}; "
@@ -110,7 +105,7 @@ class Corpus:
     def opens_noise(self, train_arguments: Sequence[str]) -> bool:
         """Whether a recipe started with these arguments opens the noise manifest."""
         value = _value_of("--enable-musan", train_arguments, "1").lower()
-        return self.opens_unused_noise or _BOOLEANS.get(value, value) == "1"
+        return self.opens_unused_noise or SWITCH_WORDS.get(value, False)
 
 
 def _value_of(option: str, arguments: Sequence[str], default: str) -> str:

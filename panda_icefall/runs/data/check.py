@@ -7,6 +7,7 @@ lhotse nor any features are needed to see that there is nothing to train on.
 import gzip
 import itertools
 import json
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any
 from panda_icefall.runs.data.catalog import FBANK, MUSAN, Corpus, Lang, find_corpus
 from panda_icefall.runs.errors import UsageError
 
-__all__ = ["check_data", "check_icefall_root", "count_classes"]
+__all__ = ["check_data", "check_icefall_root", "count_classes", "icefall_environment"]
 
 _CHECKOUT_FILES = ("icefall/__init__.py", "egs")
 _CUTS_LOOKED_AT = 8
@@ -39,6 +40,19 @@ def check_icefall_root(root: Path) -> Path:
                 "checkout; clone icefall and give its folder"
             )
     return found
+
+
+def icefall_environment(*folders: Path) -> dict[str, str]:
+    """This process's environment, with imports from ``folders`` first.
+
+    The checkout is the user's: not even byte code is left in it.
+    """
+    search = [*map(str, folders), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(search),
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
 
 
 def check_data(

@@ -7,7 +7,6 @@ lang_bpe_<C>/  transcript_words.txt  local/train_bpe_model.py: bpe.model, tokens
 """
 
 import itertools
-import os
 import random
 import subprocess
 import sys
@@ -16,7 +15,7 @@ from pathlib import Path
 
 from panda_icefall.runs.data import fbank
 from panda_icefall.runs.data.catalog import Corpus
-from panda_icefall.runs.data.check import count_classes
+from panda_icefall.runs.data.check import count_classes, icefall_environment
 
 __all__ = [
     "MAX_CHARACTERS",
@@ -196,17 +195,10 @@ def _run_recipe_script(icefall_root: Path, script: Path, *arguments: str) -> Non
             f"icefall_root: got {icefall_root}, which has no {script}, expected the recipe's own "
             "script; check out the commit that the README names"
         )
-    search = filter(None, [str(icefall_root), os.environ.get("PYTHONPATH")])
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join(search),
-        # The checkout is the user's: not even byte code is left in it.
-        "PYTHONDONTWRITEBYTECODE": "1",
-    }
     done = subprocess.run(
         [sys.executable, str(path), *arguments],
         cwd=path.parents[1],
-        env=environment,
+        env=icefall_environment(icefall_root),
         capture_output=True,
         text=True,
         check=False,

@@ -118,8 +118,8 @@ def examine_gpus(build: TorchBuild) -> list[Finding]:
     """The GPUs, whether torch has code for them, and a GPU that torch cannot use."""
     driver = "; ".join(build.driver)
     if build.gpus:
-        said = f"; driver: {driver}" if driver else ""
-        return [_examine_gpu(gpu, build, said) for gpu in build.gpus]
+        of_driver = f"; driver: {driver}" if driver else ""
+        return [_examine_gpu(gpu, build, of_driver) for gpu in build.gpus]
     if driver:
         found = warning(
             "GPU",

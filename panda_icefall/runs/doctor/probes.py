@@ -53,10 +53,10 @@ def ask(probe: str) -> Answer:
 
 def _last_words(status: int, stderr: str) -> str:
     lines = [line.strip() for line in stderr.splitlines() if line.strip()]
-    said = f": {lines[-1]}" if lines else ""
+    last = f": {lines[-1]}" if lines else ""
     if status < 0:
-        return f"the process was killed by {signal.Signals(-status).name}{said}"
-    return f"the process ended with status {status}{said}"
+        return f"the process was killed by {signal.Signals(-status).name}{last}"
+    return f"the process ended with status {status}{last}"
 
 
 def error_line(error: Exception) -> str:

@@ -6,7 +6,6 @@ from pathlib import Path
 
 from panda_icefall.routing.hosts import (
     HOSTS,
-    OWN_FUNCTIONS,
     REPLACED_NAMES,
     SYMBOLS,
     Kind,
@@ -15,7 +14,6 @@ from panda_icefall.routing.hosts import (
 from panda_icefall.routing.recorded_joiners import is_joiner_name
 from panda_icefall.runs.doctor.findings import Finding, ok, problem, warning
 from panda_icefall.runs.doctor.imports import examine_imports
-from panda_icefall.runs.doctor.k2_build import find_k2
 from panda_icefall.runs.doctor.recipe_sources import RecipeSources, Source
 from panda_icefall.runs.errors import UsageError
 from panda_icefall.runs.recipe_module import RecipeFile
@@ -128,13 +126,10 @@ def _definition(
 
 def examine_losses(sources: RecipeSources) -> list[Finding]:
     """The transducer loss of a recipe, functions bound past the patch, and scripted joiners."""
-    has_k2 = find_k2() is not None
     findings = list(_examine_uses(sources))
     for source in sources.of_recipe:
         findings += _imported_by_name(source)
         findings += _kept_at_import(source)
-        if has_k2:
-            findings += _stand_in_of_k2(source)
     for source in sources.of_recipe:
         findings += _scripted_joiners(source)
     return findings
@@ -240,35 +235,6 @@ def _run_at_import(tree: ast.AST) -> Iterator[ast.AST]:
             yield from ast.walk(child.args)
         else:
             yield from _run_at_import(child)
-
-
-def _stand_in_of_k2(source: Source) -> Iterator[Finding]:
-    """The stand-in for a k2 that is there, imported on no condition and called."""
-    uses = {name for name, _ in _uses(source)}
-    if uses.isdisjoint(f"{OWN_FUNCTIONS}.{name}" for name in REPLACED_NAMES):
-        return
-    conditional = {
-        id(inner)
-        for outer in ast.walk(source.tree)
-        if isinstance(outer, ast.ExceptHandler)
-        or (isinstance(outer, ast.If) and not isinstance(outer.test, ast.Constant))
-        for inner in ast.walk(outer)
-    }
-    for node in ast.walk(source.tree):
-        if isinstance(node, ast.Import):
-            names = {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            names = {str(node.module), *(f"{node.module}.{alias.name}" for alias in node.names)}
-        else:
-            continue
-        if OWN_FUNCTIONS in names and id(node) not in conditional:
-            yield problem(
-                "stand-in for k2",
-                f"{source.path.name}:{node.lineno} imports {OWN_FUNCTIONS} where k2 is "
-                "installed: the patch is in k2, and no loss will be routed",
-                "`import k2`, and the stand-in only where that raises ImportError",
-            )
-            return
 
 
 def _scripted_joiners(source: Source) -> Iterator[Finding]:

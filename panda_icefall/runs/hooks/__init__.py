@@ -1,14 +1,18 @@
 """What hangs on a training session: contract check, memory log, routing proof, resumption."""
 
+import contextlib
+from collections.abc import Iterator
+
 from rich.console import Console
 
+from panda_icefall.runs.contract.training_copy import perturb_by_one_ulp
 from panda_icefall.runs.hooks.contract_check import ContractCheck
 from panda_icefall.runs.hooks.hook import Hook, call_each
 from panda_icefall.runs.hooks.memory_log import MemoryLogging
-from panda_icefall.runs.hooks.perturbed_start import PerturbedStart
 from panda_icefall.runs.hooks.repeatable_batches import RepeatableBatches
 from panda_icefall.runs.hooks.routing_proof import RoutingProof
 from panda_icefall.runs.options import PandaOptions
+from panda_icefall.runs.recipe_calls import Epoch
 
 __all__ = ["Hook", "call_each", "hooks_for"]
 
@@ -26,9 +30,24 @@ def hooks_for(options: PandaOptions, console: Console) -> list[Hook]:
     if options.check_batches:
         hooks.append(ContractCheck(options, console))
     if options.use_panda:
-        hooks.append(RoutingProof(options.workspace_mib, options.projections))
+        hooks.append(RoutingProof(options.workspace_mib, options.projections, options.ctc))
     if options.last_bit_twin:
         hooks.append(PerturbedStart())
     if options.batch_seed is not None:
         hooks.append(RepeatableBatches(options.batch_seed))
     return hooks
+
+
+class PerturbedStart(Hook):
+    """Perturbs the model once, before anything is trained."""
+
+    def __init__(self) -> None:
+        self._is_due = True
+
+    @contextlib.contextmanager
+    def epoch(self, epoch: Epoch) -> Iterator[None]:
+        """The first epoch's model, as the recipe has built or loaded it."""
+        if self._is_due:
+            perturb_by_one_ulp(epoch.model)
+            self._is_due = False
+        yield

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from panda_icefall.runs.atomic_file import replace_file
+from panda_icefall.runs.atomic_file import replace_json
 from panda_icefall.runs.contract.training_copy import unwrap_model
 from panda_icefall.runs.errors import UsageError
 from panda_icefall.runs.recipe_calls import Epoch
@@ -121,7 +121,7 @@ class ModuleNumbers:
             "parameters": parameter_digest(self._model),
             "modules": {name: numbers for name, numbers in modules.items() if numbers},
         }
-        replace_file(self.path(batches), json.dumps(content).encode("utf-8"))
+        replace_json(self.path(batches), content)
 
     def restore(self, batches: int) -> None:
         """Put back what :meth:`save` wrote; a missing file is logged as a warning.

@@ -12,7 +12,7 @@ from panda_icefall.runs.errors import BoundReached, NotRoutedError
 from panda_icefall.runs.hooks.hook import Hook
 from panda_icefall.runs.options import PandaOptions
 from panda_icefall.runs.recipe_calls import Epoch, LossCall
-from panda_icefall.runs.report.contract_table import print_contract, write_contract
+from panda_icefall.runs.report.console import print_contract
 
 __all__ = ["ContractCheck"]
 
@@ -75,7 +75,7 @@ class ContractCheck(Hook):
         contract.observe(call.loss_of, model, epoch.arguments["optimizer"], epoch.loss_scale)
         epoch.ledger.exclude()
         if contract.is_complete:
-            self.path = write_contract(contract.result, epoch.folder, epoch.rank, epoch.device)
+            self.path = contract.result.write(epoch.folder, epoch.rank)
             if epoch.rank == 0:
                 print_contract(contract.result, self.path, self._console)
 
@@ -85,8 +85,8 @@ class ContractCheck(Hook):
         Raises:
           NotRoutedError: It ran without a routed loss.
         """
-        if self._contract is not None and self._contract.result.not_routed is not None:
-            raise NotRoutedError(self._contract.result.not_routed)
+        if self._contract is not None and self._contract.not_routed is not None:
+            raise NotRoutedError(self._contract.not_routed)
 
     def outcome(self) -> dict[str, Any]:
         """Where the report is, and what was violated."""

@@ -13,7 +13,12 @@ from panda_icefall import routing
 from panda_icefall.normalizer import auto_workspace_bytes
 from panda_icefall.normalizer.workspace import MIB
 from panda_icefall.routing import LossTotals
-from panda_icefall.runs.call_watch import LossCallWatch, explain_not_routed
+from panda_icefall.runs.call_watch import (
+    LossCallWatch,
+    explain_ctc_not_routed,
+    explain_not_routed,
+    is_ctc_alone,
+)
 from panda_icefall.runs.errors import NotRoutedError
 from panda_icefall.runs.hooks.hook import Hook
 from panda_icefall.runs.recipe_calls import Epoch, LossCall
@@ -33,17 +38,20 @@ class RoutingProof(Hook):
     Args:
       workspace_mib: The scratch of a tile that was asked for; one with which nothing is tiled any
         more is warned of.
-      names: What the simple loss's projections are called; ``None``: as in icefall.
+      names: What the model's projections to classes are called; ``None``: as in icefall.
+      asks_ctc: Whether CTC losses were asked for too.
     """
 
     def __init__(
         self,
         workspace_mib: float | None = None,
         names: Mapping[str, str] | None = None,
+        asks_ctc: bool = False,
     ) -> None:
         self._is_due = True
         self._workspace_mib = workspace_mib
         self._names = names
+        self._asks_ctc = asks_ctc
         self._calls: Counter[str] = Counter()
 
     @contextlib.contextmanager
@@ -85,14 +93,19 @@ class RoutingProof(Hook):
         warned of: it is the pruned loss that has the ``[B, T, s_range, C]`` tensors.
 
         Raises:
-          NotRoutedError: No loss was routed.
+          NotRoutedError: No loss was routed, or no CTC loss where that was asked for.
         """
         if not self._is_due:
             return
         ledger = epoch.ledger
         ledger.advance()
         if ledger.total.losses_routed == 0:
-            raise NotRoutedError(explain_not_routed(ledger.total, self._calls))
+            if not is_ctc_alone(ledger.total, self._calls):
+                raise NotRoutedError(explain_not_routed(ledger.total, self._calls))
+            logging.warning("panda: CTC losses alone are routed; no transducer loss was seen")
+        if self._asks_ctc and ledger.total.ctc_losses_routed == 0:
+            heads = routing.find_ctc_heads(epoch.model, self._names)
+            raise NotRoutedError(explain_ctc_not_routed(ledger.total, heads))
         self._is_due = False
         # A small loss is one tile with any workspace.
         asked = (self._workspace_mib or 0) * MIB

@@ -10,7 +10,6 @@ import contextlib
 import dataclasses
 import json
 import logging
-import math
 import sys
 import uuid
 from datetime import datetime
@@ -20,6 +19,7 @@ from typing import Any, TextIO
 import torch
 
 import panda_icefall
+from panda_icefall.runs.atomic_file import finite_json
 from panda_icefall.runs.errors import UsageError
 from panda_icefall.runs.memory.probe import MemoryProbe
 from panda_icefall.runs.options import PandaOptions
@@ -27,7 +27,6 @@ from panda_icefall.runs.options import PandaOptions
 __all__ = [
     "MemoryLog",
     "check_writable",
-    "finite_json",
     "rank_path",
     "read_last_run",
     "run_versions",
@@ -41,17 +40,6 @@ _RECIPES_OWN = ("step", "batch_idx_train", "loss", "frames")
 def rank_path(path: Path, rank: int) -> Path:
     """``path`` for rank 0, and ``name.rankN.suffix`` beside it for rank N."""
     return path if rank == 0 else path.with_name(f"{path.stem}.rank{rank}{path.suffix}")
-
-
-def finite_json(value: Any) -> Any:
-    """``value`` with every NaN and infinity spelt as a string, which strict JSON can carry."""
-    if isinstance(value, dict):
-        return {str(k): finite_json(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [finite_json(v) for v in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    return value
 
 
 def run_versions(device: torch.device) -> dict[str, Any]:

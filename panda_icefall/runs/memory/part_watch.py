@@ -4,7 +4,6 @@
 tells :class:`PartMeter`, which measures them.
 """
 
-import dataclasses
 import functools
 import sys
 import time
@@ -16,20 +15,25 @@ from torch import nn
 
 from panda_icefall.routing import find_projections
 from panda_icefall.routing.hosts import SYMBOLS, Kind
-from panda_icefall.runs.memory.probe import MemoryProbe, MemoryReading
+from panda_icefall.runs.memory.probe import MemoryProbe, MemoryReading, Part
+from panda_icefall.runs.records import (
+    BACKWARD,
+    ENCODER,
+    OPTIMIZER,
+    OTHER,
+    PRUNED_LOSS,
+    SIMPLE_LOSS,
+)
 from panda_icefall.swaps import Swaps
 
-__all__ = ["ENCODER", "LOSS_PARTS", "Part", "PartMeter", "PartWatch"]
+__all__ = ["PartMeter", "PartWatch", "added_by_losses"]
 
-_OTHER = "other"
-ENCODER = "encoder"
-LOSS_PARTS = _SIMPLE, _PRUNED = "simple_loss", "pruned_loss"
 # Kind of function -> its part, and whether that stays open after the function returns.
 _PARTS = {
-    Kind.SIMPLE_LOSS: (_SIMPLE, False),
+    Kind.SIMPLE_LOSS: (SIMPLE_LOSS, False),
     # From the pruning to the loss of what was pruned: the joiner in between is what it is about.
-    Kind.PRUNING: (_PRUNED, True),
-    Kind.PRUNED_LOSS: (_PRUNED, False),
+    Kind.PRUNING: (PRUNED_LOSS, True),
+    Kind.PRUNED_LOSS: (PRUNED_LOSS, False),
 }
 
 
@@ -82,17 +86,19 @@ class PartWatch:
         if has_forward:
             self._watch(self._encoders, _PartHook(ENCODER, enter), _PartHook(ENCODER, leave))
             hold = functools.partial(leave, is_held=True)
-            self._watch(self._projections, _PartHook(_SIMPLE, enter), _PartHook(_SIMPLE, hold))
+            self._watch(
+                self._projections, _PartHook(SIMPLE_LOSS, enter), _PartHook(SIMPLE_LOSS, hold)
+            )
         for symbol in (s for s in SYMBOLS if s.kind in _PARTS):
             for module in map(sys.modules.get, symbol.hosts):
                 if callable(getattr(module, symbol.name, None)):
                     self._wrap(module, symbol.name, *_PARTS[symbol.kind])
-        self._wrap(torch.Tensor, "backward", "backward")
+        self._wrap(torch.Tensor, "backward", BACKWARD)
         if callable(getattr(self._optimizer, "step", None)):
             # A torch scheduler leaves its counting wrapper on the instance, and calls pass by the
             # class. Elsewhere the instance must stay clean: it may be copied or pickled as it is.
             own = getattr(self._optimizer, "__dict__", {}).get("step")
-            self._wrap(self._optimizer if own else type(self._optimizer), "step", "optimizer")
+            self._wrap(self._optimizer if own else type(self._optimizer), "step", OPTIMIZER)
 
     def remove(self) -> None:
         """Put back what stood there; does nothing where nothing is installed."""
@@ -136,39 +142,6 @@ class _PartHook:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (_PartHook, (self._part,))
-
-
-@dataclasses.dataclass(frozen=True)
-class Part:
-    """All stretches of one phase that have the same name.
-
-    Attributes:
-      seconds: Their sum.
-      stretches: How many there were.
-      reading: The memory at the end of the last one, and the peak over all of them, in bytes.
-    """
-
-    seconds: float
-    stretches: int
-    reading: MemoryReading
-
-    def __add__(self, other: "Part") -> "Part":
-        """Both one after the other; ``other`` is the later one."""
-        reading = dataclasses.replace(
-            other.reading,
-            peak_bytes=max(self.reading.peak_bytes, other.reading.peak_bytes),
-            is_since_start=self.reading.is_since_start or other.reading.is_since_start,
-        )
-        stretches = self.stretches + other.stretches
-        return Part(self.seconds + other.seconds, stretches, reading)
-
-    def as_row(self) -> dict[str, Any]:
-        """The part under the names that the memory log uses."""
-        return {
-            "seconds": self.seconds,
-            "stretches": self.stretches,
-            **self.reading.as_row(),
-        }
 
 
 class PartMeter:
@@ -238,7 +211,7 @@ class PartMeter:
 
     @property
     def _current(self) -> str:
-        return self._entered[0] if self._entered else self._held or _OTHER
+        return self._entered[0] if self._entered else self._held or OTHER
 
     def _cut(self, before: str) -> None:
         if self._current != before:
@@ -251,3 +224,19 @@ class PartMeter:
         part = Part(now - self._since, 1, reading)
         self._since = now
         self._parts[name] = self._parts[name] + part if name in self._parts else part
+
+
+def added_by_losses(readings: Mapping[str, MemoryReading]) -> int | None:
+    """What the losses of a step added, in forward, to the memory that the encoder had left.
+
+    Args:
+      readings: Memory at the end of each part of the step, and its peak, by the part's name.
+
+    Returns:
+      Bytes; ``None`` where the encoder, the losses or their peaks were not measured.
+    """
+    losses = [readings[name] for name in (SIMPLE_LOSS, PRUNED_LOSS) if name in readings]
+    encoder = readings.get(ENCODER)
+    if not losses or encoder is None or any(part.is_since_start for part in (*losses, encoder)):
+        return None
+    return max(0, max(part.peak_bytes for part in losses) - encoder.current_bytes)

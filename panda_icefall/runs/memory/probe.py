@@ -3,13 +3,13 @@
 import contextlib
 import ctypes
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-__all__ = ["MemoryProbe", "MemoryReading", "process_peak_bytes", "return_free_memory"]
+__all__ = ["MemoryProbe", "MemoryReading", "Part", "process_peak_bytes", "return_free_memory"]
 
 _STATUS = Path("/proc/self/status")
 _CLEAR_REFS = Path("/proc/self/clear_refs")
@@ -51,6 +51,39 @@ class MemoryReading:
             "allocated_bytes": self.current_bytes,
             "reserved_bytes": self.reserved_bytes,
             "peak_bytes": self.peak_bytes,
+        }
+
+
+@dataclass(frozen=True)
+class Part:
+    """All stretches of one phase that have the same name.
+
+    Attributes:
+      seconds: Their sum.
+      stretches: How many there were.
+      reading: The memory at the end of the last one, and the peak over all of them, in bytes.
+    """
+
+    seconds: float
+    stretches: int
+    reading: MemoryReading
+
+    def __add__(self, other: "Part") -> "Part":
+        """Both one after the other; ``other`` is the later one."""
+        reading = replace(
+            other.reading,
+            peak_bytes=max(self.reading.peak_bytes, other.reading.peak_bytes),
+            is_since_start=self.reading.is_since_start or other.reading.is_since_start,
+        )
+        stretches = self.stretches + other.stretches
+        return Part(self.seconds + other.seconds, stretches, reading)
+
+    def as_row(self) -> dict[str, Any]:
+        """The part under the names that the memory log uses."""
+        return {
+            "seconds": self.seconds,
+            "stretches": self.stretches,
+            **self.reading.as_row(),
         }
 
 

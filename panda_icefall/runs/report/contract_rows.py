@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from panda_icefall.runs.records import ContractRecord, DistanceRecord
+from panda_icefall.runs.contract.result import ContractRecord, Distance
 
 __all__ = ["Cell", "ContractRow", "contract_rows"]
 
@@ -65,8 +65,8 @@ def contract_rows(contract: ContractRecord) -> list[ContractRow]:
 def _rows_of(
     contract: ContractRecord, attribute: str, name: str, distance: str, bound: float | None
 ) -> list[ContractRow]:
-    by_update: list[dict[str, DistanceRecord]] = [
-        {d.group: d for d in getattr(batch, attribute) if getattr(d, distance) is not None}
+    by_update: list[dict[str, Distance]] = [
+        {d.group: d for d in getattr(batch, attribute) if distance in d.model_fields_set}
         for batch in contract.batches
     ]
     groups = list(dict.fromkeys(group for distances in by_update for group in distances))

@@ -98,14 +98,14 @@ def headline(record: RunRecord) -> tuple[list[tuple[str, ...]], str] | None:
     last = next(iter(arms.values())).steps[-1].step
     kind = next(iter(arms.values())).memory_kind
     peaks = record.compare(lambda arm: arm.peak_bytes)
-    compared = [
+    figures = [
         (f"peak memory ({kind})", units.mib, peaks),
         ("above the memory before step 1", units.mib, record.compare(lambda arm: arm.added_bytes)),
         ("median time per step", units.seconds, record.compare(lambda arm: arm.median_seconds)),
     ]
     rows: list[tuple[str, ...]] = [
-        (name, *map(show, values), units.ratio(values[1], values[0]))
-        for name, show, values in compared
+        (name, *units.compared(show, *values))
+        for name, show, values in figures
         if values != (None, None)
     ]
     added = record.compare(lambda arm: arm.losses_bytes)

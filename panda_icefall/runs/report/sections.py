@@ -1,15 +1,27 @@
 """The sections of a report below its first screen, as blocks of Markdown."""
 
+from collections.abc import Iterable
 from functools import partial
 
 import yaml
 
-from panda_icefall.runs.records import Arm, phases_of
+from panda_icefall.runs.contract.result import ContractRecord
+from panda_icefall.runs.records import Arm, nan_first, nan_last, phases_of
 from panda_icefall.runs.report import units
-from panda_icefall.runs.report.markdown import code, table
+from panda_icefall.runs.report.contract_rows import ContractRow, contract_rows
+from panda_icefall.runs.report.markdown import alert, code, table
 from panda_icefall.runs.run_record import RunRecord
 
-__all__ = ["configuration", "final_parameters", "memory", "resume", "routing", "stages", "training"]
+__all__ = [
+    "configuration",
+    "contract",
+    "final_parameters",
+    "memory",
+    "resume",
+    "routing",
+    "stages",
+    "training",
+]
 
 _TWIN = "The twin is a second dense run whose start is perturbed by one ulp"
 
@@ -25,6 +37,10 @@ def training(record: RunRecord) -> list[str]:
     rows = [
         ("steps compared", units.count(found.steps)),
         ("largest relative difference of the loss, routed", largest),
+        (
+            "relative difference in the first step, routed",
+            units.distance(found.first_relative_difference),
+        ),
         ("the same of the dense twin", units.distance(found.twin_largest_relative_difference)),
         ("the difference's bound", found.allowed or units.NOTHING),
         ("losses that are NaN or infinite", units.count(found.non_finite)),
@@ -39,20 +55,91 @@ def memory(record: RunRecord) -> list[str]:
     for phase in phases_of(record.comparable.values()):
         peaks = record.compare(partial(Arm.phase_peak_bytes, phase=phase))
         times = record.compare(partial(Arm.phase_seconds, phase=phase))
-        rows.append(
-            (
-                phase.replace("_", " "),
-                *map(units.mib, peaks),
-                units.ratio(peaks[1], peaks[0]),
-                *map(units.seconds, times),
-                units.ratio(times[1], times[0]),
-            )
-        )
+        costs = (*units.compared(units.mib, *peaks), *units.compared(units.seconds, *times))
+        rows.append((phase.replace("_", " "), *costs))
     if not rows:
         return []
     measured = ("peak, dense", "peak, routed", "ratio", "time, dense", "time, routed", "ratio")
     caption = "Medians over the steps that both have, without the first. Ratio: routed over dense."
     return [table(("phase", *measured), rows, caption)]
+
+
+def contract(record: RunRecord) -> list[str]:
+    """Violations first, then the losses, then the quantities with their bounds."""
+    found = record.contract
+    if found is None:
+        return [f"Contract check: {record.absence}."]
+    blocks = [alert(f"Violated: {violation}") for violation in found.violations]
+    done = len(found.batches)
+    if not done:
+        return [*blocks, "No batch was compared."]
+    if done < found.updates:
+        blocks.append(alert(f"Only {done} of {found.updates} batches were compared."))
+    return [*blocks, _losses(found), _quantities(found)]
+
+
+def _losses(found: ContractRecord) -> str:
+    return table(
+        ("batch", "loss, dense", "loss, routed", "relative", "peak, dense", "peak, routed"),
+        [
+            (
+                str(batch.update),
+                units.loss(batch.loss_dense),
+                units.loss(batch.loss_routed),
+                units.distance(batch.loss_rel),
+                units.mib(batch.peak_bytes_dense),
+                units.mib(batch.peak_bytes_routed),
+            )
+            for batch in found.batches
+        ],
+        f"The same batch, parameters and random state, dense and routed, in "
+        f"{found.precision or 'unknown precision'}. Losses are the "
+        "recipe's own, before any division; peaks are those of forward and backward above the "
+        "arm's start.",
+    )
+
+
+def _quantities(found: ContractRecord) -> str:
+    judged = [gradient for batch in found.batches for gradient in batch.judged_gradients]
+    rows = []
+    for row in contract_rows(found):
+        cosines = [g.cosine for g in judged if row.is_gradient and g.group == row.name]
+        least = f"{min(cosines, key=nan_first):.9f}" if cosines else units.NOTHING
+        rows.append((row.name, _worst(row), _allowed(row), least, *_updated(row, found)))
+    return table(
+        tuple("quantity,worst distance,allowed,least cosine,parameters,allowed,twin".split(",")),
+        rows,
+        "Relative distance, worst over the batches: losses, log-probs, log_z, then the gradient of "
+        "each parameter group (rel-L2; noise: the dense gradient is rounding noise "
+        "itself, judged in absolute terms). A gradient may be apart by as much as four times "
+        "what rounding in the simple loss does to the dense one. Parameters: rel-L2 "
+        "after the check's optimizer steps; twin: the same of a dense run whose start is perturbed "
+        "by one ulp and whose simple losses round differently.",
+    )
+
+
+def _updated(row: ContractRow, found: ContractRecord) -> Iterable[str]:
+    """Distance of a group's updated parameters, the effective bound, and the twin's distance."""
+    final = {d.group: d.rel_l2 for d in found.parameters}
+    if not row.is_gradient or row.name not in final or "parameter_rel_l2" not in found.tolerances:
+        return (units.NOTHING,) * 3
+    leeway = found.parameter_leeway(row.name)
+    return map(units.distance, (final[row.name], leeway.bound, leeway.twin))
+
+
+def _allowed(row: ContractRow) -> str:
+    """The effective bound, of the batch where it is largest, and the configured one if less."""
+    bounds = [cell.bound for cell in row.cells if cell.bound is not None]
+    if row.bound is None or max(bounds, default=row.bound) <= row.bound:
+        return units.distance(row.bound)
+    return f"{units.distance(max(bounds))}, configured {units.distance(row.bound)}"
+
+
+def _worst(row: ContractRow) -> str:
+    values = [c.value for c in row.cells if c.value is not None and not c.is_negligible]
+    if values:
+        return units.distance(max(values, key=nan_last))
+    return "noise" if any(cell.is_negligible for cell in row.cells) else units.NOTHING
 
 
 def final_parameters(record: RunRecord) -> list[str]:

@@ -1,11 +1,24 @@
 """Numbers as the report prints them, with their units; what is not there is a dash."""
 
 import math
+from collections.abc import Callable
 
-__all__ = ["MIB", "NOTHING", "count", "distance", "duration", "loss", "mib", "ratio", "seconds"]
+from panda_icefall.normalizer.workspace import MIB
+
+__all__ = [
+    "MIB",
+    "NOTHING",
+    "compared",
+    "count",
+    "distance",
+    "duration",
+    "loss",
+    "mib",
+    "ratio",
+    "seconds",
+]
 
 NOTHING = "\N{EN DASH}"
-MIB = 2**20
 
 
 def mib(size_bytes: float | None) -> str:
@@ -45,6 +58,13 @@ def ratio(value: float | None, reference: float | None) -> str:
     if value is None or not reference or not math.isfinite(value / reference):
         return NOTHING
     return f"{value / reference:.2f}\N{MULTIPLICATION SIGN}"
+
+
+def compared(
+    show: Callable[[float | None], str], dense: float | None, routed: float | None
+) -> tuple[str, str, str]:
+    """Both figures and their ratio, for three columns."""
+    return show(dense), show(routed), ratio(routed, dense)
 
 
 def count(value: float | None) -> str:

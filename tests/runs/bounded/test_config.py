@@ -97,7 +97,7 @@ def test_a_number_without_a_dot_is_a_number(write):
         ("contract/tolerances/loss_rel", -1, r"contract\.tolerances\.loss_rel: got -1"),
         ("contract/tolerances/loss_rel", "tiny", r"contract\.tolerances\.loss_rel: got 'tiny'"),
         ("memory", {"workspace_mib": 0}, r"memory\.workspace_mib: got 0"),
-        ("projections", {}, r"projections: got {}: expected am: NAME, lm: NAME or one"),
+        ("projections", {}, r"projections: got {}: expected am: NAME, lm: NAME, ctc: NAME or"),
         ("projections", {"an": "proj"}, r"projections: got {'an': 'proj'}: expected am: NAME"),
         ("projections", {"am": 3}, r"projections\.am: got 3"),
         ("train_args", ["--world-size"], "train_args: got "),

@@ -16,6 +16,7 @@ CONTENT = {
     "contract": {"batches": 3, "update_steps": 2, "tolerances": {"loss_rel": 1e-6}},
     "memory": {"workspace_mib": 4.0},
     "projections": {"am": "am_proj", "lm": "lm_proj"},
+    "ctc": True,
 }
 
 
@@ -39,6 +40,7 @@ def test_every_command_is_one_that_the_launcher_understands(stages):
         options, words = options_of(stage)
         assert options.workspace_mib == 4.0
         assert options.projections == {"am": "am_proj", "lm": "lm_proj"}
+        assert options.ctc
         assert words[:2] == ["--exp-dir", str(stage.exp_dir)]
         assert words[2:8] == ["--lang-dir", "/d", "--world-size", "1", "--num-epochs", "1"]
 

@@ -5,8 +5,9 @@ import math
 import pytest
 
 from panda_icefall.runs.bounded import verdicts
-from panda_icefall.runs.contract.leeway import Leeway
-from panda_icefall.runs.records import Arm, ContractRecord
+from panda_icefall.runs.contract.result import ContractRecord
+from panda_icefall.runs.contract.tolerances import Leeway
+from panda_icefall.runs.records import Arm
 from panda_icefall.runs.run_record import FinalParameters, Resumption, Trajectory
 
 

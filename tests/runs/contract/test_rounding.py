@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 from panda_icefall.runs import PandaOptions, UsageError, run_recipe, split_panda_arguments
-from panda_icefall.runs.contract.rounding import perturb_by_one_ulp
+from panda_icefall.runs.contract.passes import ctc_losses_in_float64
+from panda_icefall.runs.contract.training_copy import perturb_by_one_ulp
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
@@ -42,6 +43,29 @@ def test_zeros_stay_and_integers_are_left():
     assert model.whole.eq(1).all()
 
 
+def test_ctc_losses_in_float64_are_the_same_but_for_rounding():
+    torch.manual_seed(1)
+    logits = (torch.randn(300, 2, 50) * 3).requires_grad_()
+    numbers = torch.randint(1, 50, (2, 80)), torch.tensor([300, 250]), torch.tensor([80, 70])
+
+    def run(dtype=torch.float32):
+        log_probs = logits.log_softmax(dim=2).to(dtype)
+        loss = torch.nn.functional.ctc_loss(log_probs, *numbers, reduction="sum")
+        return loss.detach(), torch.autograd.grad(loss, logits)[0]
+
+    original = torch.nn.functional.ctc_loss
+    (loss, grad), (_, exact) = run(), run(torch.float64)
+    with ctc_losses_in_float64():
+        assert torch.nn.functional.ctc_loss is not original
+        other_loss, other_grad = run()
+        assert run(torch.float64)[0].dtype == torch.float64
+    assert torch.nn.functional.ctc_loss is original
+    assert other_loss.dtype == torch.float32
+    torch.testing.assert_close(other_loss, loss, rtol=1e-6, atol=0)
+    assert torch.equal(other_grad, exact)
+    assert 1e-6 < (other_grad - grad).norm() / exact.norm() < 1e-3
+
+
 def test_a_twin_run_differs_by_rounding_alone(recipe):
     for folder, is_twin in (("plain", False), ("twin", True)):
         options = PandaOptions(max_batches=4, last_bit_twin=is_twin)
@@ -57,7 +81,7 @@ def test_a_twin_run_differs_by_rounding_alone(recipe):
 
 def test_the_change_is_made_once_however_many_epochs(recipe, monkeypatch):
     calls = []
-    monkeypatch.setattr("panda_icefall.runs.hooks.perturbed_start.perturb_by_one_ulp", calls.append)
+    monkeypatch.setattr("panda_icefall.runs.hooks.perturb_by_one_ulp", calls.append)
     options = PandaOptions(last_bit_twin=True)
     assert run_recipe(recipe.train_py, ["--num-epochs", "3"], options) == 0
     assert len(calls) == 1

@@ -4,23 +4,10 @@ import re
 
 import pytest
 
-from panda_icefall.runs.doctor import recipe
 from panda_icefall.runs.doctor.recipe import examine_losses
 from panda_icefall.runs.doctor.recipe_sources import RecipeSources
 
 CALLS = "k2.rnnt_loss_pruned(k2.do_rnnt_pruning(1))"
-
-
-@pytest.fixture(autouse=True)
-def installed(monkeypatch):
-    """Says whether k2 is installed, here it is not."""
-
-    def say(is_installed):
-        found = "some k2" if is_installed else None
-        monkeypatch.setattr(recipe, "find_k2", lambda: found)
-
-    say(False)
-    return say
 
 
 @pytest.fixture
@@ -44,8 +31,8 @@ def findings(tmp_path):
         "try:\n  import k2; k2.rnnt_loss_pruned(k2.do_rnnt_pruning(1))\nexcept OSError:\n  pass",
         "def f():\n  import k2; loss = k2.rnnt_loss_pruned; loss(k2.do_rnnt_pruning(1))",
         "import k2\ndef f(): return partial(k2.rnnt_loss_pruned)(k2.do_rnnt_pruning)",
-        f"from panda_icefall.losses import k2_functions as k2\n{CALLS}",
-        f"import panda_icefall.losses.k2_functions as k2\n{CALLS}",
+        f"from panda_icefall import rnnt as k2\n{CALLS}",
+        f"import panda_icefall.rnnt as k2\n{CALLS}",
     ],
 )
 def test_the_use_of_the_pruned_loss_is_found(findings, call):
@@ -126,7 +113,7 @@ def test_a_recipe_without_any_known_loss_says_so(findings):
     assert "no known loss is called either" in finding.text
 
 
-@pytest.mark.parametrize("module", ["k2", "panda_icefall.losses.k2_functions"])
+@pytest.mark.parametrize("module", ["k2", "panda_icefall.rnnt"])
 def test_names_imported_from_the_patched_module_are_a_warning(findings, module):
     model = (
         f"from {module} import do_rnnt_pruning, rnnt_loss_pruned as loss, ragged\n"
@@ -216,47 +203,3 @@ def test_a_recipe_with_a_pruning_of_its_own_is_a_problem(findings):
     assert (pruning.subject, pruning.level) == ("pruning", "problem")
     assert "k2.do_rnnt_pruning is called in none of the recipe's files" in pruning.text
     assert "no loss will be routed" in pruning.text
-
-
-STAND_IN = [
-    "import panda_icefall.losses.k2_functions as k2",
-    "from panda_icefall.losses import k2_functions as k2",
-    "import math\nimport panda_icefall.losses.k2_functions as k2",
-    "try: ...\nfinally: import panda_icefall.losses.k2_functions as k2",
-    "x = 1\nif 1: import panda_icefall.losses.k2_functions as k2",
-]
-
-
-@pytest.mark.parametrize("statement", STAND_IN)
-def test_the_stand_in_where_k2_is_installed_is_a_problem(findings, installed, statement):
-    model = f"{statement}\n{CALLS}\n"
-    assert [finding.level for finding in findings(model)] == ["ok"]
-    installed(True)
-    used, finding = findings(model)
-    assert used.level == "ok"
-    assert (finding.subject, finding.level) == ("stand-in for k2", "problem")
-    line = model.count("\n") - 1
-    assert finding.text.startswith(f"model.py:{line} imports panda_icefall.losses.k2_functions wh")
-    assert "no loss will be routed" in finding.text
-
-
-@pytest.mark.parametrize(
-    "imports",
-    [
-        f"try:\n    import k2\nexcept ImportError:\n    {STAND_IN[0]}",
-        f"if x:\n    import k2\nelse:\n    {STAND_IN[1]}",
-        "import k2",
-        f"{STAND_IN[0].replace('as k2', 'as mine')}\nimport k2",
-    ],
-)
-def test_a_stand_in_that_gives_way_to_k2_is_no_matter(findings, installed, imports):
-    installed(True)
-    assert [finding.level for finding in findings(f"{imports}\n{CALLS}\n")] == ["ok"]
-
-
-def test_names_imported_from_the_stand_in_where_k2_is_installed_are_a_problem(findings, installed):
-    installed(True)
-    module = "panda_icefall.losses.k2_functions"
-    model = f"from {module} import do_rnnt_pruning, rnnt_loss_pruned\n"
-    levels = [f.level for f in findings(model + "rnnt_loss_pruned(do_rnnt_pruning(1))\n")]
-    assert levels == ["ok", "warning", "problem"]

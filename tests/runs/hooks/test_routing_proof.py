@@ -104,6 +104,43 @@ def test_a_model_without_projections_is_not_warned_of(caplog):
     assert caplog.text == ""
 
 
+class WithCtcHead(WithProjections):
+    def __init__(self):
+        super().__init__()
+        self.ctc_output = nn.Sequential(nn.Linear(2, 3), nn.LogSoftmax(-1))
+
+
+@pytest.mark.parametrize(
+    ("model", "counted", "said"),
+    [
+        (
+            MODEL,
+            {},
+            r"the model has no ctc_output; torch\.nn\.functional\.ctc_loss was not seen to",
+        ),
+        (
+            WithCtcHead(),
+            {"ctc_losses_dense": 2, "materialised": {"ctc_output: exp": 1}},
+            r"the model has ctc_output; .* was called 2 time\(s\), each .* by ctc_output: exp \(1 ",
+        ),
+    ],
+)
+def test_where_ctc_losses_were_asked_for_one_has_to_be_routed_too(model, counted, said):
+    counted = LossTotals(losses_routed=1, simple_losses_routed=1, **counted)
+    RoutingProof().after_batch(epoch_of(counted, model=model))
+    with pytest.raises(NotRoutedError, match=f"--panda-ctc 1 was given, but no CTC .*: {said}"):
+        RoutingProof(asks_ctc=True).after_batch(epoch_of(counted, model=model))
+
+
+def test_ctc_losses_alone_are_a_proof_where_no_other_loss_was_seen(caplog):
+    alone = LossTotals(ctc_losses_routed=1)
+    RoutingProof(asks_ctc=True).after_batch(epoch_of(alone))
+    assert "CTC losses alone are routed; no transducer loss was seen" in caplog.text
+    for further in (LossTotals(losses_dense=1), LossTotals(simple_losses_routed=1)):
+        with pytest.raises(NotRoutedError, match="no loss was routed in the first training batch"):
+            RoutingProof(asks_ctc=True).after_batch(epoch_of(alone + further))
+
+
 def test_an_error_of_the_loss_comes_through_and_the_watch_ends(original):
     with pytest.raises(ZeroDivisionError):
         RoutingProof().around_loss(epoch_of(), lambda: 1 / 0)

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from panda_icefall.runs import PandaOptions, UsageError, run_recipe
-from panda_icefall.runs.memory.log import MemoryLog, finite_json, rank_path, read_last_run
+from panda_icefall.runs.atomic_file import finite_json
+from panda_icefall.runs.memory.log import MemoryLog, rank_path, read_last_run
 from panda_icefall.runs.memory.probe import MemoryProbe, process_peak_bytes
 
 PHASES = ["compute_loss", "backward_update"]

@@ -10,15 +10,14 @@ import pytest
 import torch
 from torch import nn
 
-from panda_icefall import routing
-from panda_icefall.losses import k2_functions
+from panda_icefall import rnnt, routing
 from panda_icefall.runs import PandaOptions, run_recipe
 from panda_icefall.runs.memory.part_watch import PartWatch
 
 try:
     import k2 as K2
 except ImportError:
-    K2 = k2_functions
+    K2 = rnnt
 
 LOSSES = ("rnnt_loss_simple", "rnnt_loss_smoothed", "do_rnnt_pruning", "rnnt_loss_pruned")
 FORWARD = ["other", "encoder", "simple_loss", "pruned_loss"]
@@ -83,12 +82,12 @@ def test_encoders_are_the_top_modules_of_that_name(watch_of):
 
 
 def test_projections_to_classes_belong_to_the_simple_loss_until_it_is_over(monkeypatch, watch_of):
-    monkeypatch.setattr(k2_functions, "rnnt_loss_smoothed", lambda am, lm: 1)
+    monkeypatch.setattr(rnnt, "rnnt_loss_smoothed", lambda am, lm: 1)
     model = nn.Module()
     model.simple_am_proj, model.simple_lm_proj = nn.Linear(3, 4), nn.Linear(3, 4)
     watch, told = watch_of(model)
     x = torch.ones(1, 2, 3)
-    k2_functions.rnnt_loss_smoothed(model.simple_am_proj(x), model.simple_lm_proj(x))
+    rnnt.rnnt_loss_smoothed(model.simple_am_proj(x), model.simple_lm_proj(x))
     assert told == ["+simple_loss", "-simple_loss..."] * 2 + ["+simple_loss", "-simple_loss"]
     watch.remove()
     model.simple_am_proj(x)
@@ -108,24 +107,24 @@ def test_each_loss_is_seen_and_put_back(monkeypatch, watch_of, name):
         """Its own text."""
         return 2 * value
 
-    monkeypatch.setattr(k2_functions, name, function)
+    monkeypatch.setattr(rnnt, name, function)
     watch, told = watch_of()
-    assert getattr(k2_functions, name)(4) == 8
-    assert getattr(k2_functions, name).__doc__ == "Its own text."
+    assert getattr(rnnt, name)(4) == 8
+    assert getattr(rnnt, name).__doc__ == "Its own text."
     part = "pruned_loss" if name.endswith(("_pruning", "_pruned")) else "simple_loss"
     assert told == [f"+{part}", f"-{part}" + "..." * (name == "do_rnnt_pruning")]
     watch.remove()
-    assert getattr(k2_functions, name) is function
+    assert getattr(rnnt, name) is function
 
 
 def test_what_raises_is_left_and_not_held(monkeypatch, watch_of):
     def function():
         raise MemoryError("full")
 
-    monkeypatch.setattr(k2_functions, "do_rnnt_pruning", function)
+    monkeypatch.setattr(rnnt, "do_rnnt_pruning", function)
     _, told = watch_of()
     with pytest.raises(MemoryError, match="full"):
-        k2_functions.do_rnnt_pruning()
+        rnnt.do_rnnt_pruning()
     assert told == ["+pruned_loss", "-pruned_loss"]
 
 
@@ -141,12 +140,12 @@ def test_what_routing_put_in_place_is_watched_and_can_be_reverted(watch_of):
 
 
 def test_what_somebody_wrapped_meanwhile_is_not_lost(monkeypatch, watch_of):
-    monkeypatch.setattr(k2_functions, "rnnt_loss_simple", lambda: 1)
+    monkeypatch.setattr(rnnt, "rnnt_loss_simple", lambda: 1)
     watch, _ = watch_of()
-    inner = k2_functions.rnnt_loss_simple
-    k2_functions.rnnt_loss_simple = lambda: inner() + 1
+    inner = rnnt.rnnt_loss_simple
+    rnnt.rnnt_loss_simple = lambda: inner() + 1
     watch.remove()
-    assert k2_functions.rnnt_loss_simple() == 2
+    assert rnnt.rnnt_loss_simple() == 2
 
 
 def optimizers(model):

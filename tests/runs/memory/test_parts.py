@@ -5,8 +5,8 @@ import itertools
 import pytest
 
 from panda_icefall.runs.memory import part_watch as module
-from panda_icefall.runs.memory.part_watch import Part, PartMeter
-from panda_icefall.runs.memory.probe import MemoryReading
+from panda_icefall.runs.memory.part_watch import PartMeter
+from panda_icefall.runs.memory.probe import MemoryReading, Part
 
 
 class Probe:

@@ -2,7 +2,8 @@
 
 from bounded_content import contract, distance
 
-from panda_icefall.runs.records import ContractRecord, validated
+from panda_icefall.runs.contract.result import ContractRecord
+from panda_icefall.runs.records import validated
 from panda_icefall.runs.report.contract_rows import contract_rows
 
 

@@ -12,7 +12,7 @@ from panda_icefall.runs.report.figures import contract as contract_figure
 from panda_icefall.runs.report.figures import draw_figures
 from panda_icefall.runs.report.figures import loss as loss_figure
 from panda_icefall.runs.report.figures import memory as memory_figure
-from panda_icefall.runs.report.figures.style import COLOURS
+from panda_icefall.runs.report.figures.style import COLOURS, styled
 
 LONG = tuple(
     f"encoder.encoders.{i}.encoder.layers.{i % 3}.feed_forward1.balanced_double_swish.weight"
@@ -21,15 +21,15 @@ LONG = tuple(
 
 
 @pytest.fixture
-def drawn(monkeypatch):
-    """Draw with one of the figure modules and get the figure, laid out, instead of its PNG."""
+def drawn():
+    """Draw with one of the figure modules and get the figure, laid out."""
 
     def draw(module, content, name=None):
         name = name or module.__name__.rsplit(".", 1)[1]
-        monkeypatch.setattr(module, "as_png", lambda figure: figure)
-        figure = getattr(module, f"draw_{name}")(made.record(content))
-        if figure is not None:
-            figure.draw_without_rendering()
+        with styled():
+            figure = getattr(module, f"draw_{name}")(made.record(content))
+            if figure is not None:
+                figure.draw_without_rendering()
         return figure
 
     return draw

@@ -116,6 +116,7 @@ def test_a_complete_run_says_what_held_what_it_cost_and_how_to_repeat_it(tmp_pat
     for section in ("trajectory", "final_parameters"):
         assert content[section]["allowed"] in page.text
         assert content[section]["allowed"] in markdown
+    assert "| relative difference in the first step, routed | 9.7e-08 |" in markdown
     assert all(f"]({name})" in markdown for name in FIGURES)
 
 

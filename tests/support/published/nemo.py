@@ -57,7 +57,7 @@ VECTORS = [
             kind=LossKind(fastemit_lambda=fastemit_lambda, clamp=0.1),
             **SMALL,
             costs=numbers("4.495666", 1) * (1 + fastemit_lambda),
-            cost_digits=2e-6,
+            cost_tolerance=2e-6,
         )
         for fastemit_lambda in (1.0, 0.01, 0.00001)
     ),

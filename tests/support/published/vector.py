@@ -20,7 +20,7 @@ class Vector:
       costs: ``[B]``, nats, not reduced.
       grad: of the summed costs, ``[B, T, U+1, C]``, by the logits or, with ``is_by_log_probs``, by
         their log-softmax; None where none was published.
-      cost_digits, grad_digits: how far the numbers can be trusted (absolute).
+      cost_tolerance, grad_tolerance: absolute; how far the numbers can be trusted.
     """
 
     name: str
@@ -33,8 +33,8 @@ class Vector:
     costs: Tensor
     grad: Tensor | None = None
     is_by_log_probs: bool = False
-    cost_digits: float = 1e-6
-    grad_digits: float = 1e-6
+    cost_tolerance: float = 1e-6
+    grad_tolerance: float = 1e-6
 
     def __str__(self) -> str:
         return self.name
@@ -43,3 +43,9 @@ class Vector:
 def numbers(text: str, *shape: int) -> Tensor:
     """The numbers in a text, float64, in a shape."""
     return torch.tensor([float(word) for word in text.split()], dtype=torch.float64).reshape(shape)
+
+
+def made_logits(*shape: int) -> Tensor:
+    """Inputs of the vectors that we made with others' code: ``(37 i + 11) mod 101 / 25 - 2``."""
+    index = torch.arange(torch.Size(shape).numel(), dtype=torch.float64)
+    return ((37 * index + 11) % 101 / 25 - 2).reshape(shape)

@@ -28,7 +28,7 @@ SMALL = Vector(
         1, 2, 3, 5,
     ),
     is_by_log_probs=True,
-    grad_digits=1e-8,
+    grad_tolerance=1e-8,
 )  # fmt: skip
 
 BIG = Vector(
@@ -112,8 +112,8 @@ BIG = Vector(
         2, 4, 3, 3,
     ),
     is_by_log_probs=True,
-    cost_digits=1e-12,
-    grad_digits=1e-12,
+    cost_tolerance=1e-12,
+    grad_tolerance=1e-12,
 )  # fmt: skip
 
 # Of an additive joiner, trans[:, :, None] + pred[:, None]; published time-major.
@@ -208,7 +208,7 @@ ADDITIVE = Vector(
     logit_lengths=torch.tensor([4, 4]),
     target_lengths=torch.tensor([2, 2]),
     costs=numbers("9.8610 8.7003", 2),
-    cost_digits=1e-4,
+    cost_tolerance=1e-4,
 )
 
 VECTORS = [SMALL, BIG, ADDITIVE]

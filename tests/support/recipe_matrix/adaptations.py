@@ -71,16 +71,16 @@ def with_mended_train(folder: str, wrong: str, right: str) -> Adaptation:
 def _stand_in_k2() -> Iterator[None]:
     import k2
 
-    from panda_icefall.losses import k2_functions
+    from panda_icefall import rnnt
 
     with ExitStack() as stack:
         if "use_hat_loss" in inspect.signature(k2.rnnt_loss_pruned).parameters:
             yield
             return
-        for name in k2_functions.__all__:
+        for name in rnnt.__all__:
             if name == "mutual_information_recursion":
                 continue  # the stand-ins call k2's
-            stack.enter_context(mock.patch.object(k2, name, getattr(k2_functions, name)))
+            stack.enter_context(mock.patch.object(k2, name, getattr(rnnt, name)))
         yield
 
 

@@ -13,12 +13,13 @@ from typing import Any, NamedTuple
 from unittest import mock
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 import panda_icefall
 from panda_icefall.routing import routed_full_loss, routed_loss
 from panda_icefall.routing.hosts import OWN_FUNCTIONS, SYMBOLS, Kind
-from panda_icefall.runs.contract.passes import PruneRanges
+from panda_icefall.runs.contract.passes import PruneRanges, ctc_losses_in_float64
 from recipe_matrix.batch import forward_arguments
 from recipe_matrix.building import make_model, make_params, seed_everything
 from recipe_matrix.isolation import egs, recipe_folder_first, train_module
@@ -41,6 +42,7 @@ class Pass:
       simple: simple losses by how they were computed: `dense` by k2, `deferred` from what goes into
         the projections, `of tensors` in tiles of am and lm.
       frames, frames_differing: see `PruneRanges`.
+      ctc_losses: how many of them torch was asked for (dense), or were routed.
     """
 
     outputs: list[Tensor]
@@ -53,10 +55,14 @@ class Pass:
     simple: dict[str, int] | None = None
     frames: int = 0
     frames_differing: int = 0
+    ctc_losses: int = 0
 
 
 class Arms(NamedTuple):
-    """Functions of `is_training`; `dense` is called first, the others prune by its ranges."""
+    """Functions of `is_training`; `dense` is called first, the others prune by its ranges.
+
+    `in_float32` is dense too, with the lattice of torch's CTC in float64.
+    """
 
     dense: Callable[..., Pass]
     routed: Callable[..., Pass]
@@ -89,6 +95,7 @@ def recipe_passes(row: Row) -> Iterator[Arms]:
         def reference(*, is_training: bool) -> Pass:
             with ExitStack() as exact:
                 exact.enter_context(ranges[is_training].handed_on())
+                exact.enter_context(ctc_losses_in_float64())
                 for adaptation in row.adaptations:
                     if adaptation.around_reference is not None:
                         exact.enter_context(adaptation.around_reference())
@@ -104,9 +111,15 @@ def _dense(row: Row, train: ModuleType, params: Any, *, is_training: bool) -> Pa
             stack.enter_context(adaptation.around_dense())
         losses = _watched(stack, Kind.PRUNED_LOSS, Kind.FULL_LOSS)
         simple = _watched(stack, Kind.SIMPLE_LOSS)
+        ctc = stack.enter_context(mock.patch.object(F, "ctc_loss", wraps=F.ctc_loss))
         outcome = _run(row, train, params, is_training=is_training)
         called, of_simple = (sum(f.call_count for f in found) for found in (losses, simple))
-    return Pass(*outcome, called, simple={"dense": of_simple} if of_simple else {})
+    return Pass(
+        *outcome,
+        called,
+        simple={"dense": of_simple} if of_simple else {},
+        ctc_losses=ctc.call_count,
+    )
 
 
 def _watched(stack: ExitStack, *kinds: Kind) -> list[mock.Mock]:
@@ -134,7 +147,7 @@ def _routed(row: Row, train: ModuleType, params: Any, *, is_training: bool) -> P
         return noting_compute
 
     with ExitStack() as stack:
-        stack.enter_context(panda_icefall.patched())
+        stack.enter_context(panda_icefall.patched(ctc=row.has_ctc_head))
         for module in (routed_loss, routed_full_loss):
             noted = mock.patch.object(module, "compute", noting(module.compute))
             stack.enter_context(noted)
@@ -153,6 +166,7 @@ def _routed(row: Row, train: ModuleType, params: Any, *, is_training: bool) -> P
         dict(status.materialised),
         status.losses_dense,
         {how: count for how, count in simple.items() if count},
+        ctc_losses=status.ctc_losses_routed,
     )
 
 

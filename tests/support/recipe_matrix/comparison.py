@@ -13,9 +13,9 @@ from torch import Tensor
 class Tolerance:
     """Bounds of relative differences: of each loss, and of each group's gradient (L2).
 
-    In float32 they are to the dense arm. Where that rounds too much, below float32 for one, both
-    arms are compared with a reference; the routed one may be off by twice the dense one's own
-    error more.
+    In float32 they are to the dense arm. Where that rounds too much, below float32 or with a CTC
+    head, whose float32 lattice has an error of its own, both arms are compared with a reference;
+    the routed one may be off by twice the dense one's own error more.
     """
 
     loss: float

@@ -169,15 +169,17 @@ def _miscounts(dense: Pass, routed: Pass) -> list[str]:
     simple, expected = (sum((p.simple or {}).values()) for p in (routed, dense))
     if simple != expected:
         faults.append(f"simple losses: got {simple}, expected {expected}")
+    if routed.ctc_losses != dense.ctc_losses:
+        faults.append(f"CTC losses: got {routed.ctc_losses}, expected {dense.ctc_losses}")
     return faults
 
 
 def _is_of_projection(operation: str) -> bool:
     """Whether a projection became a tensor, rather than a joiner."""
-    return operation.startswith("simple_")
+    return operation.startswith(("simple_", "ctc_output", "st_ctc_output"))
 
 
 def _simple(routed: Pass) -> str:
     counts = ", ".join(f"{count} {how}" for how, count in (routed.simple or {}).items())
-    reasons = sorted(filter(_is_of_projection, routed.materialised or {}))
+    reasons = sorted(name for name in routed.materialised or {} if name.startswith("simple_"))
     return (counts or "none") + (f" ({', '.join(reasons)})" if reasons else "")

@@ -92,10 +92,16 @@ class Row:
         return f"{self.folder}{script}" + (f": {self.variant}" if self.variant else "")
 
     @property
+    def has_ctc_head(self) -> bool:
+        """Whether the recipe is asked for torch's CTC loss."""
+        return bool(self.options.get("use-ctc"))
+
+    @property
     def has_reference(self) -> bool:
         """Whether the dense arm, at its precision, is not what both arms are compared with."""
         is_half = self.precision != torch.float32
-        return is_half or any(a.around_reference is not None for a in self.adaptations)
+        has_own = any(a.around_reference is not None for a in self.adaptations)
+        return is_half or self.has_ctc_head or has_own
 
     @property
     def notes(self) -> str:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 try:
     import k2
 except ImportError:
-    from panda_icefall.losses import k2_functions as k2
+    from panda_icefall import rnnt as k2
 
 
 class Transducer(nn.Module):

@@ -3,6 +3,7 @@
 from panda_icefall.runs.report.figures.contract import draw_contract
 from panda_icefall.runs.report.figures.loss import draw_loss
 from panda_icefall.runs.report.figures.memory import draw_memory, draw_phases
+from panda_icefall.runs.report.figures.style import as_png, styled
 from panda_icefall.runs.run_record import RunRecord
 
 __all__ = ["FIGURE_FILES", "draw_figures"]
@@ -24,5 +25,6 @@ def draw_figures(record: RunRecord) -> dict[str, bytes]:
     """
     import matplotlib  # noqa: F401 - fails here, also where there is nothing to draw yet
 
-    drawn = {name: draw(record) for name, draw in _DRAWERS.items()}
-    return {name: png for name, png in drawn.items() if png is not None}
+    with styled():
+        drawn = {name: draw(record) for name, draw in _DRAWERS.items()}
+        return {name: as_png(figure) for name, figure in drawn.items() if figure is not None}

@@ -5,12 +5,13 @@ from typing import TYPE_CHECKING
 
 from panda_icefall.runs.report import units
 from panda_icefall.runs.report.contract_rows import Cell, ContractRow, contract_rows
-from panda_icefall.runs.report.figures.style import INK, MUTED, VIOLATED, as_png, styled
+from panda_icefall.runs.report.figures.style import INK, MUTED, VIOLATED, blank
 from panda_icefall.runs.run_record import RunRecord
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.colors import Colormap, Normalize
+    from matplotlib.figure import Figure
 
 __all__ = ["draw_contract"]
 
@@ -23,7 +24,7 @@ _LONGEST_NAME = 56
 _MOST_TEXT_COLUMNS = 12
 
 
-def draw_contract(record: RunRecord) -> bytes | None:
+def draw_contract(record: RunRecord) -> "Figure | None":
     """``contract.png``: a heat table, quantities by batch, with each row's bound beside it.
 
     Returns:
@@ -34,31 +35,29 @@ def draw_contract(record: RunRecord) -> bytes | None:
     updates = [str(batch.update) for batch in record.contract.batches]
     rows = contract_rows(record.contract)
     from matplotlib.cm import ScalarMappable
-    from matplotlib.figure import Figure
 
-    with styled():
-        longest = max(len(_short(row.name)) for row in rows)
-        cell_width = 0.82 if len(updates) <= _MOST_TEXT_COLUMNS else 0.3
-        width = 0.085 * longest + cell_width * max(len(updates), 3) + 1.9
-        figure = Figure(figsize=(width, 0.27 * len(rows) + 1.5), layout="constrained")
-        axes = figure.subplots()
-        colours, norm = _colours()
-        _draw_cells(axes, rows, colours, norm)
-        _label(axes, updates, rows)
-        bar = figure.colorbar(
-            ScalarMappable(norm, colours),
-            ax=axes,
-            orientation="horizontal",
-            fraction=0.05,
-            aspect=38,
-            pad=0.02,
-            extend="both",
-        )
-        ticks = range(int(_LOWEST), int(_HIGHEST) + 1)
-        bar.set_ticks(list(ticks), labels=["bound" if t == 0 else f"{10.0**t:g}" for t in ticks])
-        bar.set_label("distance / bound (logarithmic; beyond the bound: violated)")
-        bar.outline.set_visible(False)  # type: ignore[operator]
-        return as_png(figure)
+    longest = max(len(_short(row.name)) for row in rows)
+    cell_width = 0.82 if len(updates) <= _MOST_TEXT_COLUMNS else 0.3
+    width = 0.085 * longest + cell_width * max(len(updates), 3) + 1.9
+    figure = blank(width, 0.27 * len(rows) + 1.5)
+    axes = figure.subplots()
+    colours, norm = _colours()
+    _draw_cells(axes, rows, colours, norm)
+    _label(axes, updates, rows)
+    bar = figure.colorbar(
+        ScalarMappable(norm, colours),
+        ax=axes,
+        orientation="horizontal",
+        fraction=0.05,
+        aspect=38,
+        pad=0.02,
+        extend="both",
+    )
+    ticks = range(int(_LOWEST), int(_HIGHEST) + 1)
+    bar.set_ticks(list(ticks), labels=["bound" if t == 0 else f"{10.0**t:g}" for t in ticks])
+    bar.set_label("distance / bound (logarithmic; beyond the bound: violated)")
+    bar.outline.set_visible(False)  # type: ignore[operator]
+    return figure
 
 
 def _colours() -> "tuple[Colormap, Normalize]":

@@ -11,15 +11,15 @@ from panda_icefall.runs.report.figures.style import (
     MUTED,
     RAISED,
     VIOLATED,
-    as_png,
+    blank,
     dress,
     step_axis,
-    styled,
 )
 from panda_icefall.runs.run_record import RunRecord
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 __all__ = ["draw_loss"]
 
@@ -31,7 +31,7 @@ _MARKERS = {"twin": 6.5, "routed": 3.8}  # the twin at the same place shows as a
 _LABELS = {"dense": "dense", "routed": "routed", "twin": "twin (dense, start perturbed by one ulp)"}
 
 
-def draw_loss(record: RunRecord) -> bytes | None:
+def draw_loss(record: RunRecord) -> "Figure | None":
     """``loss.png``: loss per frame by step, the difference from dense, the loss scale if it moves.
 
     Returns:
@@ -47,22 +47,19 @@ def draw_loss(record: RunRecord) -> bytes | None:
         panels.append((partial(_draw_differences, bound=bound), 2.2))
     if any(len(set(_scales(arm))) > 1 for arm in arms.values()):
         panels.append((_draw_scales, 1.5))
-    from matplotlib.figure import Figure
-
-    with styled():
-        heights = [height for _, height in panels]
-        figure = Figure(figsize=(8.4, sum(heights) + 0.4), layout="constrained")
-        grid = figure.subplots(
-            len(panels), 1, sharex=True, squeeze=False, gridspec_kw={"height_ratios": heights}
-        )
-        for (draw, _), axes in zip(panels, grid[:, 0]):
-            dress(axes)
-            draw(axes, arms)
-        step_axis(grid[-1, 0], arms.values())
-        drawn = [axes.get_legend_handles_labels() for axes in grid[:, 0]]
-        named = {t: h for handles, texts in drawn for h, t in zip(handles, texts)}
-        figure.legend(named.values(), named, loc="outside lower center", ncols=min(len(named), 4))
-        return as_png(figure)
+    heights = [height for _, height in panels]
+    figure = blank(8.4, sum(heights) + 0.4)
+    grid = figure.subplots(
+        len(panels), 1, sharex=True, squeeze=False, gridspec_kw={"height_ratios": heights}
+    )
+    for (draw, _), axes in zip(panels, grid[:, 0]):
+        dress(axes)
+        draw(axes, arms)
+    step_axis(grid[-1, 0], arms.values())
+    drawn = [axes.get_legend_handles_labels() for axes in grid[:, 0]]
+    named = {t: h for handles, texts in drawn for h, t in zip(handles, texts)}
+    figure.legend(named.values(), named, loc="outside lower center", ncols=min(len(named), 4))
+    return figure
 
 
 def _draw_curves(axes: "Axes", arms: dict[str, Arm]) -> None:

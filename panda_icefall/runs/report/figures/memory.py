@@ -11,22 +11,22 @@ from panda_icefall.runs.report.figures.style import (
     INK,
     MUTED,
     RAISED,
-    as_png,
+    blank,
     dress,
     step_axis,
-    styled,
 )
 from panda_icefall.runs.run_record import RunRecord
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 __all__ = ["draw_memory", "draw_phases"]
 
 _BAR = 0.38
 
 
-def draw_memory(record: RunRecord) -> bytes | None:
+def draw_memory(record: RunRecord) -> "Figure | None":
     """``memory.png``: peak of each step, dense and routed, in MiB from zero.
 
     Returns:
@@ -36,38 +36,35 @@ def draw_memory(record: RunRecord) -> bytes | None:
     arms = {name: trained[name] for name in ("dense", "routed") if name in trained}
     if not arms:
         return None
-    from matplotlib.figure import Figure
-
-    with styled():
-        figure = Figure(figsize=(8.4, 3.4), layout="constrained")
-        axes = figure.subplots()
-        dress(axes)
-        for name, arm in arms.items():
-            measured = [s for s in arm.steps if s.peak_bytes is not None]
-            axes.plot(
-                [s.step for s in measured],
-                [(s.peak_bytes or 0) / units.MIB for s in measured],
-                color=COLOURS[name],
-                lw=2.2,
-                marker="o",
-                ms=3.5,
-                zorder=RAISED[name],
-                label=f"{name}, at most {(arm.peak_bytes or 0) / units.MIB:,.0f} MiB",
-            )
-        bases = {n: arm.base_bytes for n, arm in arms.items() if arm.base_bytes is not None}
-        if bases:
-            base = min(bases.values()) / units.MIB
-            axes.axhline(base, color=MUTED, lw=1, ls=":", label=f"before step 1, {base:,.0f} MiB")
-        kind = next(iter(arms.values())).memory_kind
-        axes.set_title(f"Peak memory of each training step ({kind})")
-        axes.set_ylabel("MiB")
-        axes.set_ylim(bottom=0)
-        step_axis(axes, arms.values())
-        axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
-        return as_png(figure)
+    figure = blank(8.4, 3.4)
+    axes = figure.subplots()
+    dress(axes)
+    for name, arm in arms.items():
+        measured = [s for s in arm.steps if s.peak_bytes is not None]
+        axes.plot(
+            [s.step for s in measured],
+            [(s.peak_bytes or 0) / units.MIB for s in measured],
+            color=COLOURS[name],
+            lw=2.2,
+            marker="o",
+            ms=3.5,
+            zorder=RAISED[name],
+            label=f"{name}, at most {(arm.peak_bytes or 0) / units.MIB:,.0f} MiB",
+        )
+    bases = {n: arm.base_bytes for n, arm in arms.items() if arm.base_bytes is not None}
+    if bases:
+        base = min(bases.values()) / units.MIB
+        axes.axhline(base, color=MUTED, lw=1, ls=":", label=f"before step 1, {base:,.0f} MiB")
+    kind = next(iter(arms.values())).memory_kind
+    axes.set_title(f"Peak memory of each training step ({kind})")
+    axes.set_ylabel("MiB")
+    axes.set_ylim(bottom=0)
+    step_axis(axes, arms.values())
+    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+    return figure
 
 
-def draw_phases(record: RunRecord) -> bytes | None:
+def draw_phases(record: RunRecord) -> "Figure | None":
     """``phases.png``: medians of peak memory and of seconds by phase, dense and routed.
 
     Returns:
@@ -77,23 +74,20 @@ def draw_phases(record: RunRecord) -> bytes | None:
     phases = phases_of(arms.values())
     if not phases:
         return None
-    from matplotlib.figure import Figure
-
-    with styled():
-        figure = Figure(figsize=(8.4, 0.9 + 0.56 * len(phases)), layout="constrained")
-        peaks, times = figure.subplots(1, 2, sharey=True)
-        kind = next(iter(arms.values())).memory_kind
-        _draw_bars(peaks, arms, phases, Arm.phase_peak_bytes, units.MIB)
-        _draw_bars(times, arms, phases, Arm.phase_seconds)
-        peaks.set_title("Peak memory by phase")
-        peaks.set_xlabel(f"MiB ({kind}), median over steps")
-        times.set_title("Time by phase")
-        times.set_xlabel("seconds, median over steps")
-        peaks.set_yticks(range(len(phases)), [phase.replace("_", " ") for phase in phases])
-        peaks.invert_yaxis()
-        handles, labels = peaks.get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside upper right", ncols=2)
-        return as_png(figure)
+    figure = blank(8.4, 0.9 + 0.56 * len(phases))
+    peaks, times = figure.subplots(1, 2, sharey=True)
+    kind = next(iter(arms.values())).memory_kind
+    _draw_bars(peaks, arms, phases, Arm.phase_peak_bytes, units.MIB)
+    _draw_bars(times, arms, phases, Arm.phase_seconds)
+    peaks.set_title("Peak memory by phase")
+    peaks.set_xlabel(f"MiB ({kind}), median over steps")
+    times.set_title("Time by phase")
+    times.set_xlabel("seconds, median over steps")
+    peaks.set_yticks(range(len(phases)), [phase.replace("_", " ") for phase in phases])
+    peaks.invert_yaxis()
+    handles, labels = peaks.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper right", ncols=2)
+    return figure
 
 
 def _draw_bars(

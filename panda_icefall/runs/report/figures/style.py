@@ -18,6 +18,7 @@ __all__ = [
     "RAISED",
     "VIOLATED",
     "as_png",
+    "blank",
     "dress",
     "step_axis",
     "styled",
@@ -57,6 +58,13 @@ def styled() -> Iterator[None]:
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(_SETTINGS)
         yield
+
+
+def blank(width: float, height: float) -> "Figure":
+    """An empty figure, in inches, that makes room for labels and legends by itself."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
 
 
 def dress(axes: "Axes", grid: str = "both") -> None:

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 
-from panda_icefall.runs.batches import BatchFeed, FirstBatchOnly
+from panda_icefall.runs.recipe_calls import BatchFeed, FirstBatchOnly
 
 
 class Loader(list):

@@ -1,0 +1,223 @@
+"""What a run prints: the tables of a contract check, and a summary over all its processes."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Column, Table
+from rich.text import Text
+
+from panda_icefall.routing import LossTotals
+from panda_icefall.runs.contract.result import ContractRecord, Distance
+from panda_icefall.runs.options import PandaOptions
+from panda_icefall.runs.records import RunOutcome, nan_first, nan_last
+from panda_icefall.runs.report.units import MIB
+
+__all__ = ["open_console", "print_contract", "print_summary"]
+
+LOG_WIDTH = 120
+_OFF = "OFF, the recipe trained dense; --use-panda 1 routes its losses"
+
+
+def open_console() -> Console:
+    """A console on stderr; stdout stays the recipe's own. Wide enough for tables in log files."""
+    console = Console(stderr=True)
+    return console if console.is_terminal else Console(stderr=True, width=LOG_WIDTH)
+
+
+def print_contract(result: ContractRecord, path: Path, console: Console) -> None:
+    """Print losses and memory by update, then the worst distances."""
+    losses = Table(
+        *("update", "dense loss", "routed loss", "relative", "other ranges"),
+        *("dense MiB", "routed MiB"),
+        title=f"PANDA contract: dense against routed, {result.precision}",
+    )
+    for b in result.batches:
+        losses.add_row(
+            str(b.update),
+            f"{b.loss_dense:.7g}",
+            f"{b.loss_routed:.7g}",
+            f"{b.loss_rel:.2e}",
+            f"{b.prune_ranges.frames_differing} / {b.prune_ranges.frames}",
+            *(f"{(size or 0) / MIB:.1f}" for size in (b.peak_bytes_dense, b.peak_bytes_routed)),
+        )
+    console.print(losses)
+    console.print(
+        "other ranges: frames for which the routed arm alone would have chosen other prune ranges"
+    )
+    of_losses = _pruned_losses(result)
+    if of_losses.row_count:
+        console.print(of_losses)
+    console.print(_gradients_and_parameters(result))
+    for b in result.batches:
+        for d in b.gradients_twin:
+            console.print(
+                f"update {b.update}: rounding in the simple loss alone moves the dense gradient "
+                f"of {d.group} by rel-L2 {d.rel_l2:.2e}: the routed one may be "
+                f"{b.gradient_bounds[d.group]:.2e} apart"
+            )
+    silent = result.without_pruned_gradient
+    if silent and len(silent) < len(result.batches):
+        console.print(
+            f"not compared in backward: update(s) {', '.join(map(str, silent))}: the pruned loss "
+            "had no gradient there (does the recipe give it the weight 0 while it warms up?)"
+        )
+    for violation in result.violations:
+        console.print(f"violated: {violation}", style="red", markup=False)
+    verdict = "holds" if result.has_passed else "is VIOLATED"
+    console.print(
+        f"The contract {verdict} over {result.steps} update(s), {len(result.batches)} batch(es) "
+        f"compared; details: {path}"
+    )
+
+
+def _pruned_losses(result: ContractRecord) -> Table:
+    table = Table(
+        *("loss", "quantity", "max-abs", "over 1 + |dense|", "rel-L2", "cosine"),
+        title="pruned losses and their log-probs at the sites inside the boundary, worst over the "
+        "batches",
+    )
+    for name, of_batches in (
+        ("value", [b.pruned_losses for b in result.batches]),
+        ("selected log-probs", [b.log_probs for b in result.batches]),
+        ("log_z", [b.log_z for b in result.batches]),
+    ):
+        for group, distances in _by_group(of_batches).items():
+            worst = (_largest(distances, figure) for figure in ("max_abs", "max_scaled", "rel_l2"))
+            table.add_row(group, name, *worst, _least_cosine(distances))
+    return table
+
+
+def _gradients_and_parameters(result: ContractRecord) -> Table:
+    table = Table(
+        Column("group", overflow="fold"),
+        *("gradient max-abs", "gradient rel-L2", "cosine", "parameters rel-L2", "dense twin"),
+        title="worst over the updates; dense twin: start perturbed by one ulp, simple losses "
+        "rounded differently",
+    )
+    final = {d.group: f"{d.rel_l2:.2e}" for d in result.parameters}
+    twin = {d.group: f"{d.rel_l2:.2e}" for d in result.parameters_twin}
+    for group, distances in _by_group(b.gradients for b in result.batches).items():
+        judged = [d for d in distances if not d.is_negligible]
+        table.add_row(
+            group,
+            _largest(distances, "max_abs"),
+            _largest(judged, "rel_l2") if judged else "dense ~0, judged absolutely",
+            _least_cosine(judged) if judged else "-",
+            final.get(group, "-"),
+            twin.get(group, "-"),
+        )
+    return table
+
+
+def _by_group(batches: Iterable[list[Distance]]) -> dict[str, list[Distance]]:
+    groups: dict[str, list[Distance]] = {}
+    for distances in batches:
+        for distance in distances:
+            groups.setdefault(distance.group, []).append(distance)
+    return groups
+
+
+def _largest(distances: list[Distance], figure: str) -> str:
+    return f"{max((getattr(d, figure) for d in distances), key=nan_last):.2e}"
+
+
+def _least_cosine(distances: list[Distance]) -> str:
+    return f"{min((d.cosine for d in distances), key=nan_first):.9f}"
+
+
+def print_summary(outcomes: list[RunOutcome], console: Console, options: PandaOptions) -> None:
+    """Print one table over all ranks and where their files lie; counts are summed over ranks.
+
+    Args:
+      outcomes: One per rank.
+      console: Where to print.
+      options: What the user asked for. Where the recipe itself trained without PANDA, its counters
+        say nothing.
+    """
+    if not any(o.batches for o in outcomes):
+        console.print("PANDA summary: no batch was trained.")
+        return
+    is_on = options.use_panda
+    rows = [
+        ("PANDA", f"ON: {options.in_words}" if is_on else _OFF),
+        ("ranks", str(len(outcomes))),
+        ("training batches per rank", ", ".join(str(o.batches) for o in outcomes)),
+    ]
+    if is_on:
+        total = sum((o.counters for o in outcomes), LossTotals())
+        rows += _routing_rows(total)
+        if options.ctc:
+            counts = f"{total.ctc_losses_routed} / {total.ctc_losses_dense}"
+            rows.append(("CTC losses routed / dense", counts))
+    rows.append(("seconds in all", f"{max((o.seconds for o in outcomes), default=0.0):.1f}"))
+    rows += _memory_rows(outcomes)
+    table = Table(title="PANDA summary", show_header=False)
+    for name, value in rows:
+        table.add_row(name, Text(value))
+    console.print(table)
+    if any(o.is_bounded for o in outcomes):
+        console.print(
+            "The run ended at the bound that was asked for; a checkpoint of that epoch holds only "
+            "a part of it."
+        )
+    for outcome in outcomes:
+        for label, path in (("memory log", outcome.memory_log), ("contract", outcome.contract)):
+            if path is not None:
+                line = f"{label} (rank {outcome.rank}): {path}"
+                console.print(line, markup=False, soft_wrap=True)
+    for outcome in outcomes:
+        if outcome.memory_log_error is not None:
+            line = (
+                f"The memory log {outcome.memory_log} (rank {outcome.rank}) is NOT complete: "
+                f"{outcome.memory_log_error}"
+            )
+            console.print(line, style="red", markup=False, soft_wrap=True)
+
+
+def _memory_rows(outcomes: list[RunOutcome]) -> list[tuple[str, str]]:
+    highest = max(outcomes, key=lambda outcome: outcome.peak_bytes)
+    kind = "resident" if highest.device == "cpu" else "allocated"
+    peak = f"{highest.peak_bytes / MIB:.0f} MiB {kind} on {highest.device}"
+    if len(outcomes) > 1:
+        peak += f" (rank {highest.rank}, the highest)"
+    rows = [("peak memory of the process", peak)]
+    if highest.losses_bytes:
+        share = _share(highest.losses_bytes, highest.peak_bytes)
+        added = f"{highest.losses_bytes / MIB:.0f} MiB, {share} of the peak"
+        rows.append(("added by the losses of a step, forward", added))
+    return rows
+
+
+def _routing_rows(total: LossTotals) -> list[tuple[str, str]]:
+    return [
+        ("losses routed / dense", f"{total.losses_routed} / {total.losses_dense}"),
+        (
+            "simple losses deferred / of tensors / dense",
+            f"{total.simple_losses_deferred} / {total.simple_losses_of_tensors} / "
+            f"{total.simple_losses_dense}",
+        ),
+        ("materialised", _materialised(total)),
+        ("sites", f"{total.sites:,}"),
+        ("evaluated forward", _share(total.sites_evaluated, total.sites)),
+        ("evaluated backward", _share(total.sites_backward, total.sites)),
+        ("tiles forward / backward", f"{total.tiles_forward} / {total.tiles_backward}"),
+        ("adjoint mass skipped", _share(total.adjoint_mass_skipped, total.adjoint_mass, "{:.2e}")),
+        (
+            "seconds in the loss, forward / backward",
+            f"{total.forward_seconds:.2f} / {total.backward_seconds:.2f}",
+        ),
+        (
+            "seconds in the simple loss, forward / backward",
+            f"{total.simple_forward_seconds:.2f} / {total.simple_backward_seconds:.2f}",
+        ),
+    ]
+
+
+def _materialised(counters: LossTotals) -> str:
+    ops = ", ".join(f"{op}: {n}" for op, n in sorted(counters.materialised.items()))
+    return ops or "0"
+
+
+def _share(part: float, whole: float, form: str = "{:.1%}") -> str:
+    return form.format(part / whole) if whole else "-"
