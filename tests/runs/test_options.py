@@ -39,6 +39,7 @@ WORDS = {
     ),
     "--panda-memory-log": ("/logs/m.jsonl", Path("/logs/m.jsonl")),
     "--panda-batch-seed": ("0", 0),
+    "--panda-recipe-params": ("nhead=4,dropout=0.1", {"nhead": "4", "dropout": "0.1"}),
     "--panda-last-bit-twin": ("1", True),
 }
 

@@ -137,15 +137,15 @@ def _step(number: int, outer: dict[str, _Phase], parts: list[_Part]) -> Step:
     )
 
 
-def final_parameters(exp_dir: Path) -> dict[str, Tensor]:
-    """The model of the checkpoint with which a recipe ended its first epoch.
+def final_parameters(exp_dir: Path, epoch: int = 1) -> dict[str, Tensor]:
+    """The model of the checkpoint with which a recipe ended an epoch, its first.
 
     Raises:
       UsageError: There is none, or it holds no model.
     """
-    path = exp_dir / "epoch-1.pt"
+    path = exp_dir / f"epoch-{epoch}.pt"
     if not path.is_file():
-        raise UsageError(f"{path}: not written, expected the recipe's checkpoint of epoch 1")
+        raise UsageError(f"{path}: not written, expected the recipe's checkpoint of epoch {epoch}")
     # Written by this run a moment ago; recipes keep Path objects and the like in it.
     content = torch.load(path, map_location="cpu", weights_only=False)
     if "model" not in content:

@@ -187,6 +187,10 @@ class BoundedConfig(_Strict):
       recipe: The training script, relative to the icefall checkout.
       train_args: The recipe's own options without their dashes, and their values.
       data, bounds, contract, memory: See their classes.
+      checkpoints: What the recipe saves checkpoints of. ``epochs``, in recipes without
+        ``--start-batch``: their first epoch is number 0, and no run is stopped and resumed.
+      recipe_params: Numbers in place of those that the recipe's ``get_params()`` gives, such as the
+        sizes of a model for which it has no options.
       projections: What the model's projections for the simple loss are called, by "am" and "lm",
         and its CTC head, by "ctc"; as in icefall where none are given.
       ctc: Whether the routed arm takes the CTC loss too.
@@ -198,6 +202,8 @@ class BoundedConfig(_Strict):
     bounds: Bounds
     contract: ContractConfig
     memory: MemoryConfig = MemoryConfig()
+    checkpoints: Literal["batches", "epochs"] = "batches"
+    recipe_params: dict[str, int | float] = {}
     projections: ProjectionNames | None = None
     ctc: bool = False
 
@@ -207,6 +213,11 @@ class BoundedConfig(_Strict):
         for name, value in self.train_args.items():
             words += [f"--{name}", str(int(value)) if isinstance(value, bool) else str(value)]
         return words
+
+    @property
+    def first_epoch(self) -> int:
+        """The number of the recipe's first epoch."""
+        return int(self.checkpoints == "batches")
 
     @property
     def uses_fp16(self) -> bool:

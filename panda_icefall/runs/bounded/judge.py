@@ -70,7 +70,8 @@ class Judge:
             raise _failed(stage, outcome)
         if stage.name != "stopped":
             try:
-                self._models[stage.name] = final_parameters(stage.exp_dir)
+                epoch = self._config.first_epoch
+                self._models[stage.name] = final_parameters(stage.exp_dir, epoch)
             except UsageError as error:
                 raise StageFailed(f"the {stage.name} run: {error}") from error
         if stage.name == "dense":

@@ -15,7 +15,6 @@ __all__ = ["Stage", "child_environment", "plan_stages"]
 
 _LAUNCHER = (sys.executable, "-m", "panda_icefall")
 _MMAP_BYTES = 8 * 2**20
-_EPOCH = ["--num-epochs", "1", "--start-epoch", "1"]
 
 
 @dataclass(frozen=True)
@@ -52,7 +51,7 @@ class Stage:
 def plan_stages(
     config: BoundedConfig, train_py: Path, data_arguments: list[str], out: Path
 ) -> list[Stage]:
-    """The stages in their order: contract, dense, routed, twin, stopped, resumed.
+    """The stages in their order: contract, dense, routed, twin; stopped, resumed where they can be.
 
     Every continuation draws each batch from ``data.synthetic.seed`` and the batch's number, so
     that arms see the same random numbers and a resumed run those of the uninterrupted one.
@@ -64,9 +63,13 @@ def plan_stages(
       out: Folder of the whole run.
     """
     bounds, contract = config.bounds, config.contract
-    common = [*data_arguments, *config.recipe_arguments(), *_EPOCH]
-    # A recipe saves a checkpoint every N batches, and wants N to be no less than the period.
-    every = ["--save-every-n", str(bounds.stop_after), "--average-period", str(bounds.stop_after)]
+    epoch = ["--num-epochs", "1", "--start-epoch", str(config.first_epoch)]
+    common = [*data_arguments, *config.recipe_arguments(), *epoch]
+    every: list[str] = []
+    if config.checkpoints == "batches":
+        # A recipe saves a checkpoint every N batches, and wants N to be no less than the period.
+        N = str(bounds.stop_after)
+        every = ["--save-every-n", N, "--average-period", N]
 
     def stage(
         name: str, purpose: str, options: PandaOptions, words: Sequence[str] = (), exp_of: str = ""
@@ -90,6 +93,7 @@ def plan_stages(
         workspace_mib=config.memory.workspace_mib,
         projections=config.projections,
         ctc=config.ctc,
+        recipe_params={name: str(value) for name, value in config.recipe_params.items()} or None,
     )
     check = replace(
         asked,
@@ -104,11 +108,16 @@ def plan_stages(
     stopped = replace(routed, max_batches=stop_after)
     resumed = replace(routed, max_batches=steps - stop_after)
     start = ["--start-batch", str(stop_after)]
-    return [
+    stages = [
         stage("contract", "dense against routed on the first batches", check),
         training("dense", "the recipe as it is", dense),
         training("routed", "the same steps with PANDA", routed),
         training("twin", "dense, its start perturbed by one ulp (control run)", twin),
+    ]
+    if config.checkpoints == "epochs":
+        return stages
+    return [
+        *stages,
         training("stopped", f"with PANDA, stopped after {stop_after}", stopped),
         training(
             "resumed", "resumed from the recipe's checkpoint", resumed, *start, exp_of="stopped"

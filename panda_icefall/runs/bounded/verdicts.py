@@ -70,7 +70,7 @@ def _gradients(gradients: list[tuple[UpdateRecord, Distance]], configured: float
     ]
     allowed = f"bound {configured:g}"
     if of_rounding:
-        allowed = str(Leeway(configured, of_rounding[0], "rounding in the simple loss"))
+        allowed = str(Leeway(configured, of_rounding[0], "rounding in the loss"))
     cosine = min((g.cosine for _, g in gradients), key=nan_first)
     return (
         f"gradient rel-L2 {worst.rel_l2:.1e} in {worst.group} ({allowed}), "

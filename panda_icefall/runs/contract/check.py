@@ -39,6 +39,7 @@ from panda_icefall.runs.contract.passes import (
     ObservedLoss,
     PruneRanges,
     ctc_losses_in_float64,
+    full_losses_in_float64,
     observed_losses,
     rerounded_simple_losses,
 )
@@ -239,7 +240,7 @@ class Contract:
         scale: float,
         ranges: PruneRanges,
     ) -> list[Distance]:
-        """What rounding in the simple loss does to them, where one is beyond its bound."""
+        """What rounding in the loss does to them, where one is beyond its bound."""
         bounds = self._bounds
         if all(g.is_negligible or g.rel_l2 <= bounds.gradient_rel_l2 for g in gradients):
             return []
@@ -252,7 +253,7 @@ class Contract:
     def _rerounded(self) -> Iterator[None]:
         """The losses of which both arms have implementations, the same but for rounding."""
         of_ctc = ctc_losses_in_float64() if self._options.ctc else contextlib.nullcontext()
-        with rerounded_simple_losses(), of_ctc:
+        with rerounded_simple_losses(), full_losses_in_float64(), of_ctc:
             yield
 
     def _pass(self, loss_of: LossOf, model: nn.Module, scale: float) -> _Pass:

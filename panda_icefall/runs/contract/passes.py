@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from panda_icefall import routing
+from panda_icefall.losses import of_logits
 from panda_icefall.losses.dense import dense_log_probs
 from panda_icefall.losses.sites import SiteLogProbs, inside_boundary, next_symbols
 from panda_icefall.routing.hosts import Kind, loaded_functions, names_of
@@ -27,6 +28,7 @@ __all__ = [
     "ObservedLoss",
     "PruneRanges",
     "ctc_losses_in_float64",
+    "full_losses_in_float64",
     "log_probs_of_logits",
     "observed_losses",
     "rerounded_simple_losses",
@@ -257,6 +259,18 @@ def rerounded_simple_losses() -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def full_losses_in_float64() -> Iterator[None]:
+    """Full-lattice losses of the same float32 logits without float32 sums, in the block.
+
+    Where the host's takes no float64, they are our own.
+    """
+    with contextlib.ExitStack() as stack:
+        for module, name in loaded_functions(Kind.FULL_LOSS):
+            stack.enter_context(_wrapped_function(name, _full_loss_in_float64, module))
+        yield
+
+
+@contextlib.contextmanager
 def ctc_losses_in_float64() -> Iterator[None]:
     """torch's CTC losses of the same float32 log-probs without float32 sums, in the block."""
     (name,) = names_of(Kind.CTC_LOSS)
@@ -281,6 +295,19 @@ def _on_shifted_inputs(original: Callable[..., Any], given: inspect.BoundArgumen
     for name in ("lm", "am"):
         given.arguments[name] = _shifted(given.arguments[name])
     return original(*given.args, **given.kwargs)
+
+
+def _full_loss_in_float64(original: Callable[..., Any], given: inspect.BoundArguments) -> Any:
+    arguments = given.arguments
+    logits = arguments["logits"]
+    if logits.dtype != torch.float32:
+        return original(*given.args, **given.kwargs)
+    arguments["logits"] = logits.double()
+    if "symbols" in arguments:  # k2's
+        return original(*given.args, **given.kwargs).float()
+    is_packed = logits.dim() == 2
+    of_float64 = of_logits.transducer_loss if is_packed else of_logits.rnnt_loss
+    return of_float64(**arguments).float()
 
 
 def _shifted(logits: Tensor) -> Tensor:

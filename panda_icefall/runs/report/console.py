@@ -52,7 +52,7 @@ def print_contract(result: ContractRecord, path: Path, console: Console) -> None
     for b in result.batches:
         for d in b.gradients_twin:
             console.print(
-                f"update {b.update}: rounding in the simple loss alone moves the dense gradient "
+                f"update {b.update}: rounding in the loss alone moves the dense gradient "
                 f"of {d.group} by rel-L2 {d.rel_l2:.2e}: the routed one may be "
                 f"{b.gradient_bounds[d.group]:.2e} apart"
             )

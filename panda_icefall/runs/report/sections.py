@@ -112,7 +112,7 @@ def _quantities(found: ContractRecord) -> str:
         "Relative distance, worst over the batches: losses, log-probs, log_z, then the gradient of "
         "each parameter group (rel-L2; noise: the dense gradient is rounding noise "
         "itself, judged in absolute terms). A gradient may be apart by as much as four times "
-        "what rounding in the simple loss does to the dense one. Parameters: rel-L2 "
+        "what rounding in the loss does to the dense one. Parameters: rel-L2 "
         "after the check's optimizer steps; twin: the same of a dense run whose start is perturbed "
         "by one ulp and whose simple losses round differently.",
     )

@@ -138,7 +138,7 @@ def contract(rel_l2=3e-7, violations=(), **of_batch):
 def test_what_rounding_does_to_the_worst_gradient_is_told():
     content = contract(rel_l2=1.5e-5, gradients_twin=[distance("encoder", 2.1e-5)])
     text = verdicts.contract_verdict({0: content}).text
-    words = "8.4e-05 = 4 x 2.1e-05 (rounding in the simple loss), configured 1e-05)"
+    words = "8.4e-05 = 4 x 2.1e-05 (rounding in the loss), configured 1e-05)"
     assert f"1.5e-05 in encoder (allowed {words}, cosine" in text
 
 

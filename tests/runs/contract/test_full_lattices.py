@@ -1,7 +1,10 @@
 """The contract of recipes whose loss is on the full lattice."""
 
+import functools
 import random
+import sys
 
+import host_losses
 import pytest
 import torch
 import toy_full
@@ -9,7 +12,11 @@ import toy_full
 import panda_icefall
 from panda_icefall import routing
 from panda_icefall.runs.contract.check import Contract
-from panda_icefall.runs.contract.passes import log_probs_of_logits, observed_losses
+from panda_icefall.runs.contract.passes import (
+    full_losses_in_float64,
+    log_probs_of_logits,
+    observed_losses,
+)
 from panda_icefall.runs.options import PandaOptions
 
 
@@ -67,6 +74,24 @@ def test_both_arms_are_observed(host):
     assert torch.equal(one.live, other.live)
     for name in ("target", "blank", "log_z"):
         torch.testing.assert_close(getattr(one, name)[one.live], getattr(other, name)[one.live])
+
+
+@pytest.mark.parametrize("host", toy_full.HOSTS)
+def test_a_loss_in_float64_is_that_of_the_oracle(host):
+    model, data = toy_full.Transducer(host), toy_full.batch(torch.float32)
+    plain = toy_full.dense(model, data)
+
+    def only_float64(*args, **kwargs):
+        logits = kwargs["logits"] if "logits" in kwargs else args[0]
+        assert logits.dtype == torch.float64
+        return host_losses.k2_loss(*args, **kwargs)
+
+    sys.modules["k2"].rnnt_loss = functools.wraps(host_losses.k2_loss)(only_float64)
+    with full_losses_in_float64():
+        exact = toy_full.loss_and_gradients(model, data)
+    assert exact[0].dtype == torch.float32
+    for one, other in zip((plain[0], *plain[1]), (exact[0], *exact[1])):
+        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("host", toy_full.HOSTS)

@@ -27,6 +27,8 @@ BACKWARD = ["other", "backward", "optimizer"]
 class Meter:
     """Writes down what it is told."""
 
+    current = "other"
+
     def __init__(self):
         self.told = []
 
@@ -92,6 +94,20 @@ def test_projections_to_classes_belong_to_the_simple_loss_until_it_is_over(monke
     watch.remove()
     model.simple_am_proj(x)
     assert len(told) == 6
+
+
+def test_a_full_lattice_loss_begins_with_the_joiner(monkeypatch, watch_of):
+    monkeypatch.setattr(rnnt, "rnnt_loss", lambda logits: 1)
+    monkeypatch.setattr(rnnt, "do_rnnt_pruning", lambda am: am)
+    model = nn.Module()
+    model.joiner = nn.Linear(3, 4)
+    watch, told = watch_of(model)
+    rnnt.rnnt_loss(model.joiner(torch.ones(1, 2, 3)))
+    assert told == ["+full_loss", "-full_loss...", "+full_loss", "-full_loss"]
+    told.clear()
+    watch._meter.current = "pruned_loss"  # as after the pruning
+    model.joiner(torch.ones(1, 2, 3))
+    assert "+full_loss" not in told
 
 
 def test_a_model_without_an_encoder_has_none(watch_of):
