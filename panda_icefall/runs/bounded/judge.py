@@ -78,7 +78,7 @@ class Judge:
             self._require_steps()
         elif stage.name == "routed":
             arm = self._record.arms["routed"]
-            self._record.verdicts.append(verdicts.pruned_loss_verdict(arm))
+            self._record.verdicts.append(verdicts.transducer_loss_verdict(arm))
         elif stage.name == "twin":
             self._judge_arms()
         elif stage.name == "resumed":
@@ -114,8 +114,8 @@ class Judge:
             verdict = verdicts.contract_verdict(self._contracts)
             verdict.holds = False if is_violated else None
             self._record.verdicts.append(verdict)
-        if "pruned loss" not in given and "routed" in trained:
-            verdict = verdicts.pruned_loss_verdict(trained["routed"], is_whole=False)
+        if "transducer loss" not in given and "routed" in trained:
+            verdict = verdicts.transducer_loss_verdict(trained["routed"], is_whole=False)
             self._record.verdicts.append(verdict)
         if "dense" in trained and "routed" in trained:
             self._judge_arms(is_whole=False)

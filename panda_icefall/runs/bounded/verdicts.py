@@ -18,9 +18,9 @@ __all__ = [
     "contract_verdict",
     "final_parameters_verdict",
     "finite_verdict",
-    "pruned_loss_verdict",
     "resume_verdict",
     "trajectory_verdict",
+    "transducer_loss_verdict",
 ]
 
 
@@ -78,8 +78,8 @@ def _gradients(gradients: list[tuple[UpdateRecord, Distance]], configured: float
     )
 
 
-def pruned_loss_verdict(routed: Arm, *, is_whole: bool = True) -> Verdict:
-    """Every pruned loss was routed, and its gradient took part.
+def transducer_loss_verdict(routed: Arm, *, is_whole: bool = True) -> Verdict:
+    """Every pruned or full-lattice loss was routed, and its gradient took part.
 
     Recipes give the pruned loss the weight 0 while they warm up: a run that ends before says
     nothing about its backward.
@@ -103,7 +103,7 @@ def pruned_loss_verdict(routed: Arm, *, is_whole: bool = True) -> Verdict:
     has_gradient = counted.adjoint_mass > 0
     is_open = is_routed and not has_gradient and not is_whole
     holds = None if is_open else is_routed and has_gradient
-    return Verdict(name="pruned loss", holds=holds, text=text)
+    return Verdict(name="transducer loss", holds=holds, text=text)
 
 
 def trajectory_verdict(

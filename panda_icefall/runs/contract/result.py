@@ -234,7 +234,7 @@ def backward_violations(result: ContractRecord) -> list[str]:
     if not silent or len(silent) < len(result.batches):
         return []
     return [
-        f"the pruned loss had no gradient in the {len(silent)} batch(es) compared (does the "
+        f"the transducer loss had no gradient in the {len(silent)} batch(es) compared (does the "
         "recipe give it the weight 0 while it warms up?): nothing of its backward was compared; "
         "compare batches after the warm-up, e.g. with a shorter --model-warm-step"
     ]

@@ -59,8 +59,8 @@ def print_contract(result: ContractRecord, path: Path, console: Console) -> None
     silent = result.without_pruned_gradient
     if silent and len(silent) < len(result.batches):
         console.print(
-            f"not compared in backward: update(s) {', '.join(map(str, silent))}: the pruned loss "
-            "had no gradient there (does the recipe give it the weight 0 while it warms up?)"
+            f"not compared in backward: update(s) {', '.join(map(str, silent))}: the transducer "
+            "loss had no gradient there (does the recipe give it the weight 0 while it warms up?)"
         )
     for violation in result.violations:
         console.print(f"violated: {violation}", style="red", markup=False)
@@ -74,8 +74,8 @@ def print_contract(result: ContractRecord, path: Path, console: Console) -> None
 def _pruned_losses(result: ContractRecord) -> Table:
     table = Table(
         *("loss", "quantity", "max-abs", "over 1 + |dense|", "rel-L2", "cosine"),
-        title="pruned losses and their log-probs at the sites inside the boundary, worst over the "
-        "batches",
+        title="transducer losses and their log-probs at the sites inside the boundary, worst over "
+        "the batches",
     )
     for name, of_batches in (
         ("value", [b.pruned_losses for b in result.batches]),

@@ -9,7 +9,7 @@ __all__ = ["Cell", "ContractRow", "contract_rows"]
 _QUANTITIES = (
     # (attribute of an update, name, attribute of a distance, tolerance); gradients have the names
     # of their groups
-    ("pruned_losses", "pruned loss", "rel_l2", "loss_rel"),
+    ("pruned_losses", "transducer loss", "rel_l2", "loss_rel"),
     ("log_probs", "selected log-probs", "rel_l2", "log_prob_rel_l2"),
     ("log_probs", "worst log-prob", "max_scaled", "log_prob_elementwise"),
     ("log_z", "log_z", "rel_l2", "log_z_rel_l2"),

@@ -8,7 +8,7 @@ __all__ = ["all_verdicts", "facts", "first_screen", "headline", "state"]
 
 _EXPECTED_VERDICTS = (
     "contract",
-    "pruned loss",
+    "transducer loss",
     "trajectory",
     "final parameters",
     "finite",

@@ -56,7 +56,7 @@ def test_all_stages_run_and_every_verdict_holds(checkout):
     assert {stage["state"] for stage in content["stages"]} == {"done"}
     assert [(v["name"], v["holds"]) for v in content["verdicts"]] == [
         ("contract", True),
-        ("pruned loss", True),
+        ("transducer loss", True),
         ("trajectory", True),
         ("final parameters", True),
         ("finite", True),
@@ -279,7 +279,7 @@ def test_a_partial_run_is_judged_so_far_and_continued(checkout, monkeypatch, cap
     assert content["reason"] == "bounds.max_minutes: 30 minutes were over during the routed run"
     assert [(v["name"], v["holds"]) for v in content["verdicts"]] == [
         ("contract", True),
-        ("pruned loss", True),
+        ("transducer loss", True),
         ("trajectory", True),
         ("finite", True),
     ]

@@ -135,7 +135,7 @@ def test_an_interrupted_run_is_judged_by_the_steps_that_were_trained(judge):
     judge.judge_partial()
     assert judge.answers() == [
         ("contract", True),
-        ("pruned loss", True),
+        ("transducer loss", True),
         ("trajectory", True),
         ("finite", True),
     ]
@@ -154,7 +154,7 @@ def test_what_the_twin_would_decide_stays_open_without_it(judge, loss, holds):
     judge.judge_partial()
     assert judge.answers() == [
         ("contract", True),
-        ("pruned loss", True),
+        ("transducer loss", True),
         ("trajectory", holds),
         ("final parameters", None),
         ("finite", holds is None),
@@ -168,7 +168,7 @@ def test_a_gradient_that_has_not_come_yet_is_no_violation(judge):
     judge.contract(0, rank0=PASSED)
     judge.trained("routed", [4.0], adjoint_mass=0.0)
     judge.judge_partial()
-    assert judge.answers() == [("contract", True), ("pruned loss", None)]
+    assert judge.answers() == [("contract", True), ("transducer loss", None)]
 
 
 def test_a_run_that_ended_after_its_twin_has_nothing_judged_twice(judge):

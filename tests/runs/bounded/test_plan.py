@@ -78,6 +78,18 @@ def test_the_resumed_run_goes_on_in_the_folder_of_the_stopped_one(stages):
     assert len({stage.log for stage in stages.values()}) == 6
 
 
+def test_a_recipe_that_saves_epochs_is_not_resumed_and_gets_its_sizes():
+    sizes = {"nhead": 4, "lr": 1e-3}
+    content = {**CONTENT, "checkpoints": "epochs", "recipe_params": sizes}
+    config = BoundedConfig.model_validate(content)
+    planned = plan_stages(config, Path("/x/train.py"), [], Path("/out"))
+    assert [stage.name for stage in planned] == ["contract", "dense", "routed", "twin"]
+    for stage in planned:
+        options, words = options_of(stage)
+        assert options.recipe_params == {"nhead": "4", "lr": "0.001"}
+        assert words[2:] == ["--world-size", "1", "--num-epochs", "1", "--start-epoch", "0"]
+
+
 def test_the_environment_hides_gpus_from_cpu_runs_only(monkeypatch):
     monkeypatch.setenv("PYTHONPATH", "/mine")
     monkeypatch.delenv("MALLOC_MMAP_THRESHOLD_", raising=False)

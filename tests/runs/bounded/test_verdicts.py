@@ -193,6 +193,6 @@ def test_a_run_in_which_the_pruned_loss_took_no_part_does_not_hold(changes, hold
         "sites_backward": 60,
         "adjoint_mass": 5.0,
     }
-    verdict = verdicts.pruned_loss_verdict(Arm(counters={**counters, **changes}))
+    verdict = verdicts.transducer_loss_verdict(Arm(counters={**counters, **changes}))
     assert verdict.holds is holds
     assert words in verdict.text

@@ -38,7 +38,7 @@ def test_a_pruned_loss_without_a_gradient_in_every_batch_is_a_violation(recipe, 
     assert run_recipe(recipe.train_py, [], PandaOptions(check_batches=2)) == 1
     found = report(recipe)
     (violation,) = found["violations"]
-    assert "the pruned loss had no gradient in the 2 batch(es) compared" in violation
+    assert "the transducer loss had no gradient in the 2 batch(es) compared" in violation
     assert "nothing of its backward was compared" in violation
     assert "--model-warm-step" in violation
     assert [b["has_pruned_gradient"] for b in found["batches"]] == [False, False]
@@ -57,7 +57,7 @@ def test_batches_of_a_warm_up_are_named_as_not_compared_in_backward(recipe, caps
     found = report(recipe)
     assert [b["has_pruned_gradient"] for b in found["batches"]] == [False, True, True]
     printed = " ".join(capsys.readouterr().err.split())
-    assert "not compared in backward: update(s) 1: the pruned loss had no gradient" in printed
+    assert "not compared in backward: update(s) 1: the transducer loss had no gradient" in printed
 
 
 @pytest.mark.parametrize("weight", [1.0, 0.1, 1e-6])

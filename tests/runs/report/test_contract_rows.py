@@ -14,7 +14,7 @@ def rows_of(content):
 def test_an_older_check_without_values_or_single_elements_has_no_rows_of_them():
     rows = rows_of(contract())
     names = [row.name for row in rows if not row.is_gradient]
-    assert not [name for name in names if name.startswith(("pruned loss", "worst"))]
+    assert not [name for name in names if name.startswith(("transducer loss", "worst"))]
 
 
 def test_values_and_worst_elements_have_rows_under_the_bounds_they_are_judged_by():
@@ -25,7 +25,7 @@ def test_values_and_worst_elements_have_rows_under_the_bounds_they_are_judged_by
         batch["log_z"] = [{**distance("pruned loss 1", 2e-8), "max_scaled": 4e-6}]
     rows = rows_of(found)
     by_name = {row.name: row for row in rows}
-    value, worst = by_name["pruned loss"], by_name["worst log_z"]
+    value, worst = by_name["transducer loss"], by_name["worst log_z"]
     assert (value.bound, [cell.value for cell in value.cells]) == (1e-6, [3e-7] * 2)
     assert (worst.bound, [cell.value for cell in worst.cells]) == (1e-5, [4e-6] * 2)
     assert not value.is_gradient

@@ -48,7 +48,7 @@ def test_only_an_incomplete_run_lists_verdicts_that_were_not_given():
     names = [v.name for v in first_screen.all_verdicts(made.record({"state": "partial"}))]
     assert names == [
         "contract",
-        "pruned loss",
+        "transducer loss",
         "trajectory",
         "final parameters",
         "finite",

@@ -136,7 +136,7 @@ def test_a_partial_run_says_so_with_its_reason_and_what_was_not_reached(tmp_path
     assert "interrupted by SIGINT during the dense run. 1 of 6 verdicts hold" in page.text
     assert markdown.splitlines()[2].startswith("**PARTIAL**: interrupted by SIGINT")
     assert figures_in(tmp_path) == {"contract.png"}
-    for name in ("pruned loss", "trajectory", "final parameters", "finite", "resume"):
+    for name in ("transducer loss", "trajectory", "final parameters", "finite", "resume"):
         assert f"| \u2013 not judged | {name} | not reached |" in markdown
     assert "The dense run: no step was measured (its stage: interrupted)." in page.text
     assert "The routed run: not reached." in page.text
