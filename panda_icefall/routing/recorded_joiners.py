@@ -21,9 +21,16 @@ from panda_icefall.routing.axis_tensor import AxisTensor
 from panda_icefall.routing.joint_sites import GridSites
 from panda_icefall.routing.stand_in import Report
 
-__all__ = ["RecordedJoiner", "find_joiners", "has_recorded_joiner", "recorded_arguments", "running"]
+__all__ = [
+    "RecordedJoiner",
+    "find_joiners",
+    "has_recorded_joiner",
+    "is_joiner_name",
+    "recorded_arguments",
+    "running",
+]
 
-_NAME = re.compile(r"(?:.*\.)?(?:joiner(?:_\w+)?|joint)")
+_NAME = re.compile(r"joiner(?:_\w+)?|joint")
 _joiners: dict[int, RecordedJoiner] = {}
 _owners: dict[int, int] = {}  # of recorded joiners, and how many they have
 _now = threading.local()  # owners whose forward runs in this thread
@@ -70,8 +77,13 @@ def find_joiners(model: nn.Module) -> dict[str, tuple[nn.Module, nn.Module]]:
     return {
         path: (module, modules[path.rpartition(".")[0]])
         for path, module in modules.items()
-        if _NAME.fullmatch(path)
+        if is_joiner_name(path.rpartition(".")[2])
     }
+
+
+def is_joiner_name(name: str) -> bool:
+    """Whether a module of that name in its owner is taken for a joiner."""
+    return _NAME.fullmatch(name) is not None
 
 
 def has_recorded_joiner(module: nn.Module) -> bool:

@@ -88,13 +88,13 @@ def explain_not_routed(counters: LossTotals, calls: "Counter[str]") -> str:
     parts = []
     if counters.losses_dense:
         parts.append(
-            f"rnnt_loss_pruned was called {counters.losses_dense} time(s), each with ordinary "
-            "logits instead of a recorded joiner"
+            f"pruned or full-lattice losses were called {counters.losses_dense} time(s), each with "
+            "ordinary logits instead of a recorded joiner"
         )
     else:
         parts.append(
-            "rnnt_loss_pruned was not seen to be called (names bound by `from k2 import ...` "
-            "before PANDA was applied are out of reach)"
+            "no pruned and no full-lattice loss was seen to be called (names bound by `from k2 "
+            "import ...` before PANDA was applied are out of reach)"
         )
     if counters.materialised:
         ops = ", ".join(f"{op} ({n} times)" for op, n in sorted(counters.materialised.items()))
@@ -111,5 +111,6 @@ def explain_not_routed(counters: LossTotals, calls: "Counter[str]") -> str:
     return (
         "PANDA was asked for, but no loss was routed in the first training batch: "
         + "; ".join(parts)
-        + ". Train this recipe without --use-panda, or give it the pruned transducer loss"
+        + ". Train this recipe without --use-panda, or give it a transducer loss of k2, torchaudio "
+        "or optimized_transducer"
     )

@@ -54,13 +54,13 @@ def test_a_replacement_made_meanwhile_is_left_alone(monkeypatch):
 def test_the_explanation_names_dense_calls_materialised_operations_and_other_losses():
     counters = LossTotals(losses_dense=2, materialised={"cumsum": 1, "bmm": 3})
     text = explain_not_routed(counters, Counter({"k2.rnnt_loss": 4}))
-    assert "rnnt_loss_pruned was called 2 time(s), each with ordinary logits" in text
+    assert "full-lattice losses were called 2 time(s), each with ordinary logits" in text
     assert "turned into a tensor by bmm (3 times), cumsum (1 times)" in text
     assert "called instead: k2.rnnt_loss (4 times)" in text
 
 
 def test_a_call_that_was_not_seen_is_not_said_not_to_have_been():
     text = explain_not_routed(LossTotals(), Counter())
-    assert "rnnt_loss_pruned was not seen to be called" in text
+    assert "no pruned and no full-lattice loss was seen to be called" in text
     assert "names bound by `from k2 import ...` before PANDA was applied" in text
     assert "never called" not in text

@@ -11,6 +11,7 @@ from panda_icefall.routing.hosts import (
     Kind,
     names_of,
 )
+from panda_icefall.routing.recorded_joiners import is_joiner_name
 from panda_icefall.runs.doctor.findings import Finding, ok, problem, warning
 from panda_icefall.runs.doctor.imports import examine_imports
 from panda_icefall.runs.doctor.recipe_sources import RecipeSources, Source
@@ -21,8 +22,11 @@ __all__ = ["examine_losses", "examine_recipe", "find_train_py"]
 
 _EXPECTED = "an icefall recipe with compute_loss() and train_one_epoch()"
 
-(_ROUTED,), (_RECORDED,) = names_of(Kind.PRUNED_LOSS), names_of(Kind.PRUNING)
-_OTHER_LOSSES = {symbol.name for symbol in SYMBOLS if symbol.is_loss} | set(
+_KINDS = {f"{host}.{symbol.name}": symbol.kind for symbol in SYMBOLS for host in symbol.hosts}
+_REPLACED = {f"{host}.{s.name}" for s in SYMBOLS if s.is_replaced for host in s.hosts}
+_ROUTED = (Kind.PRUNED_LOSS, Kind.FULL_LOSS)
+(_RECORDED,) = names_of(Kind.PRUNING)
+_LOSSES = {symbol.name for symbol in SYMBOLS if symbol.is_loss} | set(
     "CTCLoss LFMMILoss mwer_loss cross_entropy CrossEntropyLoss".split()
 )
 
@@ -121,7 +125,7 @@ def _definition(
 
 
 def examine_losses(sources: RecipeSources) -> list[Finding]:
-    """The pruned loss of a recipe, functions bound past the patch, and scripted joiners."""
+    """The transducer loss of a recipe, functions bound past the patch, and scripted joiners."""
     findings = list(_examine_uses(sources))
     for source in sources.of_recipe:
         findings += _imported_by_name(source)
@@ -132,33 +136,51 @@ def examine_losses(sources: RecipeSources) -> list[Finding]:
 
 
 def _examine_uses(sources: RecipeSources) -> Iterator[Finding]:
-    routed, recorded, others = [], [], []
+    used: dict[Kind, list[str]] = {}
+    others = []
     for source in sources.of_recipe:
         for name, line in _uses(source):
             owner, _, function = name.rpartition(".")
             where = f"{name} ({source.path.name}:{line})"
-            if owner in HOSTS and function == _ROUTED:
-                routed.append(where)
-            elif owner in HOSTS and function == _RECORDED:
-                recorded.append(where)
-            elif owner and function in _OTHER_LOSSES:
+            kind = _KINDS.get(name)
+            if kind in (*_ROUTED, Kind.PRUNING):
+                used.setdefault(kind, []).append(where)
+            elif owner and function in _LOSSES:
                 others.append(where)
+    routed = [kind for kind in _ROUTED if kind in used]
     if not routed:
         calls = f"it calls {', '.join(others)}" if others else "no known loss is called either"
         yield problem(
-            "pruned loss",
-            f"k2.{_ROUTED} is called in none of the recipe's files; {calls}",
-            "train this recipe without --use-panda, or give it the pruned transducer loss",
+            "transducer loss",
+            f"none that PANDA routes is called in the recipe's files; {calls}",
+            "train this recipe without --use-panda, or give it a transducer loss of k2, torchaudio "
+            "or optimized_transducer",
         )
-        return
-    yield ok("pruned loss", f"it calls {', '.join(routed)}")
-    if not recorded:
+    for kind in routed:
+        yield ok(kind.value, f"it calls {', '.join(used[kind])}")
+    if Kind.PRUNED_LOSS in used and Kind.PRUNING not in used:
         yield problem(
             "pruning",
             f"k2.{_RECORDED} is called in none of the recipe's files; a joiner on inputs that were "
             "pruned otherwise is not recorded, and no loss will be routed",
             f"prune with k2.{_RECORDED}(), or train this recipe without --use-panda",
         )
+    if routed == [Kind.FULL_LOSS] and not any(map(_sets_joiner, sources.of_recipe)):
+        yield problem(
+            "joiner",
+            "no attribute called joiner is set in the recipe's files; one of another name is not "
+            "recorded, and no loss will be routed",
+            "call it joiner, or joiner_ and a word, in the model whose forward computes the loss",
+        )
+
+
+def _sets_joiner(source: Source) -> bool:
+    return any(
+        isinstance(node, ast.Attribute)
+        and isinstance(node.ctx, ast.Store)
+        and is_joiner_name(node.attr)
+        for node in ast.walk(source.tree)
+    )
 
 
 def _uses(source: Source) -> Iterator[tuple[str, int]]:
@@ -177,8 +199,11 @@ def _imported_by_name(source: Source) -> Iterator[Finding]:
         names = [alias.name for alias in node.names if alias.name in REPLACED_NAMES]
         statement = f"`from {node.module} import {', '.join(names)}`"
         where = f"{source.path.name}:{node.lineno} has {statement}"
-        advice = f"import the module, as `import k2`, and call k2.{'(), k2.'.join(names)}()"
-        if names and node.module in HOSTS:
+        is_of_host = any(f"{node.module}.{name}" in _REPLACED for name in names)
+        host = node.module if is_of_host and node.module not in HOSTS else "k2"
+        calls = ", ".join(f"{host}.{name}()" for name in names)
+        advice = f"import the module, as `import {host}`, and call {calls}"
+        if is_of_host:
             yield warning("import by name", f"{where}, which {_TOO_EARLY}", advice + _OR_ELSE)
         elif names and node.module.startswith("k2."):
             text = f"{where}: the patch is in k2, and does not reach {node.module}"
@@ -191,10 +216,11 @@ def _kept_at_import(source: Source) -> Iterator[Finding]:
     for node in _run_at_import(source.tree):
         if not isinstance(node, ast.Attribute) or id(node) in called:
             continue
-        owner, _, function = (source.full_name(node) or "").rpartition(".")
-        if owner in HOSTS and function in REPLACED_NAMES:
-            where = f"{source.path.name}:{node.lineno} keeps {owner}.{function}"
-            advice = f"call k2.{function}() where it is used"
+        name = source.full_name(node) or ""
+        if name in _REPLACED:
+            where = f"{source.path.name}:{node.lineno} keeps {name}"
+            owner, _, function = name.rpartition(".")
+            advice = f"call {'k2' if owner in HOSTS else owner}.{function}() where it is used"
             yield warning("kept at import", f"{where}, which {_TOO_EARLY}", advice + _OR_ELSE)
 
 

@@ -108,6 +108,11 @@ class RecipeSources:
         self.imports_icefall |= is_icefall
         self._imported.add(name)
         base = self._folder if _file_of(self._folder, top) or not is_icefall else self.root
+        # The recipe's folder itself, as a package, with the folder above on the path.
+        is_package = (self._folder / "__init__.py").is_file()
+        is_own_package = top == self._folder.name and not _file_of(self._folder, top) and is_package
+        if is_own_package:
+            base = self._folder.parent
         parts = name.split(".")
         found = False
         for length in range(1, len(parts) + 1):
@@ -116,7 +121,7 @@ class RecipeSources:
                 found = True
                 is_package = path.name == "__init__.py"
                 self._read(path, ".".join(parts[: length if is_package else length - 1]))
-        if is_needed and not found:
+        if is_needed and (not found or is_own_package):
             self.needed.setdefault(top, importer)
 
 

@@ -102,6 +102,6 @@ def test_a_ctc_recipe_and_a_path_without_icefall_are_problems(doctor):
     root = Path(os.environ["ICEFALL_ROOT"]).resolve()
     status, _, found = doctor(root / "egs/aishell/ASR/conformer_ctc")
     assert status == 1
-    assert "k2.ctc_loss (train.py:" in found["pruned loss"]["text"]
+    assert "k2.ctc_loss (train.py:" in found["transducer loss"]["text"]
     assert found["import icefall"]["level"] == "problem"
     assert found["import icefall"]["advice"] == f"export PYTHONPATH={root}:$PYTHONPATH"

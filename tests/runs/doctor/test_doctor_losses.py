@@ -44,24 +44,68 @@ def test_the_use_of_the_pruned_loss_is_found(findings, call):
 @pytest.mark.parametrize(
     ("model", "name"),
     [
-        ("import torchaudio\ntorchaudio.functional.rnnt_loss(1)", "torchaudio.functional."),
-        ("import torchaudio.functional as F\nF.rnnt_loss(1)", "torchaudio.functional.rnnt_loss"),
-        (
-            "import optimized_transducer\noptimized_transducer.transducer_loss(1)",
-            "optimized_transducer.transducer_loss (model.py:2)",
-        ),
+        ("import torchaudio\ntorchaudio.rnnt_loss(1)", "torchaudio.rnnt_loss (model.py:2)"),
         ("import k2\nk2.ctc_loss(1)", "k2.ctc_loss (model.py:2)"),
         ("from icefall.mmi import LFMMILoss\nLFMMILoss(1)", "icefall.mmi.LFMMILoss"),
-        ("import fast_rnnt\nfast_rnnt.rnnt_loss(1)", "fast_rnnt.rnnt_loss"),
         ("import other as k2\nk2.rnnt_loss_pruned(1)", "other.rnnt_loss_pruned"),
     ],
 )
-def test_a_recipe_without_the_pruned_loss_is_a_problem_naming_its_own(findings, model, name):
+def test_a_recipe_without_a_loss_to_route_is_a_problem_naming_its_own(findings, model, name):
     (finding,) = findings(model)
     assert finding.level == "problem"
-    assert "k2.rnnt_loss_pruned is called in none of the recipe's files; it calls" in finding.text
+    assert "none that PANDA routes is called in the recipe's files; it calls" in finding.text
     assert name in finding.text
     assert "without --use-panda" in finding.advice
+
+
+@pytest.mark.parametrize(
+    ("model", "name"),
+    [
+        (
+            "import torchaudio\ntorchaudio.functional.rnnt_loss(1)",
+            "torchaudio.functional.rnnt_loss",
+        ),
+        ("import torchaudio.functional as F\nF.rnnt_loss(1)", "torchaudio.functional.rnnt_loss"),
+        (
+            "def f():\n  import optimized_transducer as ot\n  ot.transducer_loss(1)",
+            "optimized_transducer.transducer_loss",
+        ),
+        ("import k2\nk2.rnnt_loss(1)", "k2.rnnt_loss"),
+        ("import fast_rnnt\nfast_rnnt.rnnt_loss(1)", "fast_rnnt.rnnt_loss"),
+    ],
+)
+def test_the_use_of_a_full_lattice_loss_is_found_and_needs_a_joiner(findings, model, name):
+    used, joiner = findings(f"{model}\nself.combiner = 1")
+    assert (used.subject, used.level) == ("full-lattice loss", "ok")
+    assert f"it calls {name} (model.py:" in used.text
+    assert (joiner.subject, joiner.level) == ("joiner", "problem")
+    assert "one of another name is not recorded" in joiner.text
+    for attribute in "joiner", "joiner_giga":
+        assert [f.level for f in findings(f"{model}\nself.{attribute} = 1")] == ["ok"]
+
+
+def test_a_folder_that_is_imported_as_a_package_is_read(tmp_path, monkeypatch):
+    """As `from transducer.model import Transducer`, with the folder above on the path."""
+    folder = tmp_path / "transducer"
+    folder.mkdir()
+    (folder / "__init__.py").touch()
+    (folder / "train.py").write_text("from transducer.model import Transducer\n")
+    (folder / "model.py").write_text("import k2\nself.joiner = k2.rnnt_loss(1)\n")
+    sources = RecipeSources(folder / "train.py")
+    (used,) = examine_losses(sources)
+    assert (used.level, used.text) == ("ok", "it calls k2.rnnt_loss (model.py:2)")
+    assert "transducer" in sources.missing
+    monkeypatch.syspath_prepend(tmp_path)
+    assert "transducer" not in RecipeSources(folder / "train.py").missing
+
+
+def test_a_full_lattice_loss_imported_by_name_is_a_warning(findings):
+    used, named = findings(
+        "from torchaudio.functional import rnnt_loss\nself.joiner = rnnt_loss(1)\n"
+    )
+    assert (used.subject, used.level) == ("full-lattice loss", "ok")
+    assert (named.subject, named.level) == ("import by name", "warning")
+    assert "as `import torchaudio.functional`, and call torchaudio.functional.rnnt" in named.advice
 
 
 def test_a_recipe_without_any_known_loss_says_so(findings):

@@ -58,7 +58,10 @@ def test_what_cannot_be_done_is_one_line_and_status_two(patch, tmp_path, verb):
 @pytest.mark.parametrize(
     ("loss", "reason"),
     [
-        ("k2.ctc_loss()", "pruned loss: k2.rnnt_loss_pruned is called in none of the recipe's"),
+        (
+            "k2.ctc_loss()",
+            "transducer loss: none that PANDA routes is called in the recipe's files",
+        ),
         ("k2.rnnt_loss_pruned()", "pruning: k2.do_rnnt_pruning is called in none"),
     ],
 )
