@@ -58,7 +58,7 @@ def test_ctc_compares_both_methods_at_every_c(script):
     assert [(row["C"], row["arm"]) for row in rows] == [
         (C, arm) for C in (20, 40) for arm in ("dense", "panda")
     ]
-    assert all(row["seconds_min"] > 0 and row["grad_rel_l2"] < 1e-5 for row in rows)
+    assert all(row["seconds_min"] > 0 and row["grad_rel_l2"] < 1e-4 for row in rows)
 
 
 def test_a_peak_too_small_to_measure_has_no_ratio(script, monkeypatch):
