@@ -62,7 +62,7 @@ def test_nothing_depends_on_the_tiles(workspace_bytes):
         selected, data, workspace_bytes=workspace_bytes, counters=counters
     )
     assert_structure(ours, truth)
-    assert (counters.tiles_forward == 1) is (workspace_bytes == 2**20)
+    assert (counters.totals.tiles_forward == 1) is (workspace_bytes == 2**20)
 
 
 def test_the_lattice_is_computed_for_as_many_utterances_as_the_workspace_holds(monkeypatch):
@@ -178,7 +178,9 @@ def test_frames_beyond_the_lengths_are_not_evaluated():
     counters = TileCounters()
     found = ctc_batch.with_gradients(selected, data, counters=counters)
     assert all(tensor.isfinite().all() for tensor in found)
-    assert counters.sites_evaluated == counters.sites_backward == sum(ctc_batch.FRAMES)
+    assert (
+        counters.totals.sites_evaluated == counters.totals.sites_backward == sum(ctc_batch.FRAMES)
+    )
 
 
 def test_no_frame_at_all_says_nothing_with_certainty_and_something_never():

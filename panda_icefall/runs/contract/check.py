@@ -206,7 +206,7 @@ class Contract:
             return
         if self._options.ctc and counted.ctc_losses_routed == 0:
             heads = routing.find_ctc_heads(routed, self._options.projections)
-            self.result.not_routed = explain_ctc_not_routed(counted, heads)
+            self.not_routed = explain_ctc_not_routed(counted, heads)
             return
         compared = compare_pruned_losses(dense_losses, routed_losses)
         bounds = self._bounds
