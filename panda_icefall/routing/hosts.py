@@ -142,6 +142,18 @@ def names_of(kind: Kind) -> tuple[str, ...]:
     return tuple(symbol.name for symbol in SYMBOLS if symbol.kind is kind)
 
 
+def loaded_functions(kind: Kind) -> list[tuple[ModuleType, str]]:
+    """Where functions of one kind are in the main host and in those that are loaded: each once."""
+    main = patched_module()
+    found = {}
+    for symbol in (s for s in SYMBOLS if s.kind is kind):
+        for host in symbol.hosts:
+            module = main if host == main.__name__ else sys.modules.get(host)
+            if module is not None and callable(getattr(module, symbol.name, None)):
+                found[module.__name__, symbol.name] = module
+    return [(module, name) for (_, name), module in found.items()]
+
+
 def patched_module() -> ModuleType:
     """The main host: k2 where it is installed, else the project's own functions."""
     return _loaded("k2") or importlib.import_module(OWN_FUNCTIONS)
@@ -199,7 +211,11 @@ def install_substitutes(found: list[HostFunction]) -> dict[str, ModuleType]:
 @contextmanager
 def substituted() -> Iterator[None]:
     """In the block recipes can import packages of losses that are not installed, as our own."""
-    missing = {name: _substitute(name) for name in _SUBSTITUTES if _loaded(name) is None}
+    missing = {
+        name: _substitute(name)
+        for name in _SUBSTITUTES
+        if name not in sys.modules and importlib.util.find_spec(name) is None
+    }
     sys.modules.update(missing)
     try:
         yield

@@ -73,8 +73,10 @@ def compute(logits: SiteTensor, arguments: Mapping[str, Any], state: RoutingStat
     clamp = arguments.get("clamp", -1)
     head = head_of(bool(arguments.get("use_hat_loss", False)))
     is_shift_free = clamp <= 0 and isinstance(head, PlainHead)
-    sites = _sites(logits, arguments)
     is_packed = isinstance(logits.sites, PackedSites)
+    if isinstance(logits.sites, PackedSites):
+        _check_lengths(logits.sites, arguments)
+    sites = full_sites(arguments)
     with torch.set_grad_enabled(torch.is_grad_enabled() and logits.grad_enabled):
         loss = selected_transducer_loss(
             row_logits(
@@ -90,28 +92,35 @@ def compute(logits: SiteTensor, arguments: Mapping[str, Any], state: RoutingStat
     return loss.to(logits.dtype) if logits.dtype in (torch.float32, torch.float64) else loss
 
 
-def _sites(logits: SiteTensor, arguments: Mapping[str, Any]) -> FullSites:
-    """The sites of the host's lattice.
+def _check_lengths(packed: PackedSites, arguments: Mapping[str, Any]) -> None:
+    """Refuse lengths that are not those that a packed joiner was given.
 
     Raises:
-      ValueError: the lengths are not those that the joiner was given.
+      ValueError: naming both.
     """
-    classes = logits.width
+    lengths = [arguments["logit_lengths"].tolist(), (arguments["target_lengths"] + 1).tolist()]
+    if lengths != [list(packed.frames), list(packed.states)]:
+        raise ValueError(
+            f"logits: got {list(packed.frames)} frames and {list(packed.states)} states, "
+            f"expected logit_lengths {lengths[0]} and target_lengths + 1 {lengths[1]}"
+        )
+
+
+def full_sites(arguments: Mapping[str, Any]) -> FullSites:
+    """The sites of a host's full lattice.
+
+    Args:
+      arguments: of the host's loss, by name; of the logits only the shape and the device are read.
+    """
+    logits = arguments["logits"]
+    classes, is_packed = logits.shape[-1], len(logits.shape) == 2
     if "symbols" in arguments:  # k2
         return FullSites.of(LatticeSpec.of(as_k2_arguments(arguments)), classes, logits.shape[1])
     blank, frames = arguments["blank"], arguments["logit_lengths"]
     states = arguments["target_lengths"]
     targets = arguments["targets"].to(logits.device)
     is_modified = arguments.get("one_sym_per_frame", False)
-    packed = logits.sites if isinstance(logits.sites, PackedSites) else None
-    if packed is not None:
-        lengths = [frames.tolist(), (states + 1).tolist()]
-        if lengths != [list(packed.frames), list(packed.states)]:
-            raise ValueError(
-                f"logits: got {list(packed.frames)} frames and {list(packed.states)} states, "
-                f"expected logit_lengths {lengths[0]} and target_lengths + 1 {lengths[1]}"
-            )
-    T = max(packed.frames) if packed is not None else logits.shape[1]
+    T = int(frames.max()) if is_packed else logits.shape[1]
     spec = spec_of_lengths(
         targets, frames, states,
         T=T, blank=classes + blank if blank < 0 else blank, classes=classes, forbidden=range(0),

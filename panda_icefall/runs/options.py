@@ -117,6 +117,14 @@ def _projections(text: str) -> dict[str, str]:
     return names
 
 
+def _recipe_params(text: str) -> dict[str, str]:
+    parts = [part.strip().partition("=") for part in text.split(",")]
+    given = {name.strip(): value.strip() for name, _, value in parts}
+    if len(given) < len(parts) or not all(name and value for name, value in given.items()):
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected NAME=VALUE, each name once")
+    return given
+
+
 @dataclass(frozen=True)
 class PandaOptions:
     """What the user asked of PANDA for one run of a recipe; the help texts say what each does."""
@@ -189,6 +197,12 @@ class PandaOptions:
         "Seed the random generators before each training batch from this number and the recipe's "
         "count of batches, so that a run resumed within an epoch draws what the uninterrupted one "
         "drew.",
+    )  # fmt: skip
+    recipe_params: Mapping[str, str] | None = option(
+        None, _recipe_params, "run",
+        "Values in place of those that the recipe's get_params() gives, such as the sizes of a "
+        "model for which it has no options.",
+        metavar="NAME=VALUE,NAME=VALUE",
     )  # fmt: skip
     last_bit_twin: bool = option(
         False, _switch, "run",

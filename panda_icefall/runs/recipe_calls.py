@@ -4,7 +4,7 @@ import copy
 import functools
 import inspect
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from panda_icefall.runs.counters import CounterLedger
 from panda_icefall.runs.errors import UsageError
 from panda_icefall.swaps import Swaps
 
-__all__ = ["BatchFeed", "Epoch", "FirstBatchOnly", "LossCall", "wrap_function"]
+__all__ = ["BatchFeed", "Epoch", "FirstBatchOnly", "LossCall", "with_params", "wrap_function"]
 
 
 @dataclass
@@ -117,6 +117,30 @@ def wrap_function(
     call.__panda_original__ = original  # type: ignore[attr-defined]
     swaps.replace(namespace, name, call)
     return original
+
+
+def with_params(
+    given: Mapping[str, str], function: Callable[..., Any], bound: inspect.BoundArguments
+) -> Any:
+    """What a recipe's ``get_params()`` gives, with some of its numbers replaced.
+
+    Raises:
+      UsageError: It gives no such number, or one of another kind.
+    """
+    params = function(*bound.args, **bound.kwargs)
+    for name, text in given.items():
+        kind = type(params.get(name))
+        try:
+            if kind not in (int, float):
+                raise ValueError
+            params[name] = kind(text)
+        except ValueError:
+            numbers = ", ".join(k for k, value in params.items() if type(value) in (int, float))
+            raise UsageError(
+                f"--panda-recipe-params: got {name}={text}, expected a number in place of one that "
+                f"get_params() gives: {numbers}"
+            ) from None
+    return params
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ __all__ = [
     "BACKWARD_UPDATE",
     "COMPUTE_LOSS",
     "ENCODER",
+    "FULL_LOSS",
     "OPTIMIZER",
     "OTHER",
     "PRUNED_LOSS",
@@ -43,10 +44,11 @@ __all__ = [
 
 # The phases of a training step, and the parts that they are cut into, in their order.
 STEP_PHASES = COMPUTE_LOSS, BACKWARD_UPDATE = "compute_loss", "backward_update"
-STEP_PARTS = ENCODER, SIMPLE_LOSS, PRUNED_LOSS, BACKWARD, OPTIMIZER, OTHER = (
+STEP_PARTS = ENCODER, SIMPLE_LOSS, PRUNED_LOSS, FULL_LOSS, BACKWARD, OPTIMIZER, OTHER = (
     "encoder",
     "simple_loss",
     "pruned_loss",
+    "full_loss",
     "backward",
     "optimizer",
     "other",

@@ -23,6 +23,7 @@ from panda_icefall.runs.recipe_calls import (
     Epoch,
     FirstBatchOnly,
     LossCall,
+    with_params,
     wrap_function,
 )
 from panda_icefall.runs.records import RunOutcome
@@ -74,6 +75,9 @@ class TrainingSession:
           UsageError: A function or one of its parameters is missing.
         """
         routing.replace_awaited()  # the recipe has been imported by now
+        if self.options.recipe_params:
+            changed = functools.partial(with_params, self.options.recipe_params)
+            wrap_function(self._wrapped, namespace, "get_params", changed, [], where)
         needed = ["model", "train_dl"] + ["optimizer"] * bool(self.options.check_batches)
         train = wrap_function(
             self._wrapped, namespace, "train_one_epoch", self._train_one_epoch, needed, where

@@ -99,10 +99,10 @@ def compare_pruned_losses(
     found = PrunedLossDistances([], [], [], [])
     if len(dense) != len(routed):
         found.problems.append(
-            f"the dense arm computed {len(dense)} pruned loss(es), the routed arm {len(routed)}"
+            f"the dense arm computed {len(dense)} loss(es), the routed arm {len(routed)}"
         )
     for number, (first, second) in enumerate(zip(dense, routed), start=1):
-        group = f"pruned loss {number}"
+        group = f"{first.kind} {number}"
         if first.value.shape != second.value.shape:
             found.problems.append(
                 f"{group}: the dense arm returned shape {tuple(first.value.shape)}, "

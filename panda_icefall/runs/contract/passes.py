@@ -1,12 +1,14 @@
 """What is put around k2's functions in the passes of one batch.
 
-Pruned losses are observed, prune ranges handed on, simple losses made to round differently.
+Pruned and full-lattice losses are observed, prune ranges handed on, simple losses made to round
+differently.
 """
 
 import contextlib
 import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
@@ -16,7 +18,8 @@ from torch import Tensor
 from panda_icefall import routing
 from panda_icefall.losses.dense import dense_log_probs
 from panda_icefall.losses.sites import SiteLogProbs, inside_boundary, next_symbols
-from panda_icefall.routing.hosts import Kind, names_of
+from panda_icefall.routing.hosts import Kind, loaded_functions, names_of
+from panda_icefall.routing.routed_full_loss import full_sites
 from panda_icefall.runs.contract.result import RangesComparison
 from panda_icefall.swaps import Swaps
 
@@ -37,7 +40,9 @@ _SEED = 0
 
 
 @contextlib.contextmanager
-def _wrapped_function(name: str, around: Around) -> Iterator[None]:
+def _wrapped_function(
+    name: str, around: Around, module: ModuleType | None = None
+) -> Iterator[None]:
     """Let ``around(original, arguments)`` answer the calls of a function.
 
     It is replaced where routing replaces functions, on top of whatever stands there. A module
@@ -47,8 +52,9 @@ def _wrapped_function(name: str, around: Around) -> Iterator[None]:
       name: The function's.
       around: Given the function that was there and the call's arguments, bound to its parameters,
         without defaults.
+      module: That has it; ``None``: the main one.
     """
-    module: Any = routing.patched_module()
+    module = module or routing.patched_module()
     original = getattr(module, name, None)
     if original is None:
         yield
@@ -65,20 +71,22 @@ def _wrapped_function(name: str, around: Around) -> Iterator[None]:
 
 
 class ObservedLoss(NamedTuple):
-    """One pruned loss of a pass.
+    """One pruned or full-lattice loss of a pass.
 
     Attributes:
+      kind: Which of the two, in words.
       value: What it returned, detached: a scalar, or ``[B]`` without a reduction.
       log_probs: What it read at its sites.
     """
 
+    kind: str
     value: Tensor
     log_probs: SiteLogProbs
 
 
 @contextlib.contextmanager
 def observed_losses(callback: Callable[[ObservedLoss], None]) -> Iterator[None]:
-    """Call ``callback`` with every ``rnnt_loss_pruned`` of the enclosed block.
+    """Call ``callback`` with every pruned and every full-lattice loss of the enclosed block.
 
     A routed loss reports its own log-probs; of any other they are computed from the logits it was
     given, once it has returned.
@@ -91,54 +99,73 @@ def observed_losses(callback: Callable[[ObservedLoss], None]) -> Iterator[None]:
       callback: Called once per loss, in order, with detached tensors.
     """
 
-    def observe(original: Callable[..., Any], given: inspect.BoundArguments) -> Any:
+    def observe(kind: Kind, original: Callable[..., Any], given: inspect.BoundArguments) -> Any:
         reported: list[SiteLogProbs] = []
         with routing.observed(reported.append):
             loss = original(*given.args, **given.kwargs)
         if not reported:
             given.apply_defaults()
             reported.append(log_probs_of_logits(given.arguments))
-        callback(ObservedLoss(loss.detach(), reported[-1]))
+        callback(ObservedLoss(kind.value, loss.detach(), reported[-1]))
         return loss
 
-    (name,) = names_of(Kind.PRUNED_LOSS)
-    with _wrapped_function(name, observe):
+    with contextlib.ExitStack() as stack:
+        for kind in (Kind.PRUNED_LOSS, Kind.FULL_LOSS):
+            for module, name in loaded_functions(kind):
+                around = functools.partial(observe, kind)
+                stack.enter_context(_wrapped_function(name, around, module))
         yield
 
 
 def log_probs_of_logits(arguments: Mapping[str, Any]) -> SiteLogProbs:
-    """The log-probs that a dense pruned loss makes of its logits, some rows at a time.
+    """The log-probs that a dense loss makes of its logits, some rows at a time.
 
     Args:
-      arguments: Those of ``k2.rnnt_loss_pruned`` by name; its logits ``[B, T, s_range, C]`` are a
-        tensor, or a recorded joiner that has been turned into one.
+      arguments: Those of ``k2.rnnt_loss_pruned``, or of a host's full-lattice loss, by name; its
+        logits are a tensor, or a recorded joiner that has been turned into one.
 
     Returns:
       Detached float32 log-probs, float64 of float64 logits.
     """
-    logits, ranges = arguments["logits"], arguments["ranges"]
+    logits = arguments["logits"]
     if not isinstance(logits, Tensor):
         logits = logits.materialise("observed log-probs")
-    blank = int(arguments["termination_symbol"])
-    targets = next_symbols(arguments["symbols"], ranges, blank).long().reshape(-1)
     rows = logits.detach().reshape(-1, logits.shape[-1])
+    has_hat = bool(arguments.get("use_hat_loss", False))
+    if "ranges" in arguments:
+        ranges, blank = arguments["ranges"], int(arguments["termination_symbol"])
+        targets = next_symbols(arguments["symbols"], ranges, blank).long().reshape(-1)
+        target, blank_logp, log_z = _selected(rows, None, targets, blank, has_hat).reshape(
+            3, *ranges.shape
+        )
+        live = inside_boundary(ranges, arguments["boundary"])
+        return SiteLogProbs(target, blank_logp, log_z, live)
+    sites = full_sites({**arguments, "logits": logits})
+    position = None if logits.dim() == 2 else sites.position
+    blank = sites.spec.termination_symbol
+    return sites.observed(*_selected(rows, position, sites.next_symbols(), blank, has_hat))
+
+
+def _selected(
+    rows: Tensor, position: Tensor | None, targets: Tensor, blank: int, has_hat: bool
+) -> Tensor:
+    """``[3, N]``: the log-probs of target and blank, and ``log_z``.
+
+    Args:
+      rows: Logits ``[M, C]``.
+      position: Int64 ``[N]``, those that are read; ``None``: all of them.
+      targets: Int64 ``[N]``.
+    """
     dtype = torch.float64 if rows.dtype == torch.float64 else torch.float32
     chunk = max(1, _CHUNK_BYTES // (rows.shape[1] * (torch.finfo(dtype).bits // 8)))
-    # [3, N]: target, blank, log_z
-    found = torch.empty((3, rows.shape[0]), dtype=dtype, device=rows.device)
+    found = torch.empty((3, targets.shape[0]), dtype=dtype, device=rows.device)
     with torch.no_grad(), torch.autocast(rows.device.type, enabled=False):
-        for low in range(0, rows.shape[0], chunk):
+        for low in range(0, targets.shape[0], chunk):
             part = slice(low, low + chunk)
-            found[:, part] = torch.stack(
-                dense_log_probs(
-                    rows[part].to(dtype),
-                    targets[part],
-                    blank,
-                    bool(arguments.get("use_hat_loss", False)),
-                )[:3]
-            )
-    target, blank_logp, log_z = found.reshape(3, *ranges.shape)
-    return SiteLogProbs(target, blank_logp, log_z, inside_boundary(ranges, arguments["boundary"]))
+            read = rows[part] if position is None else rows.index_select(0, position[part])
+            log_probs = dense_log_probs(read.to(dtype), targets[part], blank, has_hat)
+            found[:, part] = torch.stack(log_probs[:3])
+    return found
 
 
 class PruneRanges:

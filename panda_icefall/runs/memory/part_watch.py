@@ -15,10 +15,12 @@ from torch import nn
 
 from panda_icefall.routing import find_projections
 from panda_icefall.routing.hosts import SYMBOLS, Kind
+from panda_icefall.routing.recorded_joiners import find_joiners
 from panda_icefall.runs.memory.probe import MemoryProbe, MemoryReading, Part
 from panda_icefall.runs.records import (
     BACKWARD,
     ENCODER,
+    FULL_LOSS,
     OPTIMIZER,
     OTHER,
     PRUNED_LOSS,
@@ -34,6 +36,7 @@ _PARTS = {
     # From the pruning to the loss of what was pruned: the joiner in between is what it is about.
     Kind.PRUNING: (PRUNED_LOSS, True),
     Kind.PRUNED_LOSS: (PRUNED_LOSS, False),
+    Kind.FULL_LOSS: (FULL_LOSS, False),
 }
 
 
@@ -47,6 +50,7 @@ class PartWatch:
       ``rnnt_loss_simple``;
     - ``pruned_loss``: from ``do_rnnt_pruning`` to the end of ``rnnt_loss_pruned``, so with the
       joiner, routed or dense;
+    - ``full_loss``: from the joiner, of what was not pruned, to the end of a full-lattice loss;
     - ``backward``: ``torch.Tensor.backward``; ``optimizer``: the optimizer's ``step``.
 
     Functions are wrapped as they stand at install, in modules that are loaded by then. Names that a
@@ -72,6 +76,8 @@ class PartWatch:
         children = () if model is None else model.named_children()
         self._encoders = [module for name, module in children if "encoder" in name]
         self._projections = [] if model is None else list(find_projections(model, names).values())
+        joiners = {} if model is None else find_joiners(model)
+        self._joiners = [joiner for joiner, _ in joiners.values()]
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
         self._swaps = Swaps()
 
@@ -89,6 +95,11 @@ class PartWatch:
             self._watch(
                 self._projections, _PartHook(SIMPLE_LOSS, enter), _PartHook(SIMPLE_LOSS, hold)
             )
+            self._watch(
+                self._joiners,
+                _PartHook(FULL_LOSS, self._enter_joiner),
+                _PartHook(FULL_LOSS, hold),
+            )
         for symbol in (s for s in SYMBOLS if s.kind in _PARTS):
             for module in map(sys.modules.get, symbol.hosts):
                 if callable(getattr(module, symbol.name, None)):
@@ -105,6 +116,10 @@ class PartWatch:
         while self._hooks:
             self._hooks.pop().remove()
         self._swaps.undo()
+
+    def _enter_joiner(self, part: str) -> None:
+        if self._meter.current != PRUNED_LOSS:
+            self._meter.enter(part)
 
     def _watch(self, modules: list[nn.Module], before: "_PartHook", after: "_PartHook") -> None:
         for module in modules:
@@ -177,7 +192,7 @@ class PartMeter:
         """Begin part ``name``; inside another part it belongs to that one."""
         if not self._is_running:
             return
-        before = self._current
+        before = self.current
         self._entered.append(name)
         if self._held != name:
             self._held = None
@@ -192,7 +207,7 @@ class PartMeter:
         """
         if not self._is_running or name not in self._entered:
             return
-        before = self._current
+        before = self.current
         while self._entered.pop() != name:
             pass
         self._held = name if is_held and not self._entered else None
@@ -204,17 +219,17 @@ class PartMeter:
         The seconds of the whole are the sum, and its peak the largest, of its parts.
         """
         assert self._is_running, "finish() without start()"
-        self._book(self._current)
+        self._book(self.current)
         self._is_running = False
         first, *rest = self._parts.values()
         return sum(rest, first), self._parts
 
     @property
-    def _current(self) -> str:
+    def current(self) -> str:
         return self._entered[0] if self._entered else self._held or OTHER
 
     def _cut(self, before: str) -> None:
-        if self._current != before:
+        if self.current != before:
             self._book(before)
             self._probe.start()
 
@@ -235,7 +250,7 @@ def added_by_losses(readings: Mapping[str, MemoryReading]) -> int | None:
     Returns:
       Bytes; ``None`` where the encoder, the losses or their peaks were not measured.
     """
-    losses = [readings[name] for name in (SIMPLE_LOSS, PRUNED_LOSS) if name in readings]
+    losses = [readings[name] for name in (SIMPLE_LOSS, PRUNED_LOSS, FULL_LOSS) if name in readings]
     encoder = readings.get(ENCODER)
     if not losses or encoder is None or any(part.is_since_start for part in (*losses, encoder)):
         return None

@@ -101,7 +101,7 @@ def test_parameters_are_compared_by_group(models):
 def observed(target, blank, log_z, live=(True, True, False), value=1.0):
     tensors = [torch.tensor([[list(map(float, v))]]) for v in (target, blank, log_z)]
     log_probs = SiteLogProbs(*tensors, torch.tensor([[list(live)]]))
-    return ObservedLoss(torch.tensor(value), log_probs)
+    return ObservedLoss("pruned loss", torch.tensor(value), log_probs)
 
 
 def test_log_probs_are_compared_at_live_sites_only_and_loss_by_loss():
@@ -166,7 +166,7 @@ def test_losses_that_do_not_pair_are_a_problem_in_words():
     other = observed([-1, -2, 0], [-1, -1, 0], [1, 1, 0], live=(True, False, False))
     found = compare_pruned_losses([dense, dense], [other])
     assert found.problems == [
-        "the dense arm computed 2 pruned loss(es), the routed arm 1",
+        "the dense arm computed 2 loss(es), the routed arm 1",
         "pruned loss 1: the arms retained different sites",
     ]
     assert found.log_probs == found.log_z == []

@@ -66,7 +66,8 @@ def test_a_dense_loss_is_observed_and_returned_as_it_is(k2):
     assert k2.rnnt_loss_pruned is original
     assert torch.equal(observed[0], plain[0])
     assert all(torch.equal(x, y) for x, y in zip(observed[1], plain[1]))
-    ((value, found),) = seen
+    ((kind, value, found),) = seen
+    assert kind == "pruned loss"
     assert torch.equal(value, plain[0])
     assert not value.requires_grad
     logits = logits_of(k2, joiner, data).detach()
