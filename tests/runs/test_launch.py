@@ -94,7 +94,8 @@ def test_projections_of_other_names_are_deferred_where_they_are_named(recipe, ca
     assert re.search(r"of tensors / dense\W+6 / 0 / 0", capsys.readouterr().err)
     unknown = PandaOptions(use_panda=True, projections={"am": "simple_am_proj"})
     with pytest.raises(
-        UsageError, match=r"--panda-projections: got am='simple_am_proj', .* such as .*am_head, lm_he"
+        UsageError,
+        match=r"--panda-projections: got am='simple_am_proj', .* such as .*am_head, lm_he",
     ):
         run_recipe(recipe.train_py, [], unknown)
 
