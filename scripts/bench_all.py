@@ -19,7 +19,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.arms import HAS_K2
+from benchmarks.packages import HAS_K2
 
 SCRIPTS = Path(__file__).resolve().parent
 TINY = "--B 2 --T 9 --S 3 --C 40 --H 8 --D 8 --repeats 1"
@@ -44,6 +44,10 @@ class Benchmark:
 
 BASELINES = "--repeats 5 --arms panda panda-all-sites class-tiles row-tiles"
 BESIDE_K2 = "--repeats 5 --parts whole --arms k2 panda panda-all-sites"
+# Nothing else fits beside torchaudio's 13 GB.
+PUBLIC_SHAPES = (
+    "--public unsorted sorted --losses regular --arms torchaudio panda --cap-gib 18 --repeats 2"
+)
 BENCHMARKS = (
     Benchmark(
         "loss-trained", f"bench_loss.py --adjoints trained {BASELINES}",
@@ -73,6 +77,23 @@ BENCHMARKS = (
         "bench_classes.py --arms dense panda class-tiles "
         "--classes 500 4336 16384 65536 131072 262144",
         {"modern": None, "k2": 4}, f"{TINY[:17]} --H 8 --D 8 --classes 30 60",
+    ),
+    Benchmark(
+        "losses-peaked", "bench_losses.py --adjoints peaked", {"modern": None, "k2": 8},
+        f"{TINY[:17]} --H 8 --D 8 --classes 30 --losses regular TDT --repeats 1",
+    ),
+    Benchmark(
+        "losses-random", "bench_losses.py", {"modern": None, "k2": 8},
+        f"{TINY[:17]} --H 8 --D 8 --classes 30 --losses regular --repeats 1",
+    ),
+    Benchmark(
+        "public-peaked",
+        f"bench_losses.py --adjoints peaked {PUBLIC_SHAPES}", {"modern": None, "k2": 15},
+        f"{TINY[:17]} --H 8 --D 8 --repeats 1",
+    ),
+    Benchmark(
+        "public-random", f"bench_losses.py {PUBLIC_SHAPES}", {"modern": None, "k2": 15},
+        f"{TINY[:17]} --H 8 --D 8 --repeats 1",
     ),
     Benchmark(
         "capacity", "bench_capacity.py", {"modern": None, "k2": 4},

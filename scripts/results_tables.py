@@ -30,6 +30,10 @@ limit* is the time of PANDA's own matrix products in the same process, by plain 
 `torch.bmm` at the sizes of its tiles: one product forward over the sites that are evaluated, three
 backward over those that matter, and the simple loss's.
 
+Every transducer loss: *dense* has the logits of all sites and the project's own lattice
+(`scripts/benchmarks/dense_losses.py`). *Peaked* is a model that is sure of an alignment
+(`scripts/benchmarks/peaked_inputs.py`). OOM: more than the cap that the title names.
+
 Trained adjoints are those of a small model of egs/tones, shipped as
 `scripts/benchmarks/trained_inputs.npz`; see `scripts/make_trained_inputs.py`.
 

@@ -5,7 +5,8 @@
 #   scripts/test.sh --lane modern      one of them (modern or k2)
 #   scripts/test.sh -- -m "not slow"   what follows -- goes to pytest: here the quick set
 #
-# Set ICEFALL_ROOT to an icefall checkout to run the tests against its recipes as well (k2 lane).
+# Set ICEFALL_ROOT to an icefall checkout to run the tests against its recipes as well (k2 lane), and
+# ESPNET_ROOT and WENET_ROOT for the losses of ESPnet and WeNet.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 . scripts/lanes.sh

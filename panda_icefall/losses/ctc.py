@@ -7,7 +7,7 @@ runs over that.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -15,7 +15,11 @@ from torch import Tensor
 
 from panda_icefall.dynamo import opaque
 from panda_icefall.first_order import first_order_only
-from panda_icefall.normalizer import RowLogits, TileCounters, TileOptions
+from panda_icefall.normalizer import (
+    RowLogits,
+    TileCounters,
+    TileOptions,
+)
 from panda_icefall.normalizer.op import select
 
 __all__ = ["REDUCTIONS", "CtcTargets", "selected_ctc_loss"]
@@ -137,22 +141,25 @@ def selected_ctc_loss(
         raise ValueError(f"logits: got {rows} rows for {B} utterances, expected B * T of them")
     T, device = rows // B, logits.rows.tables[0].values.device
     alphabet = _OwnAlphabets.of(targets)
-    live = torch.arange(T) < targets.frames[:, None]
+    is_live = torch.arange(T) < targets.frames[:, None]
+    live = is_live.view(-1).nonzero().view(-1).to(device)  # [n]
     ids = alphabet.classes.to(device)  # [B, K]
     found = select(
-        logits,
-        ids[:, None].expand(B, T, ids.shape[1]).reshape(rows, -1),
-        live=live.reshape(-1).to(device),
+        replace(logits, rows=logits.rows.at(live)),
+        ids.index_select(0, live.div(T, rounding_mode="floor")),
+        live=None,
         options=options,
         counters=counters,
     )
+    log_probs = found.logp.new_zeros(rows, ids.shape[1]).index_copy(0, live, found.logp)
     losses = _CompactCtc.apply(
-        found.logp.view(B, T, -1).transpose(0, 1),
+        log_probs.view(B, T, -1).transpose(0, 1),
         alphabet.labels.to(device),
         alphabet.is_used.to(device),
         targets.frames,
         targets.counts,
         zero_infinity,
+        options.workspace_on(device),
     )
     if reduction == "none":
         return losses
@@ -212,36 +219,42 @@ class _CompactCtc(torch.autograd.Function):
         frames: Tensor,
         counts: Tensor,
         zero_infinity: bool,
+        workspace_bytes: int,
     ) -> Tensor:
         needs_gradient = ctx.needs_input_grad[0]
-        with torch.set_grad_enabled(needs_gradient):
-            leaf = log_probs.detach().double().requires_grad_(needs_gradient)
-            # Labels of 64 bits keep it from cuDNN, which would normalise over the K classes.
-            # torch 1.13 reads beyond its lattice where there is no frame.
-            losses = torch.ctc_loss(leaf, labels, frames.clamp(min=1), counts, reduction=0)
-            total = losses.sum()
-        if needs_gradient:
-            (grad,) = torch.autograd.grad(total, leaf)
-            # Rounding leaves something of the classes that no label is of.
-            occupations = (leaf.detach().exp() - grad).masked_fill_(~is_used, 0.0)
-            occupations = occupations.to(log_probs.dtype)
+        losses = log_probs.new_empty(log_probs.shape[1])
+        occupations = torch.empty_like(log_probs) if needs_gradient else None
+        # What float64 takes beside its result: alpha, beta, log-probs, their exp and gradient.
+        T, B, K = log_probs.shape
+        utterance_bytes = 8 * T * (2 * (2 * labels.shape[1] + 1) + 3 * K)
+        step = max(1, workspace_bytes // utterance_bytes)
+        for low in range(0, B, step):
+            some = slice(low, low + step)
+            with torch.set_grad_enabled(needs_gradient):
+                leaf = log_probs[:, some].detach().double().requires_grad_(needs_gradient)
+                # Labels of 64 bits keep it from cuDNN, which would normalise over the K classes.
+                # torch 1.13 reads beyond its lattice where there is no frame.
+                found = torch.ctc_loss(
+                    leaf, labels[some], frames[some].clamp(min=1), counts[some], reduction=0
+                )
+                total = found.sum()
+            losses[some] = found.detach()
+            if occupations is not None:
+                (grad,) = torch.autograd.grad(total, leaf)
+                occupations[:, some] = leaf.detach().exp().sub_(grad)
         of_no_frame = torch.where(counts == 0, 0.0, torch.inf).to(losses)
-        losses = torch.where((frames == 0).to(losses.device), of_no_frame, losses.detach())
-        losses = losses.to(log_probs.dtype)
-        if zero_infinity:
-            is_infinite = losses == torch.inf
-            losses = losses.masked_fill(is_infinite, 0.0)
-            if needs_gradient:
-                occupations.masked_fill_(is_infinite[:, None], 0.0)
-        if needs_gradient:
-            ctx.save_for_backward(occupations)
-        return losses
+        losses = torch.where((frames == 0).to(losses.device), of_no_frame, losses)
+        is_zeroed = (losses == torch.inf) & zero_infinity
+        if occupations is not None:
+            # Rounding leaves something of the classes that no label is of.
+            ctx.save_for_backward(occupations.masked_fill_(~is_used | is_zeroed[:, None], 0.0))
+        return losses.masked_fill_(is_zeroed, 0.0)
 
     @staticmethod
     @first_order_only
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         (occupations,) = ctx.saved_tensors
-        return (-grad[:, None] * occupations, *(None,) * 5)
+        return (-grad[:, None] * occupations, *(None,) * 6)
 
 
 def _lengths(name: str, value: Any, batch: int, most: int, of: str) -> Tensor:

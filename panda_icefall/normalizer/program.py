@@ -104,6 +104,11 @@ class RowProgram:
         step = Step(function, (last,), {}, width, self.dtype)
         return RowProgram(self.tables, self.parameters, (*self.steps, step))
 
+    def at(self, position: Tensor) -> RowProgram:
+        """The program of some of its sites, int64 ``[n]``."""
+        tables = [table.at(position) for table in self.tables]
+        return RowProgram(tables, self.parameters, self.steps)
+
     @property
     def sites(self) -> int:
         """N."""

@@ -136,6 +136,5 @@ def row_program(node: Node, sites: JointSites, position: Tensor | None = None) -
             kwargs = {k: slots[id(a)] if isinstance(a, NODES) else a for k, a in n.kwargs.items()}
             steps.append(Step(n.function, args, kwargs, n.width, n.dtype))
     rows = [n.as_rows(sites) for n in tables if isinstance(n, (Table, Operand))]
-    if position is not None:
-        rows = [table.at(position) for table in rows]
-    return RowProgram(rows, parameters, steps)
+    program = RowProgram(rows, parameters, steps)
+    return program if position is None else program.at(position)

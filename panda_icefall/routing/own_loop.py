@@ -81,7 +81,7 @@ def transducer_loss(
     of joiners in egs/README.md has more. A joiner that does anything else is called for some sites
     at a time, with ``[n, 1, D]`` instead of ``[B, T, D]``; that is logged once and counted in
     ``status()``. It must treat each site by itself, and its dropout draws other numbers than that
-    of a dense run.
+    of a dense run. Recorded dropout draws the same ones, and keeps a byte for each of them.
 
     Args:
       joiner: a module or function of ``(encoder_out, decoder_out)`` that gives logits.

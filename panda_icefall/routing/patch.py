@@ -50,9 +50,11 @@ def apply(
         print(panda_icefall.status())
         panda_icefall.revert()
 
-    ``do_rnnt_pruning``, ``rnnt_loss_pruned``, ``rnnt_loss_smoothed`` and ``rnnt_loss_simple`` are
-    replaced in ``k2`` and ``fast_rnnt``, where they are installed, and in ``panda_icefall.rnnt``. A
-    second call changes the options, and adds the projections of its model.
+    ``do_rnnt_pruning``, ``rnnt_loss_pruned``, ``rnnt_loss_smoothed``, ``rnnt_loss_simple`` and
+    ``rnnt_loss`` are replaced in ``k2`` and ``fast_rnnt``, where they are installed, and in
+    ``panda_icefall.rnnt``; so are ``torchaudio.functional.rnnt_loss`` and
+    ``optimized_transducer.transducer_loss``. A second call changes the options, and adds the
+    projections and joiners of its model.
 
     The model's own code runs unchanged, on objects that record what it does to them. They are no
     ``torch.Tensor``, and ``isinstance`` says so. What in torch needs real tensors gets them: custom
@@ -70,8 +72,9 @@ def apply(
     Args:
       model: until ``revert`` its ``simple_am_proj`` and ``simple_lm_proj``, with or without a
         suffix, or ESPnet's ``am_proj`` and ``lm_proj``, are recorded, so that the simple loss needs
-        no am and lm of all classes. None: the simple loss is computed in tiles from the am and lm
-        that it is given.
+        no am and lm of all classes. So is its ``joiner``, or ``joint``, while the model's forward
+        runs, for the losses of the full lattice. None: the simple loss is computed in tiles from
+        the am and lm that it is given, and a full lattice from its logits, by the host.
       workspace_mib: upper bound of a tile's scratch, in MiB. None: chosen from the caches and the
         free memory of the device, see ``panda_icefall.normalizer.auto_workspace_bytes``.
       adjoint_tolerance: share of the absolute adjoint mass that backward may leave out, in

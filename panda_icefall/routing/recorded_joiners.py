@@ -30,7 +30,7 @@ __all__ = [
     "running",
 ]
 
-_NAME = re.compile(r"joiner(?:_\w+)?")
+_NAME = re.compile(r"joiner(?:_\w+)?|joint")
 _joiners: dict[int, RecordedJoiner] = {}
 _owners: dict[int, int] = {}  # of recorded joiners, and how many they have
 _now = threading.local()  # owners whose forward runs in this thread
@@ -69,7 +69,10 @@ class RecordedJoiner:
 
 
 def find_joiners(model: nn.Module) -> dict[str, tuple[nn.Module, nn.Module]]:
-    """Modules called ``joiner``, or ``joiner_...``, and who has them, by their full names."""
+    """Modules called ``joiner``, ``joiner_...`` or, as in WeNet, ``joint``, and who has them.
+
+    By their full names.
+    """
     modules = dict(model.named_modules())
     return {
         path: (module, modules[path.rpartition(".")[0]])

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from benchmarks.arms import Step
+from benchmarks.steps import TrainingStep
 
 
 @dataclass(frozen=True)
@@ -33,12 +33,12 @@ class Agreement:
 class Reference:
     """Loss, gradients and band of one step, kept to compare others with."""
 
-    def __init__(self, step: Step) -> None:
+    def __init__(self, step: TrainingStep) -> None:
         self.loss = float(step.run())
         self.gradients = {name: g.clone() for name, g in step.gradients().items()}
-        self.ranges = step.model.last_ranges
+        self.ranges = step.last_ranges
 
-    def against(self, step: Step) -> Agreement:
+    def against(self, step: TrainingStep) -> Agreement:
         """Run another method's step on the same batch and compare."""
         loss = float(step.run())
         difference, norm = {}, {}
@@ -52,7 +52,7 @@ class Reference:
             loss_rel=abs(loss - self.loss) / abs(self.loss),
             grad_rel_l2=_root_of_squares(difference) / _root_of_squares(norm),
             worst_grad_rel_l2=max(by_leaf),
-            moved_frames=self._moved_frames(step.model.last_ranges),
+            moved_frames=self._moved_frames(step.last_ranges),
         )
 
     def _moved_frames(self, ranges: Tensor | None) -> int:

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
 import panda_icefall
-from benchmarks import full_lattice, k2_of_2025
+from benchmarks import k2_of_2025
 from benchmarks.class_tiles import class_tiled_log_probs
 from benchmarks.inputs import LossInputs
-from benchmarks.model import LatticeMethod, SiteMethod, TransducerLoss
+from benchmarks.model import SiteMethod, TransducerLoss
+from benchmarks.packages import is_installed, package_version
 from benchmarks.row_tiles import checkpointed_row_log_probs, chunked_row_log_probs
-from panda_icefall.routing import patched_module, reset_counters
-
-HAS_K2 = importlib.util.find_spec("k2") is not None
+from benchmarks.steps import TrainingStep
+from panda_icefall.routing import patched_module
 
 
 @dataclass(frozen=True)
@@ -27,7 +26,7 @@ class Arm:
     Attributes:
       label: for tables; baselines say so.
       parts: what it can compute, see `model.PARTS`.
-      site_method, lattice_method: see `TransducerLoss.forward`.
+      site_method: see `TransducerLoss.forward`.
       is_routed: under `panda_icefall.patched`.
       uses_installed: calls the functions that are installed, k2's or the project's, and not those
         of `k2_of_2025`; those are the ones that are routed.
@@ -39,7 +38,6 @@ class Arm:
     label: str
     parts: tuple[str, ...]
     site_method: SiteMethod | None = None
-    lattice_method: LatticeMethod | None = None
     is_routed: bool = False
     uses_installed: bool = False
     records_model: bool = False
@@ -49,23 +47,20 @@ class Arm:
     @property
     def is_available(self) -> bool:
         """Whether its package is installed."""
-        return self.package is None or full_lattice.is_installed(self.package)
+        return self.package is None or is_installed(self.package)
 
 
-_ALL = ("whole", "simple", "pruned", "full")
+_ALL = ("whole", "simple", "pruned")
 _SITES = ("whole", "pruned")
 
 # In the order of the tables; the first is what the others are compared with.
 ARMS: dict[str, Arm] = {
-    "dense": Arm("dense as k2 of 2025", _ALL, lattice_method=full_lattice.dense_loss),
-    "k2": Arm(
-        f"k2 {full_lattice.package_version('k2')}", _ALL, lattice_method=full_lattice.k2_loss,
-        uses_installed=True, package="k2",
-    ),
+    "dense": Arm("dense as k2 of 2025", _ALL),
+    "k2": Arm(f"k2 {package_version('k2')}", _ALL, uses_installed=True, package="k2"),
     "panda": Arm("PANDA", _ALL, is_routed=True, uses_installed=True, records_model=True),
     "panda-all-sites": Arm(
-        "PANDA, tolerance 0", ("whole", "pruned", "full"), is_routed=True, uses_installed=True,
-        records_model=True, adjoint_tolerance=0.0,
+        "PANDA, tolerance 0", _SITES, is_routed=True, uses_installed=True, records_model=True,
+        adjoint_tolerance=0.0,
     ),
     "panda-no-model": Arm(
         "PANDA, real am and lm", ("whole", "simple"), is_routed=True, uses_installed=True
@@ -79,13 +74,6 @@ ARMS: dict[str, Arm] = {
     "row-chunks": Arm(
         "baseline: chunked linear + logsumexp", _SITES, site_method=chunked_row_log_probs
     ),
-    "torchaudio": Arm(
-        "torchaudio", ("full",), lattice_method=full_lattice.torchaudio_loss, package="torchaudio"
-    ),
-    "warprnnt_numba": Arm(
-        "warprnnt_numba", ("full",), lattice_method=full_lattice.warprnnt_numba_loss,
-        package="warprnnt_numba",
-    ),
 }  # fmt: skip
 
 
@@ -95,8 +83,8 @@ def arms_of(part: str) -> list[str]:
 
 
 @dataclass
-class Step:
-    """Forward and backward of one part with one method, from no gradients.
+class Step(TrainingStep):
+    """Forward and backward of one part of a recipe's loss with one method.
 
     Attributes:
       arm: name of the method.
@@ -120,39 +108,25 @@ class Step:
         model = TransducerLoss(inputs, has_simple=part in ("whole", "simple"), k2=k2)
         return cls(arm, part, inputs, model, workspace_mib)
 
-    def leaves(self) -> dict[str, Tensor]:
-        """Everything that gets a gradient."""
-        outputs = {"encoder_out": self.inputs.encoder_out, "decoder_out": self.inputs.decoder_out}
-        return {**dict(self.model.named_parameters()), **outputs}
+    @property
+    def last_ranges(self) -> Tensor | None:
+        return self.model.last_ranges
 
     def run(self) -> Tensor:
-        """The loss, detached; the gradients are in the leaves."""
         arm = ARMS[self.arm]
-        for leaf in self.leaves().values():
-            leaf.grad = None
+        has_simple = self.part in ("whole", "simple")
         with self._context():
-            reset_counters()
-            loss = self.model(self.inputs, self.part, arm.site_method, arm.lattice_method)
+            self.begin()
+            loss = self.model(self.inputs, self.part, arm.site_method)
             loss.backward()
         if arm.is_routed:
-            self._check_routed()
+            self.check_counts(
+                arm.label,
+                losses_routed=int(self.part != "simple"),
+                simple_losses_deferred=int(has_simple and arm.records_model),
+                materialised={},
+            )
         return loss.detach()
-
-    def gradients(self) -> dict[str, Tensor]:
-        """Those of the last run by name; a leaf that the part does not read has none."""
-        return {name: t.grad for name, t in self.leaves().items() if t.grad is not None}
-
-    def _check_routed(self) -> None:
-        """A figure of a method that was not taken would be another method's."""
-        arm, status = ARMS[self.arm], panda_icefall.status()
-        has_pruned, has_simple = self.part != "simple", self.part in ("whole", "simple")
-        deferred = int(has_simple and arm.records_model)
-        if (status.losses_routed, status.simple_losses_deferred, status.materialised) != (
-            int(has_pruned),
-            deferred,
-            {},
-        ):
-            raise RuntimeError(f"{arm.label}: the {self.part} loss was not routed: {status}")
 
     def _context(self) -> contextlib.AbstractContextManager[None]:
         arm = ARMS[self.arm]
@@ -164,11 +138,3 @@ class Step:
         if arm.records_model and self.part in ("whole", "simple"):
             options["model"] = self.model
         return panda_icefall.patched(**options)
-
-
-def site_shares() -> tuple[float, float]:
-    """Of the sites of the last routed run, the shares evaluated forward and backward; 1 if none."""
-    status = panda_icefall.status()
-    if not status.sites:
-        return 1.0, 1.0
-    return status.sites_evaluated / status.sites, status.sites_backward / status.sites

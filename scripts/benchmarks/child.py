@@ -14,10 +14,12 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.arms import Step, site_shares
+from benchmarks.arms import Step
 from benchmarks.inputs import LossInputs
+from benchmarks.losses import LOSSES, LossStep
 from benchmarks.memory import CHILD_ENVIRONMENT, PeakMeter, cap_memory, is_out_of_memory
 from benchmarks.shapes import LossShape
+from benchmarks.steps import TrainingStep, site_shares
 from benchmarks.timing import seconds_of, times
 
 _SCRIPTS = Path(__file__).resolve().parents[1]
@@ -28,7 +30,7 @@ class Job:
     """What one process measures.
 
     Attributes:
-      arm, part, workspace_mib: see `arms.Step`.
+      arm, part, workspace_mib: see `step_of`.
       shape: of random inputs; ignored where `inputs` is given.
       inputs: a file of `LossInputs.save`, or None: random ones.
       cap_bytes: what it may hold beside code, or None.
@@ -56,7 +58,7 @@ class Measured:
       seconds, seconds_min: median and minimum of a forward and backward; without `repeats` of the
         run that gave the peak, which may be slower than others.
       samples_s: all of them.
-      forward_share, backward_share: see `arms.site_shares`.
+      forward_share, backward_share: see `steps.site_shares`.
       parameter_bytes, input_bytes: the part of the peak that is gradients of parameters, and of
         encoder and decoder outputs.
     """
@@ -70,6 +72,14 @@ class Measured:
     backward_share: float = 1.0
     parameter_bytes: int = 0
     input_bytes: int = 0
+
+
+def step_of(
+    arm: str, part: str, inputs: LossInputs, workspace_mib: float | None = None
+) -> TrainingStep:
+    """A step of a recipe's loss, or of a transducer loss by its name in `losses.LOSSES`."""
+    kind = LossStep if part in LOSSES else Step
+    return kind.make(arm, part, inputs, workspace_mib)
 
 
 def measure(job: Job) -> Measured:
@@ -108,7 +118,7 @@ def run(job: Job) -> Measured:
     device = torch.device(job.device)
     # The BLAS keeps its buffers and the kernel mapped code, once for all: no method's own memory.
     warm_up = LossInputs.random(job.shape.warm_up(), device)
-    Step.make(job.arm, job.part, warm_up, job.workspace_mib).run()
+    step_of(job.arm, job.part, warm_up, job.workspace_mib).run()
     del warm_up
     if job.cap_bytes is not None:
         cap_memory(job.cap_bytes, device)
@@ -125,7 +135,7 @@ def _run(job: Job, device: torch.device) -> Measured:
         inputs = LossInputs.random(job.shape, device)
     else:
         inputs = LossInputs.load(Path(job.inputs), device)
-    step = Step.make(job.arm, job.part, inputs, job.workspace_mib)
+    step = step_of(job.arm, job.part, inputs, job.workspace_mib)
     inputs.parameters = None  # the model has copied them
     meter = PeakMeter(device)
     meter.start()

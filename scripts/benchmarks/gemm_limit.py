@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from benchmarks.arms import Step
+from benchmarks.steps import TrainingStep
 
 # Where the two operands stand among the arguments.
 _OPERANDS = {"mm": 0, "bmm": 0, "addmm": 1, "baddbmm": 1}
@@ -65,7 +65,7 @@ class _Notes(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def products_of(step: Step) -> list[Product]:
+def products_of(step: TrainingStep) -> list[Product]:
     """The products of one forward and backward, in their order."""
     notes = _Notes()
     with notes:
@@ -73,7 +73,7 @@ def products_of(step: Step) -> list[Product]:
     return notes.products
 
 
-def recorded_gemms(step: Step) -> Callable[[], None]:
+def recorded_gemms(step: TrainingStep) -> Callable[[], None]:
     """The products of a step as work to be timed, on operands that are made once."""
     work = list(_prepared(products_of(step)))
 

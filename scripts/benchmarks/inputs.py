@@ -50,15 +50,13 @@ class LossInputs:
         boundary[:, 2] = (share * S).round().long().clamp(min=1)
         boundary[:, 3] = (share * T).round().long().clamp(min=1)
         symbols = torch.randint(1, shape.C, (B, S), generator=generator)
-        _, (px_grad, py_grad) = k2_of_2025.rnnt_loss_smoothed(
-            lm=torch.randn(B, S + 1, BAND_CLASSES, generator=generator),
-            am=torch.randn(B, T, BAND_CLASSES, generator=generator),
-            symbols=symbols % BAND_CLASSES,
-            termination_symbol=0,
-            boundary=boundary,
-            return_grad=True,
+        ranges = band_of(
+            torch.randn(B, S + 1, BAND_CLASSES, generator=generator),
+            torch.randn(B, T, BAND_CLASSES, generator=generator),
+            symbols,
+            boundary,
+            shape.s_range,
         )
-        ranges = k2_of_2025.get_rnnt_prune_ranges(px_grad, py_grad, boundary, shape.s_range)
         return cls(
             shape,
             torch.randn(B, T, D, generator=generator),
@@ -97,6 +95,19 @@ class LossInputs:
         )
 
 
+def band_of(lm: Tensor, am: Tensor, symbols: Tensor, boundary: Tensor, s_range: int) -> Tensor:
+    """``ranges`` ``[B, T, s_range]`` of a simple loss of ``BAND_CLASSES`` classes."""
+    _, (px_grad, py_grad) = k2_of_2025.rnnt_loss_smoothed(
+        lm=lm,
+        am=am,
+        symbols=symbols % BAND_CLASSES,
+        termination_symbol=0,
+        boundary=boundary,
+        return_grad=True,
+    )
+    return k2_of_2025.get_rnnt_prune_ranges(px_grad, py_grad, boundary, s_range)
+
+
 @contextmanager
 def saved(inputs: LossInputs) -> Iterator[Path]:
     """A file of these inputs for processes that are measured; gone afterwards."""
@@ -104,10 +115,3 @@ def saved(inputs: LossInputs) -> Iterator[Path]:
         path = Path(folder) / "inputs.pt"
         inputs.save(path)
         yield path
-
-
-def all_states(inputs: LossInputs) -> Tensor:
-    """The band that prunes nothing, ``[B, T, S+1]``."""
-    (B, S), T = inputs.symbols.shape, inputs.encoder_out.shape[1]
-    states = torch.arange(S + 1, device=inputs.symbols.device)
-    return states.expand(B, T, S + 1).contiguous()

@@ -22,7 +22,6 @@ from panda_icefall.losses.spec import LatticeOptions
 __all__ = [
     "do_rnnt_pruning",
     "get_rnnt_prune_ranges",
-    "rnnt_loss",
     "rnnt_loss_pruned",
     "rnnt_loss_smoothed",
 ]
@@ -81,7 +80,8 @@ def rnnt_loss_smoothed(
         scales, px_am + px_lm - log_z[:, :S], px_lm - lm_log_z[:, :S], px_am + px_unigram - am_log_z
     )
     py = _mixed(scales, py_am + py_lm - log_z, py_lm - lm_log_z, py_am + py_unigram - am_log_z)
-    return _loss(px, py, boundary, reduction, return_grad)
+    px = symbol_arcs(px, py, LatticeOptions(boundary))
+    return score(px, py, boundary, "regular", 0.0, reduction, return_grad)
 
 
 def do_rnnt_pruning(am: Tensor, lm: Tensor, ranges: Tensor) -> tuple[Tensor, Tensor]:
@@ -111,32 +111,8 @@ def rnnt_loss_pruned(
     return score(px, py, boundary, "regular", 0.0, reduction)
 
 
-def rnnt_loss(
-    logits: Tensor,
-    symbols: Tensor,
-    termination_symbol: int,
-    boundary: Tensor | None = None,
-    reduction: str = "mean",
-) -> Loss:
-    """The loss of the full lattice's logits `[B, T, S+1, C]` in nats."""
-    (B, S), T = symbols.shape, logits.shape[1]
-    log_z = logits.logsumexp(dim=3).transpose(1, 2)  # [B, S+1, T]
-    targets = symbols.reshape(B, 1, S, 1).expand(B, T, S, 1)
-    px = logits.gather(3, targets).squeeze(3).transpose(1, 2) - log_z[:, :S]
-    py = logits[:, :, :, termination_symbol].transpose(1, 2).clone() - log_z
-    return _loss(px, py, boundary, reduction, return_grad=False)
-
-
 def _mixed(
     scales: tuple[float, float, float], joint: Tensor, lm_only: Tensor, am_only: Tensor
 ) -> Tensor:
     """The three parts of an arc's log-prob by their scales."""
     return joint * scales[0] + lm_only * scales[1] + am_only * scales[2]
-
-
-def _loss(
-    px: Tensor, py: Tensor, boundary: Tensor | None, reduction: str, return_grad: bool
-) -> Loss:
-    """From the arcs of the frames, `[B, S, T]` and `[B, S+1, T]`, to the loss."""
-    px = symbol_arcs(px, py, LatticeOptions(boundary))
-    return score(px, py, boundary, "regular", 0.0, reduction, return_grad)

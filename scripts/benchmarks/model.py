@@ -13,18 +13,16 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks import k2_of_2025
-from benchmarks.inputs import LossInputs, all_states
+from benchmarks.inputs import LossInputs
 from benchmarks.sites import SiteInputs
 from panda_icefall.losses import pruned_score
 
-PARTS = ("whole", "simple", "pruned", "full")
+PARTS = ("whole", "simple", "pruned")
 BLANK = 0
 LM_SCALE, AM_SCALE, SIMPLE_LOSS_SCALE = 0.25, 0.0, 0.5
 
 # (target, blank) log-probs of the sites in nats, each [B, T, s_range].
 SiteMethod = Callable[[SiteInputs], tuple[Tensor, Tensor]]
-# Loss in nats of the logits [B, T, S+1, C] of the full lattice.
-LatticeMethod = Callable[[Tensor, LossInputs], Tensor]
 
 
 class Joiner(nn.Module):
@@ -68,35 +66,23 @@ class TransducerLoss(nn.Module):
         self.last_ranges: Tensor | None = None
 
     def forward(
-        self,
-        inputs: LossInputs,
-        part: str,
-        site_method: SiteMethod | None = None,
-        lattice_method: LatticeMethod | None = None,
+        self, inputs: LossInputs, part: str, site_method: SiteMethod | None = None
     ) -> Tensor:
         """The loss of one part, summed over the batch, in nats.
 
         Args:
           inputs: the batch.
           part: ``whole`` (simple and pruned, as a recipe adds them up after its warm-up),
-            ``simple``, ``pruned`` (in the given band) or ``full`` (all states at every frame).
+            ``simple`` or ``pruned`` (in the given band).
           site_method: how the pruned loss gets its log-probs; None: as ``k2`` does from logits, or
             as `panda_icefall.patched` routes it.
-          lattice_method: how the full lattice's logits become a loss; None: as a pruned loss
-            whose band holds all states.
         """
         if part == "simple":
             return self._simple(inputs)[0]
         if part == "whole":
             simple_loss, ranges = self._simple(inputs)
             return SIMPLE_LOSS_SCALE * simple_loss + self._pruned(inputs, ranges, site_method)
-        if part == "pruned":
-            return self._pruned(inputs, inputs.ranges, site_method)
-        if lattice_method is None:
-            return self._pruned(inputs, all_states(inputs), site_method)
-        am = self.joiner.encoder_proj(inputs.encoder_out)
-        lm = self.joiner.decoder_proj(inputs.decoder_out)
-        return lattice_method(self.joiner(am.unsqueeze(2), lm.unsqueeze(1)), inputs)
+        return self._pruned(inputs, inputs.ranges, site_method)
 
     def _simple(self, inputs: LossInputs) -> tuple[Tensor, Tensor]:
         am = self.simple_am_proj(inputs.encoder_out)  # [B, T, C]

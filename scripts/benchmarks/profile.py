@@ -23,7 +23,7 @@ TIMED: dict[str, tuple[str, ...]] = {
         "panda_icefall.losses.lattices.pruned.banded_recursion",
     ),
     "checks": (
-        "panda_icefall.losses.pruned.check_spec",
+        "panda_icefall.losses.sites.check_spec",
         "panda_icefall.losses.simple_tiled.loss.check_spec",
         "panda_icefall.normalizer.op.check_form",
         "panda_icefall.normalizer.op.live_sites",

@@ -21,8 +21,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.arms import HAS_K2
-from benchmarks.full_lattice import package_version
+from benchmarks.packages import HAS_K2, package_version
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 

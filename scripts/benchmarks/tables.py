@@ -15,7 +15,7 @@ KEYS: dict[str, tuple[str, ...]] = {
     "loss": ("part", "arm"),
     "classes": ("C", "arm"),
     "ctc": ("C", "arm"),
-    "public": ("batch", "lattice", "arm"),
+    "losses": ("batch", "form", "arm"),
     "capacity": ("recipe", "arm"),
     "workspace": ("workspace_mib", "arm"),
     "profile": ("kind", "name"),
@@ -41,6 +41,11 @@ def _shares(rows: Sequence[Row]) -> str | None:
     routed = [r for r in rows if r["arm"].startswith("panda") and r.get("part") != "simple"]
     shares = (number(key, ".0%")(routed) for key in ("forward_share", "backward_share"))
     return " / ".join(share for share in shares if share) or None
+
+
+def _backward_share(rows: Sequence[Row]) -> str | None:
+    routed = [r for r in rows if r["arm"].startswith("panda") and not r["is_out_of_memory"]]
+    return number("backward_share", ".1%")(routed)
 
 
 def part_of(key: str) -> Callable[[Sequence[Row]], str | None]:
@@ -95,15 +100,20 @@ COLUMNS: dict[str, list[Column]] = {
         Column("loss apart", number("loss_rel", ".0e")),
         Column("gradient rel-L2", number("grad_rel_l2", ".1e")),
     ],
-    "public": [
+    "losses": [
         Column("batch", text("batch")),
+        Column("loss", text("form")),
         _METHOD,
-        Column("lattice", text("lattice")),
-        Column("utterances", text("utterances")),
         Column("peak above inputs, MiB", _peak_or_mark),
-        *_seconds(".2f"),
-        Column("MiB per utterance", number("mib_per_utterance", ".1f")),
-        Column("s per utterance", number("seconds_per_utterance", ".3f")),
+        Column("of dense", part_of("memory_ratio")),
+        Column("of torchaudio", part_of("torchaudio_memory_ratio")),
+        *_seconds(".3f"),
+        Column("minima, of dense", number("time_ratio", ".2f")),
+        Column("minima, of torchaudio", number("torchaudio_time_ratio", ".2f")),
+        Column("of the GEMM limit", number("of_limit", ".2f")),
+        Column("sites backward", _backward_share),
+        Column("loss apart", number("loss_rel", ".0e")),
+        Column("gradient rel-L2", number("grad_rel_l2", ".1e")),
     ],
     "capacity": [
         Column("recipe", text("recipe")),
@@ -147,13 +157,25 @@ def title(figures: dict[str, Any]) -> str:
         return f"Pruned loss against C, N={settings['sites']}, cap {cap:g} GiB"
     if name == "ctc":
         return f"CTC head: {size}"
-    if name == "public":
-        return "Public transducer-loss-benchmarking shapes, V=500"
+    if name == "losses":
+        return (
+            f"Every transducer loss, joiner included, {settings['adjoints']} adjoints, cap "
+            f"{settings['cap_bytes'] / 2**30:g} GiB: {_shapes(settings['shapes'])}"
+        )
     if name == "capacity":
         return f"Capacity: whole loss within {settings['budget_bytes'] / 2**20:g} MiB"
     if name == "profile":
         return f"Where a step's time goes, {settings['adjoints']} adjoints: {size}"
     return f"Workspace of the tiles, whole loss, {settings['adjoints']} adjoints: {size}"
+
+
+def _shapes(shapes: dict[str, dict[str, Any]]) -> str:
+    """The sizes of several batches, and of those that differ in C alone once."""
+    names = ("B", "T", "S", "s_range", "H")
+    sizes: dict[str, list[str]] = {}
+    for name, shape in shapes.items():
+        sizes.setdefault(" ".join(f"{k}={shape[k]}" for k in names), []).append(name)
+    return "; ".join(f"{size} ({', '.join(found)})" for size, found in sizes.items())
 
 
 def _carrying(figures: dict[str, Any]) -> str | None:

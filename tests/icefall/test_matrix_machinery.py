@@ -127,7 +127,7 @@ def test_with_a_ctc_head_the_reference_is_more_exact_than_the_dense_arm(run):
     row = replace(ROW, options={"use-ctc": 1})
     inexact = lambda t: a_pass(is_training=t, gradient=1.00003)  # noqa: E731
     for gradient, holds in ((1.000001, True), (1.0001, False)):
-        outcome = run(inexact, routed_pass(gradient=gradient), in_float32=dense_pass, row=row)
+        outcome = run(inexact, routed_pass(gradient=gradient), reference=dense_pass, row=row)
         assert (outcome.violations == []) == holds
 
 

@@ -62,7 +62,25 @@ def test_nothing_depends_on_the_tiles(workspace_bytes):
         selected, data, workspace_bytes=workspace_bytes, counters=counters
     )
     assert_structure(ours, truth)
-    assert (counters.tiles_forward == 1) is (workspace_bytes == 2**20)
+    assert (counters.totals.tiles_forward == 1) is (workspace_bytes == 2**20)
+
+
+def test_the_lattice_is_computed_for_as_many_utterances_as_the_workspace_holds(monkeypatch):
+    data, batches, original = ctc_batch.batch(), [], torch.ctc_loss
+
+    def noting(log_probs, *args, **kwargs):
+        batches.append(log_probs.shape[1])
+        return original(log_probs, *args, **kwargs)
+
+    truth = ctc_batch.with_gradients(ctc_batch.dense_loss, data, reduction="none")
+    monkeypatch.setattr(torch, "ctc_loss", noting)
+    for workspace_bytes, expected in ((1000, [1] * 6), (2**14, [4, 2]), (2**20, [6])):
+        batches.clear()
+        ours = ctc_batch.with_gradients(
+            selected, data, workspace_bytes=workspace_bytes, reduction="none"
+        )
+        assert_structure(ours, truth)
+        assert batches == expected
 
 
 @pytest.mark.parametrize("kind", ["flat", "peaked", "shifted"])
@@ -160,8 +178,9 @@ def test_frames_beyond_the_lengths_are_not_evaluated():
     counters = TileCounters()
     found = ctc_batch.with_gradients(selected, data, counters=counters)
     assert all(tensor.isfinite().all() for tensor in found)
-    assert counters.sites == B * T
-    assert counters.sites_evaluated == counters.sites_backward == sum(ctc_batch.FRAMES)
+    assert (
+        counters.totals.sites_evaluated == counters.totals.sites_backward == sum(ctc_batch.FRAMES)
+    )
 
 
 def test_no_frame_at_all_says_nothing_with_certainty_and_something_never():

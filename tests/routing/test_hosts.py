@@ -128,6 +128,17 @@ def test_occupations_of_a_pruned_loss_are_left_to_fast_rnnt(install):
             toy.pruned_loss(fast_rnnt, toy.TanhJoiner(), data, return_grad=True)
 
 
+def test_occupations_of_a_hat_loss_are_given_where_fast_rnnt_has_no_hat_loss(install):
+    fast_rnnt, data = install("later versions"), toy.batch(rnnt)
+    parameters = [*parameters_of("later versions")["rnnt_loss_pruned"], "return_grad=False"]
+    fast_rnnt.rnnt_loss_pruned = _raising("rnnt_loss_pruned", parameters)
+    joiner, options = toy.TanhJoiner(), {"use_hat_loss": True, "return_grad": True}
+    expected = toy.pruned_loss(rnnt, joiner, data, **options)
+    with counted.routed(0, dense=1, materialised={"return_grad": 1}):
+        got = toy.pruned_loss(fast_rnnt, joiner, data, **options)
+    torch.testing.assert_close(got, expected, rtol=1e-6, atol=1e-7)
+
+
 def test_an_unknown_fast_rnnt_is_left_alone_and_said(install, k2, caplog):
     fast_rnnt = install("later versions")
     fast_rnnt.rnnt_loss_pruned = other = lambda logits: None

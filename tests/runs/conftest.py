@@ -238,6 +238,23 @@ def losses_of(model, batch, kind):
 '''
 
 
+PROJECTION = "        self.simple_lm_proj = nn.Linear(H, C)\n"
+CTC_HEAD = (
+    (
+        PROJECTION,
+        f"{PROJECTION}        self.ctc_output = nn.Sequential(\n"
+        "            nn.Dropout(0.1), nn.Linear(H, C), nn.LogSoftmax(dim=-1)\n        )\n",
+    ),
+    (
+        "return 0.5 * simple + pruned",
+        "ctc = nn.functional.ctc_loss(\n"
+        "            self.ctc_output(am).permute(1, 0, 2), symbols, lens, symbol_lens,\n"
+        "            reduction='sum', zero_infinity=True,\n        )\n"
+        "        return 0.5 * simple + pruned + 0.2 * ctc",
+    ),
+)
+
+
 class Recipe:
     """A recipe folder, and ways to run it."""
 
@@ -255,6 +272,10 @@ class Recipe:
             assert old in text, old
             text = text.replace(old, new)
         path.write_text(text)
+
+    def add_ctc_head(self):
+        """Train with icefall's CTC head beside the transducer."""
+        self.edit(*CTC_HEAD, name="toy_model.py")
 
     def subprocess(self, *words, module="panda_icefall"):
         """`python -m panda_icefall words`, from the recipe's folder."""

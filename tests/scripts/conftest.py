@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import re
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -33,3 +34,23 @@ def script(monkeypatch, tmp_path):
         return json.loads(path.read_text())
 
     return run
+
+
+@pytest.fixture
+def checked():
+    """The rows of one session's document, which has everything a table and its reader need."""
+    from benchmarks import results, tables
+
+    def rows_of(figures, benchmark):
+        assert figures["benchmark"] == benchmark
+        assert tables.title(figures)
+        assert results.cells(figures, tables.COLUMNS[benchmark], tables.KEYS[benchmark])
+        (session,) = figures["sessions"]
+        assert session["command"].startswith("python scripts/bench_")
+        assert str(Path.home()) not in json.dumps(figures)
+        assert "/tmp" not in json.dumps(figures)
+        assert re.fullmatch(r"20\d\d-\d\d-\d\d \d\d:\d\d UTC", session["date"])
+        assert {"cpu", "cores", "threads", "torch", "k2", "lane"} <= set(session["machine"])
+        return session["rows"]
+
+    return rows_of

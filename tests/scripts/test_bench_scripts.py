@@ -5,35 +5,19 @@ import json
 import re
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 from bench_capacity import SHORTEST, largest_that_fits
-from bench_public import bounded, full_lattice_bytes
-from benchmarks import results, tables
-from benchmarks.arms import HAS_K2, arms_of
+from benchmarks import tables
+from benchmarks.arms import arms_of
 from benchmarks.child import Measured
-from benchmarks.shapes import PUBLIC
+from benchmarks.packages import HAS_K2
 from results_tables import read
 
 TINY = "--B 3 --T 12 --S 4 --C 40 --H 8 --D 8 --repeats 1".split()
 
 
-def checked(figures, benchmark):
-    """The rows of one session's document that has everything a table and its reader need."""
-    assert figures["benchmark"] == benchmark
-    assert tables.title(figures)
-    assert results.cells(figures, tables.COLUMNS[benchmark], tables.KEYS[benchmark])
-    (session,) = figures["sessions"]
-    assert session["command"].startswith("python scripts/bench_")
-    assert str(Path.home()) not in json.dumps(figures)
-    assert "/tmp" not in json.dumps(figures)
-    assert re.fullmatch(r"20\d\d-\d\d-\d\d \d\d:\d\d UTC", session["date"])
-    assert {"cpu", "cores", "threads", "torch", "k2", "lane"} <= set(session["machine"])
-    return session["rows"]
-
-
-def test_loss_compares_all_methods_on_the_whole_and_its_halves(script):
+def test_loss_compares_all_methods_on_the_whole_and_its_halves(script, checked):
     figures = script("bench_loss", *TINY)
     rows = checked(figures, "loss")
     for part in ("whole", "simple", "pruned"):
@@ -51,17 +35,17 @@ def test_loss_compares_all_methods_on_the_whole_and_its_halves(script):
             assert row["forward_share"] < 1
 
 
-def test_ctc_compares_both_methods_at_every_c(script):
+def test_ctc_compares_both_methods_at_every_c(script, checked):
     words = "--B 3 --T 12 --D 8 --repeats 1 --classes 20 40".split()
     figures = script("bench_ctc", *words)
     rows = checked(figures, "ctc")
     assert [(row["C"], row["arm"]) for row in rows] == [
         (C, arm) for C in (20, 40) for arm in ("dense", "panda")
     ]
-    assert all(row["seconds_min"] > 0 and row["grad_rel_l2"] < 1e-5 for row in rows)
+    assert all(row["seconds_min"] > 0 and row["grad_rel_l2"] < 1e-4 for row in rows)
 
 
-def test_a_peak_too_small_to_measure_has_no_ratio(script, monkeypatch):
+def test_a_peak_too_small_to_measure_has_no_ratio(script, checked, monkeypatch):
     from benchmarks import child
 
     run = child.run
@@ -71,7 +55,7 @@ def test_a_peak_too_small_to_measure_has_no_ratio(script, monkeypatch):
     assert tables.part_of("memory_ratio")(rows) is None
 
 
-def test_classes_marks_the_first_c_that_does_not_fit_and_stops_there(script, monkeypatch):
+def test_classes_marks_the_first_c_that_does_not_fit_and_stops_there(script, checked, monkeypatch):
     module = importlib.import_module("bench_classes")
     from benchmarks import child
 
@@ -97,23 +81,7 @@ def test_classes_marks_the_first_c_that_does_not_fit_and_stops_there(script, mon
     assert [row["time_ratio"] is None for row in rows] == [False, False, True, True, True]
 
 
-def test_public_labels_smaller_batches_of_the_full_lattice(script):
-    words = ["--full-utterances", 2, "--batches", "sorted"]
-    rows = checked(script("bench_public", *TINY, *words), "public")
-    by_lattice = {(row["lattice"], row["arm"]): row["utterances"] for row in rows}
-    assert by_lattice["s_range 5", "panda"] == "3"
-    assert {arm for lattice, arm in by_lattice if lattice == "full"} == set(arms_of("full"))
-    assert {u for (lattice, _), u in by_lattice.items() if lattice == "full"} == {"2 of 3"}
-
-
-def test_a_full_lattice_has_no_more_utterances_than_its_bound_allows():
-    shape = PUBLIC["unsorted"]
-    few = bounded(shape, 4.5 * full_lattice_bytes(shape.with_batch(1)), most=30)
-    assert (few.B, few.T) == (4, shape.T)
-    assert bounded(shape, 1.0, most=30).B == 1
-
-
-def test_capacity_compares_dense_and_routed(script):
+def test_capacity_compares_dense_and_routed(script, checked):
     words = ["--recipes", "aishell", "--C", 50, "--H", 8, "--D", 8, "--budget-mib", 64]
     rows = checked(script("bench_capacity", *words, "--start", 2, "--longest", 4), "capacity")
     assert [row["arm"] for row in rows] == ["dense", "panda"]
@@ -121,7 +89,7 @@ def test_capacity_compares_dense_and_routed(script):
     assert {row["bound"] for row in rows} == {">= "}
 
 
-def test_workspace_measures_each_size(script):
+def test_workspace_measures_each_size(script, checked):
     rows = checked(script("bench_workspace", *TINY, "--sizes-mib", 1, 4), "workspace")
     assert [row["workspace_mib"] for row in rows] == [1.0, 4.0]
 
@@ -173,7 +141,9 @@ def test_bisection_says_when_nothing_or_everything_fits():
         ("bench_classes", ["--cap-gib", "0"], "--cap-gib: got 0.0, expected above 0"),
         ("bench_capacity", ["--budget-mib", "0"], "--budget-mib: got 0.0, expected above 0"),
         ("bench_workspace", ["--sizes-mib", "0"], "--sizes-mib: got .* expected sizes above 0"),
-        ("bench_public", ["--full-utterances", "0"], "--full-utterances: got 0, expected at"),
+        ("bench_losses", ["--shorten", "0"], "--shorten: got 0, expected at least 1"),
+        ("bench_losses", ["--cap-gib", "0"], "--cap-gib: got 0.0, expected above 0"),
+        ("bench_losses", ["--adjoints", "peaked", "--D", "8"], "--D: got 8, expected 512, as"),
     ],
 )
 def test_unusable_options_are_refused(script, capsys, name, words, match):

@@ -29,7 +29,11 @@ from torch import Tensor, nn
 
 from panda_icefall import routing
 from panda_icefall.normalizer.autocast import autocast_dtype
-from panda_icefall.runs.call_watch import LossCallWatch, explain_not_routed
+from panda_icefall.runs.call_watch import (
+    LossCallWatch,
+    explain_ctc_not_routed,
+    explain_not_routed,
+)
 from panda_icefall.runs.contract.comparison import (
     compare_gradients,
     compare_parameters,
@@ -200,6 +204,10 @@ class Contract:
             counted = routing.status() - before
         if counted.losses_routed == 0:
             self.not_routed = explain_not_routed(counted, watch.calls)
+            return
+        if self._options.ctc and counted.ctc_losses_routed == 0:
+            heads = routing.find_ctc_heads(routed, self._options.projections)
+            self.not_routed = explain_ctc_not_routed(counted, heads)
             return
         compared = compare_pruned_losses(dense_losses, routed_losses)
         bounds = self._bounds

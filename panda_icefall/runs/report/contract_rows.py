@@ -55,8 +55,9 @@ def contract_rows(contract: ContractRecord) -> list[ContractRow]:
     """Losses, log-probs and ``log_z``, then the gradients; quantities that were compared only."""
     if not contract.batches:
         return []
-    losses = tuple(Cell(batch.loss_rel) for batch in contract.batches)
-    rows = [ContractRow("loss", False, contract.tolerances.get("loss_rel"), losses)]
+    bound = contract.tolerances.get("loss_rel")
+    losses = tuple(Cell(batch.loss_rel, bound=bound) for batch in contract.batches)
+    rows = [ContractRow("loss", False, bound, losses)]
     for attribute, name, distance, tolerance in _QUANTITIES:
         rows += _rows_of(contract, attribute, name, distance, contract.tolerances.get(tolerance))
     return rows

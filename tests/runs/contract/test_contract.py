@@ -229,6 +229,26 @@ def test_the_twin_of_the_updates_rounds_its_simple_loss_differently(recipe, monk
     assert all(twin["rel_l2"] < 1e-4 for twin in report(recipe)["parameters_twin"])
 
 
+def test_the_twin_rounds_its_ctc_loss_differently_where_that_is_routed(recipe, monkeypatch):
+    recipe.add_ctc_head()
+    in_float64, steps = check.ctc_losses_in_float64, []
+
+    def counted():
+        steps.append(1)
+        return in_float64()
+
+    monkeypatch.setattr(check, "ctc_losses_in_float64", counted)
+    assert run_recipe(recipe.train_py, [], PandaOptions(check_batches=2)) == 0
+    assert steps == []
+    assert run_recipe(recipe.train_py, [], PandaOptions(check_batches=2, ctc=True)) == 0
+    assert len(steps) == 2
+
+
+def test_a_check_of_a_ctc_loss_that_is_not_there_says_so(recipe):
+    with pytest.raises(NotRoutedError, match=r"no CTC loss was routed .* the model has no ctc_out"):
+        run_recipe(recipe.train_py, [], PandaOptions(check_batches=1, ctc=True))
+
+
 def test_a_loss_that_is_not_finite_is_a_violation_in_strict_json(recipe):
     options = PandaOptions(check_batches=1)
     assert run_recipe(recipe.train_py, ["--kind", "nan"], options) == 1

@@ -61,7 +61,7 @@ class Pass:
 class Arms(NamedTuple):
     """Functions of `is_training`; `dense` is called first, the others prune by its ranges.
 
-    `in_float32` is dense too, with the lattice of torch's CTC in float64.
+    `reference` is dense in float32, with the lattice of torch's CTC in float64.
     """
 
     dense: Callable[..., Pass]
