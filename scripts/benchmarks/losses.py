@@ -85,9 +85,10 @@ class LossStep(TrainingStep):
     Attributes:
       arm: name of the method.
       part: name of the loss.
-      inputs: the batch, its classes in the order of the loss: those of big blanks and the blank
-        come after the symbols, then those of durations.
+      inputs: the batch.
       model: the projections and the joiner.
+      symbols, blank: in the order of the loss's classes. With big blanks or durations that is the
+        symbols, the big blanks, the blank, the durations; else the blank is 0.
       workspace_mib: of PANDA; None: its default.
     """
 
