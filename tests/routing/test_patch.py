@@ -46,13 +46,16 @@ def test_the_routed_loss_never_reaches_the_originals(stub):
     panda_icefall.apply()
     routed = toy.loss_and_gradients(stub, joiner, data)
     torch.testing.assert_close(routed, dense, rtol=1e-5, atol=1e-6)
-    assert panda_icefall.status().replaced[:10] == (
+    replaced = panda_icefall.status().replaced
+    assert replaced[:8] == (
         *(f"k2.{name}" for name in NAMES[:3]),
         *(f"panda_icefall.rnnt.{name}" for name in NAMES),
         "panda_icefall.rnnt.rnnt_loss",
-        "optimized_transducer.transducer_loss",  # ours, where that is not installed
-        "torch.autograd.function.Function.apply",
     )
+    # The latter is ours, where that is not installed.
+    assert {"torch.autograd.function.Function.apply", "optimized_transducer.transducer_loss"} <= {
+        *replaced
+    }
 
 
 def test_revert_restores_and_apply_is_idempotent(k2):
