@@ -29,10 +29,10 @@ from benchmarks.memory import CHILD_ENVIRONMENT, PeakMeter
 from benchmarks.options import check_counts, make_parser
 from benchmarks.tables import measuring
 from benchmarks.timing import interleaved_samples, times
-from panda_icefall.runs.contract.passes import ctc_losses_in_float64
 from torch import Tensor, nn
 
 import panda_icefall
+from panda_icefall.runs.contract.passes import ctc_losses_in_float64
 
 ARMS = {"dense": "dense", "panda": "PANDA"}
 FRAMES_PER_LABEL = 3
