@@ -32,7 +32,7 @@ def settled_peak_mib(arm: Arm) -> float:
 
 def row(report: RunRecord) -> list[str]:
     contract, curve, final = report.contract, report.trajectory, report.final_parameters
-    if not (contract and curve and final and report.resume):
+    if not (contract and curve and final and report.state == "complete"):
         raise SystemExit(
             f"{report.title}: got a run that is {report.state}, expected a complete one"
         )
@@ -42,7 +42,9 @@ def row(report: RunRecord) -> list[str]:
     worst = [max(distances, key=nan_last) for distances in (losses, log_probs, gradients)]
     dense, routed = report.arms["dense"], report.arms["routed"]
     counted = routed.counters
-    resumed = "same bits" if report.resume.is_bitwise else f"{report.resume.rel_l2:.1e}"
+    resumed = "none"  # of a recipe that cannot be resumed within an epoch
+    if report.resume is not None:
+        resumed = "same bits" if report.resume.is_bitwise else f"{report.resume.rel_l2:.1e}"
     return [
         report.title or "untitled run",
         " / ".join(f"{distance:.1e}" for distance in worst),
