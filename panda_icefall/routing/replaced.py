@@ -83,6 +83,13 @@ class RoutingState:
     options: Options | None = None
     counters: RoutingCounters = field(default_factory=RoutingCounters)
     unrecorded: list[str] = field(default_factory=list)
+    _said: set[str] = field(default_factory=set)
+
+    def say_once(self, text: str) -> None:
+        """Log it, the first time."""
+        if text not in self._said:
+            self._said.add(text)
+            logging.warning("panda: %s; said once", text)
 
     def say_unrecorded(self) -> None:
         """Log why am and lm of a simple loss were not recorded, if it is known and not said yet."""
