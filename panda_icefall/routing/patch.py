@@ -151,6 +151,7 @@ def revert() -> None:
     if _applied is not None:
         _applied.put_back()
     forget_refusals()
+    _state.said.clear()
     _applied = None
     _state.options = None
     _state.unrecorded.clear()
