@@ -15,15 +15,7 @@ from panda_icefall.routing.row_operations import Arguments, Function, Keywords
 from panda_icefall.routing.stand_in import Report, StandIn, flat
 from panda_icefall.routing.torch_functions import IN_PLACE, POINTWISE, functions_named
 
-# Functions of rows, whatever dimensions stand before X; their other tensors are weights.
-_ROWWISE = set(
-    functions_named(
-        "linear layer_norm rms_norm dropout float half bfloat16 double to contiguous clone "
-        "positive __pos__"
-    )
-)
 _POINTWISE = set(POINTWISE)
-_SHAPES = set(functions_named("unsqueeze squeeze view reshape __getitem__"))
 _REPEATS = set(functions_named("expand expand_as repeat tile broadcast_to"))
 
 
@@ -41,6 +33,7 @@ class AxisTensor(StandIn):
       sites: of all utterances.
       utterance: which one it is of; None: of all.
       report: as of ``StandIn``.
+      is_private: operations in place change a copy, and not ``values``.
     """
 
     family = "joint"
@@ -53,8 +46,11 @@ class AxisTensor(StandIn):
         sites: GridSites,
         report: Report,
         utterance: int | None = None,
+        *,
+        is_private: bool = False,
     ) -> None:
         super().__init__(report)
+        self.is_private = is_private
         self.values = values
         self.by_symbol = by_symbol
         self.sites = sites
@@ -131,18 +127,21 @@ class AxisTensor(StandIn):
         )
 
     def _alone(self, function: Function, args: Arguments, kwargs: Keywords) -> Any:
+        """What a function of this tensor alone gives; any other tensor among it is an ordinary one.
+
+        A result of one of the shapes above stands for one value per row, whatever made it: where it
+        meets the other one, its shape decides.
+        """
         called = IN_PLACE.get(function, function)
-        if called in _POINTWISE or called in _ROWWISE:
-            if called in _POINTWISE and not self._takes((*args, *kwargs.values())):
-                return _recorded_at(_common_sites([self]), function, args, kwargs)
-            return self._kept(function(*_values(args), **_values(kwargs)))
-        if args[0] is not self or not (called in _SHAPES or called in _REPEATS):
-            return None
-        if called in _SHAPES:
-            return self._reshaped(function, args, kwargs)
-        shape = function(self._without_values(), *_shapes(args[1:]), **kwargs).shape
-        sites = _common_sites([self])
-        return self.at(sites) if shape[:-1] == sites.shape else None
+        if called in _POINTWISE and not self._takes((*args, *kwargs.values())):
+            return _recorded_at(_common_sites([self]), function, args, kwargs)
+        if called in _REPEATS and args[0] is self:
+            shape = function(self._without_values(), *_shapes(args[1:]), **kwargs).shape
+            sites = _common_sites([self])
+            return self.at(sites) if shape[:-1] == sites.shape else None
+        if args and args[0] is self and function is not called and self.is_private:
+            self.values = self.values.clone()  # the caller's tensor stays as it is
+        return self._kept(function(*_values(args), **_values(kwargs)), args)
 
     def _takes(self, arguments: Arguments) -> bool:
         """Whether a result has the shape that the tensor has, X apart."""
@@ -154,32 +153,37 @@ class AxisTensor(StandIn):
                 return False
         return True
 
-    def _kept(self, result: Any) -> Any:
+    def _kept(self, result: Any, args: Arguments) -> Any:
+        if isinstance(result, (tuple, list)):
+            return type(result)(self._kept(item, args) for item in result)
         if result is self.values:
             return self
-        is_like = isinstance(result, Tensor) and result.is_floating_point()
-        return self._like(result) if is_like and result.shape[:-1] == self.shape[:-1] else None
-
-    def _reshaped(self, function: Function, args: Arguments, kwargs: Keywords) -> Any:
-        shape = function(self._without_values(), *args[1:], **kwargs).shape
-        rows, X = self._rows, self.shape[-1]
-        batch = self.shape[:1] if self.utterance is None else ()
+        if not isinstance(result, Tensor) or not result.is_floating_point() or result.dim() < 2:
+            return result
+        batch = tuple(self.shape[:1]) if self.utterance is None else ()
+        rows, X = self._rows, result.shape[-1]
         placed = (*batch, 1, rows, X) if self.by_symbol else (*batch, rows, 1, X)
-        if tuple(shape) in ((*batch, rows, X), placed):
-            return self._like(function(self.values, *args[1:], **kwargs))
+        if tuple(result.shape) in ((*batch, rows, X), placed):
+            return self._like(result)
+        return self._of_utterance(result, args)
+
+    def _of_utterance(self, result: Tensor, args: Arguments) -> Any:
+        """Rows that a packed joiner takes out: of one utterance, or the first ones of those."""
         taken = args[1] if len(args) > 1 else None
         first, *others = taken if isinstance(taken, tuple) else (taken,)
-        if self._is_placed or len(shape) != 2 or shape[1] != X:
-            return None
+        if self._is_placed or result.dim() != 2 or result.shape[1] != self.shape[-1]:
+            return result
         if self.utterance is None and isinstance(first, int) and all(map(_is_head, others)):
-            return self._like(function(self.values, *args[1:]), first % self.shape[0])
+            return self._like(result, first % self.shape[0])
         if self.utterance is not None and all(map(_is_head, (first, *others))):
-            return self._like(function(self.values, *args[1:]))
-        return None
+            return self._like(result)
+        return result
 
     def _like(self, values: Tensor, utterance: int | None = None) -> AxisTensor:
         utterance = self.utterance if utterance is None else utterance
-        return AxisTensor(values, self.by_symbol, self.sites, self._report, utterance)
+        return AxisTensor(
+            values, self.by_symbol, self.sites, self._report, utterance, is_private=self.is_private
+        )
 
     def _without_values(self) -> Tensor:
         return torch.empty_strided(

@@ -26,6 +26,7 @@ __all__ = [
     "find_joiners",
     "has_recorded_joiner",
     "is_joiner_name",
+    "not_recording",
     "recorded_arguments",
     "running",
 ]
@@ -125,6 +126,17 @@ def running(module: nn.Module) -> Iterator[None]:
         depths[id(module)] -= 1
 
 
+@contextmanager
+def not_recording() -> Iterator[None]:
+    """Joiners are called with what they are given in the enclosed block, in this thread."""
+    before = _now.__dict__.get("is_off", False)
+    _now.is_off = True
+    try:
+        yield
+    finally:
+        _now.is_off = before
+
+
 def recorded_arguments(
     module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
@@ -133,7 +145,8 @@ def recorded_arguments(
     Its first two tensors become am and lm where they are ``[B, T, D]`` and ``[B, S + 1, E]``.
     """
     joiner = _joiners.get(id(module))
-    if joiner is None or not joiner.is_running or is_traced():
+    is_off = _now.__dict__.get("is_off", False)
+    if joiner is None or is_off or not joiner.is_running or is_traced():
         return None
     names: list[int | str] = [*range(len(args)), *kwargs]
     given = {name: args[name] if isinstance(name, int) else kwargs[name] for name in names}

@@ -187,7 +187,12 @@ def dispatch(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[s
         )
     args, kwargs = as_tensors(args, name), as_tensors(kwargs, name)
     result = function(*args, **kwargs)
-    return given[0].keep(result, [*flat((*args, *kwargs.values()))]) if given else result
+    if not given:
+        return result
+    arguments = [*flat((*args, *kwargs.values()))]
+    if isinstance(result, (tuple, list)) and not isinstance(result, torch.Size):
+        return type(result)(given[0].keep(item, arguments) for item in result)
+    return given[0].keep(result, arguments)
 
 
 def as_tensors(value: Any, operation: str) -> Any:
