@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -19,7 +21,7 @@ def spec_of_lengths(
     blank: int,
     classes: int,
     forbidden: range,
-    fewest_frames_per_symbol: int = 0,
+    durations: Sequence[int] | None = None,
     is_final_blank: bool = False,
     rnnt_type: str = "regular",
     delay_penalty: float = 0.0,
@@ -33,7 +35,7 @@ def spec_of_lengths(
       logit_lengths, target_lengths: integers ``[B]``, 1 to T frames and 0 to S symbols.
       classes: that the targets may have.
       forbidden: classes that they may not have, the blanks.
-      fewest_frames_per_symbol: that the arcs take.
+      durations: frames that symbols and blanks pass, where they pass any of these.
       others: as of ``LatticeSpec``.
 
     Raises:
@@ -50,6 +52,9 @@ def spec_of_lengths(
         ("logit_lengths", logit_lengths, (B,)),
         ("target_lengths", target_lengths, (B,)),
     ):
+        if not isinstance(values, Tensor):
+            got = type(values).__name__
+            raise TypeError(f"{name}: got {got}, expected a tensor of integers {list(shape)}")
         if tuple(values.shape) != shape:
             raise ValueError(f"{name}: got shape {tuple(values.shape)}, expected {list(shape)}")
         if values.dtype not in _INTEGERS:
@@ -59,10 +64,10 @@ def spec_of_lengths(
     inside = torch.arange(S, device=symbols.device) < states[:, None]
     is_bad = (symbols < 0) | (symbols >= classes)
     is_bad |= (symbols >= forbidden.start) & (symbols < forbidden.stop)
-    takes_frame = max(fewest_frames_per_symbol, int(rnnt_type != "regular"))
-    needed = states * takes_frame + (is_final_blank or takes_frame == 0) * 1
-    if fewest_frames_per_symbol:
-        needed = (states + 1) * fewest_frames_per_symbol
+    if durations is not None:
+        needed = _frames_needed(frames, states, durations)
+    else:
+        needed = states * int(rnnt_type != "regular") + int(is_final_blank)
     wrong = torch.stack(
         [
             (frames < 1) | (frames > T),
@@ -118,5 +123,31 @@ def _error(
         )
     return ValueError(
         f"logit_lengths: got {t} frames for utterance b={b} with {s} symbols, expected at least "
-        f"{int(needed[b])}, as each symbol takes a frame here; drop utterances that are too short"
+        f"{int(needed[b])}, as its arcs pass whole frames here; drop such utterances"
     )
+
+
+def _frames_needed(frames: Tensor, states: Tensor, durations: Sequence[int]) -> Tensor:
+    """The frames of each utterance where some path passes them, else the next number that one does.
+
+    A path has a symbol arc of any duration for each symbol, and at least one blank arc, which is
+    the last, of a duration above 0.
+    """
+    if 1 in durations:  # then every number from the least on
+        return (states + 1) * min(durations) + int(min(durations) == 0)
+    blanks = [duration for duration in durations if duration > 0]
+    found = []
+    for T, S in zip(frames.tolist(), states.tolist()):
+        most = T + S * min(durations) + 2 * max(durations) ** 2
+        reached = {0}
+        for _ in range(S):
+            reached = {n + d for n in reached for d in durations if n + d <= most}
+        passed = sorted({n + d for n in reached for d in blanks})
+        ends: set[int] = set()
+        while passed:
+            n = passed.pop(0)
+            if n not in ends and n <= most:
+                ends.add(n)
+                passed += [n + d for d in blanks]
+        found.append(min((n for n in ends if n >= T), default=most))
+    return frames.new_tensor(found)

@@ -17,7 +17,7 @@ from panda_icefall.losses.selected import loss_of_log_probs, selected_transducer
 from panda_icefall.losses.sites import FullSites
 from panda_icefall.normalizer import RowLogits, RowProgram, RowTable, TileOptions
 
-__all__ = ["rnnt_loss", "transducer_loss"]
+__all__ = ["rnnt_loss", "sites_of_lengths", "transducer_loss"]
 
 
 @opaque
@@ -55,9 +55,10 @@ def rnnt_loss(
             f"targets: got shape {tuple(targets.shape)}, expected [B, S] = [{B}, {states - 1}] for "
             f"logits of shape {tuple(logits.shape)}"
         )
-    sites = _sites(
-        targets.to(logits.device), logit_lengths, target_lengths, T, C, blank, reduction, False
-    )
+    sites = sites_of_lengths(
+        targets.to(logits.device), logit_lengths, target_lengths,
+        T=T, classes=C, blank=blank, reduction=reduction,
+    )  # fmt: skip
     table = RowTable(logits.reshape(-1, C), sites.position)
     return _loss(table, sites, clamp, is_normalised=not fused_log_softmax)
 
@@ -93,9 +94,10 @@ def transducer_loss(
     """
     check_floats("logits", logits, "[sum_all_TU, C]", takes_half=True)
     T = int(logit_lengths.max()) if logit_lengths.numel() else 0
-    sites = _sites(
-        targets.to(logits.device), logit_lengths, target_lengths, T, logits.shape[1], blank,
-        reduction, one_sym_per_frame,
+    sites = sites_of_lengths(
+        targets.to(logits.device), logit_lengths, target_lengths,
+        T=T, classes=logits.shape[1], blank=blank, reduction=reduction,
+        one_sym_per_frame=one_sym_per_frame,
     )  # fmt: skip
     if logits.shape[0] != sites.position.shape[0]:
         raise ValueError(
@@ -105,21 +107,29 @@ def transducer_loss(
     return _loss(RowTable(logits), sites, -1.0, is_normalised=from_log_softmax)
 
 
-def _sites(
+def sites_of_lengths(
     targets: Tensor,
     logit_lengths: Tensor,
     target_lengths: Tensor,
+    *,
     T: int,
     classes: int,
     blank: int,
     reduction: str,
-    one_sym_per_frame: bool,
+    one_sym_per_frame: bool = False,
 ) -> FullSites:
+    """The sites of torchaudio's lattice, or of optimized_transducer's, from its arguments.
+
+    Raises:
+      ValueError, TypeError: as ``spec_of_lengths`` and ``check_spec``.
+    """
+    at = classes + blank if blank < 0 else blank
+    if not 0 <= at < classes:
+        raise ValueError(f"blank: got {blank}, expected a class of {classes}, or -1, the last one")
     spec = spec_of_lengths(
         targets, logit_lengths, target_lengths,
-        T=T, blank=classes + blank if blank < 0 else blank, classes=classes, forbidden=range(0),
-        is_final_blank=one_sym_per_frame, rnnt_type="modified" if one_sym_per_frame else "regular",
-        reduction=reduction,
+        T=T, blank=at, classes=classes, forbidden=range(0), is_final_blank=one_sym_per_frame,
+        rnnt_type="modified" if one_sym_per_frame else "regular", reduction=reduction,
     )  # fmt: skip
     return FullSites.of(spec, classes, T)
 

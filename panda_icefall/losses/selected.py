@@ -61,8 +61,7 @@ def selected_transducer_loss(
     """
     blank = sites.spec.termination_symbol
     head.check(blank, logits.classes)
-    if clamp is not None and not head.takes_clamp:
-        raise ValueError(f"clamp: got {clamp} with {type(head).__name__}, expected no clamp there")
+    assert clamp is None or head.takes_clamp
     log_probs = functools.partial(
         select, live=sites.live, options=options, counters=counters, clamp=clamp
     )

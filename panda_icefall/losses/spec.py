@@ -36,7 +36,7 @@ class LatticeOptions:
       fastemit_lambda: FastEmit's weight (Yu et al., arXiv:2010.11148) as warp-transducer and NeMo
         have it: the adjoints of the symbol arcs are scaled by ``1 + fastemit_lambda``, those of the
         blanks are not, and the reported loss is scaled too.
-      is_final_blank: each utterance ends with a blank on its last frame, as in
+      is_final_blank: of full lattices: each utterance ends with a blank on its last frame, as in
         optimized_transducer, also where ``rnnt_type`` lets a symbol end it.
     """
 

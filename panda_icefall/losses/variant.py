@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import operator
 import random
 from collections.abc import Sequence
@@ -95,18 +96,46 @@ class Variant:
             return MultiBlankHead(len(self.big_blank_durations))
         return PlainHead() if self.durations is None else TdtHead(len(self.durations))
 
-    def check_classes(self, blank: int, classes: int) -> None:
+    def check_classes(self, given: int, blank: int, classes: int, *, name: str = "blank") -> None:
         """Refuse a blank, or a number of logits, that the loss is not defined for.
+
+        Args:
+          given: what the user gave as blank, from the end if it is negative.
+          blank: its class.
+          classes: how many logits the joiner gives.
+          name: of the argument.
 
         Raises:
           ValueError: naming it.
         """
-        if classes <= self.duration_classes:
+        tokens = classes - self.duration_classes
+        if tokens < 1:
             raise ValueError(
                 f"durations: got {self.duration_classes} for a joiner that gives {classes} logits, "
                 "expected fewer: a token's logits come before theirs"
             )
-        self._head().check(blank, classes)
+        if not 0 <= blank < tokens:
+            raise ValueError(f"{name}: got {given}, expected a class, 0 <= it < {tokens}")
+        if self.use_hat_loss and (blank != 0 or classes < 2):
+            raise ValueError(
+                f"{name}: got {given} of {classes} classes, expected 0 with use_hat_loss=True, and "
+                "a symbol besides; make the blank the first class"
+            )
+        if blank < self.big_blanks:
+            raise ValueError(
+                f"{name}: got {given}, expected at least {self.big_blanks}, as big blank i is "
+                "class blank - 1 - i; make the blank the last class"
+            )
+
+    def check_clamp(self, clamp: float) -> None:
+        """Refuse a clamp that is no number, or of logits that are in two parts.
+
+        Raises:
+          ValueError: naming it.
+        """
+        if math.isnan(clamp) or (clamp > 0 and self.use_hat_loss):
+            expected = "0 or less with use_hat_loss=True" if self.use_hat_loss else "a number"
+            raise ValueError(f"clamp: got {clamp}, expected {expected}")
 
     def check_lattice(self, rnnt_type: str, boundary: Tensor | None = None) -> None:
         """Refuse lattices that arcs over several frames are not defined on.
@@ -117,9 +146,12 @@ class Variant:
         if self.big_blank_durations is None and self.durations is None:
             return
         name = "durations" if self.big_blank_durations is None else "big_blank_durations"
+        if rnnt_type == "one_sym_per_frame":
+            raise ValueError(f"one_sym_per_frame: got True with {name}, expected False")
         if rnnt_type != "regular":
             raise ValueError(f"rnnt_type: got {rnnt_type!r} with {name}, expected 'regular'")
-        if boundary is not None and bool((boundary[:, :2] != 0).any()):
+        has_form = boundary is not None and boundary.dim() == 2  # else refused later
+        if boundary is not None and has_form and bool((boundary[:, :2] != 0).any()):
             b = int((boundary[:, :2] != 0).any(dim=1).int().argmax())
             raise ValueError(
                 f"boundary: got {boundary[b].tolist()} for utterance b={b} with {name}, expected "
@@ -135,8 +167,3 @@ class Variant:
     def duration_classes(self) -> int:
         """How many of the logits are of durations."""
         return 0 if self.durations is None else len(self.durations)
-
-    @property
-    def fewest_frames_per_symbol(self) -> int:
-        """Frames that every symbol takes at least, in a regular lattice."""
-        return 0 if self.durations is None else self.durations[0]

@@ -80,13 +80,13 @@ class TileCounters:
 
     def _drain(self, wait: bool) -> None:
         """Add the time of the events that are done (with ``wait``: of all), and forget them."""
-        while self._cuda_events:
-            phase, begin, end = self._cuda_events[0]
-            if not wait and not end.query():
-                return
+        while True:
+            with self._lock:
+                if not self._cuda_events or not (wait or self._cuda_events[0][2].query()):
+                    return
+                phase, begin, end = self._cuda_events.pop(0)
             end.synchronize()
             self._add_seconds(phase, begin.elapsed_time(end) / 1000)
-            del self._cuda_events[0]
 
     def _add_seconds(self, phase: str, seconds: float) -> None:
         self.add(**{f"{phase}_seconds": seconds})

@@ -114,10 +114,10 @@ class SelectedLogProbs(torch.autograd.Function):
         with call.counters.timed("backward", ids.device), no_autocast(ids.device):
             sites = _all_sites(ids) if live_sites is None else live_sites
             adjoints, log_z_adjoints = (g.index_select(0, sites) for g in (logp_grad, log_z_grad))
-            kept = _sites_that_matter(adjoints, log_z_adjoints, log_z, call)
             limits = None
             if call.clamp is not None:
-                limits = call.clamp * share_grad.index_select(0, sites[kept]).abs()
+                limits = call.clamp * share_grad.index_select(0, sites).abs()
+            kept = _sites_that_matter(adjoints, log_z_adjoints, log_z, limits, call)
             head = call.head(weight, bias)
             plan = call.plan(program, head, kept.shape[0], with_gradients=True)
             _, _, _, needs_weight, needs_bias, _, *needs = ctx.needs_input_grad
@@ -133,7 +133,8 @@ class SelectedLogProbs(torch.autograd.Function):
             )
             tile_loop.backward(
                 program, head, sites[kept], ids[kept], log_z[kept],
-                adjoints[kept], log_z_adjoints[kept], plan, call.kernels, wanted, limits,
+                adjoints[kept], log_z_adjoints[kept], plan, call.kernels, wanted,
+                None if limits is None else limits[kept],
             )  # fmt: skip
         tiles = len(plan.row_tiles()) * len(plan.class_tiles())
         call.counters.add(tiles_backward=tiles, sites_backward=kept.shape[0])
@@ -149,10 +150,16 @@ class SelectedLogProbs(torch.autograd.Function):
 
 
 def _sites_that_matter(
-    adjoints: Tensor, log_z_adjoints: Tensor, log_z: Tensor, call: Call
+    adjoints: Tensor, log_z_adjoints: Tensor, log_z: Tensor, limits: Tensor | None, call: Call
 ) -> Tensor:
-    """Rows of ``adjoints`` whose backward is computed, ascending; counts the mass."""
-    mass = adjoints.double().abs().sum(dim=1) + log_z_adjoints.double().abs()
+    """Rows of ``adjoints`` whose backward is computed, ascending; counts the mass.
+
+    Where gradients are clipped to ``limits``, a site counts for no more than is left of it.
+    """
+    sizes = adjoints.double().abs()
+    if limits is not None:
+        sizes = sizes.minimum(limits.double().unsqueeze(1))
+    mass = sizes.sum(dim=1) + log_z_adjoints.double().abs()
     # Sites without a normaliser go last and are kept, adjoint 0 or not: their gradient is NaN in
     # the dense expression, and that must show.
     broken = log_z.isnan() | log_z.isposinf()

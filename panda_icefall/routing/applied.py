@@ -28,7 +28,6 @@ from panda_icefall.routing.hosts import (
     names_of,
     warn_of_other_names,
 )
-from panda_icefall.routing.module_calls import forget_refusals
 from panda_icefall.routing.observing import forget_blind_hooks
 from panda_icefall.routing.projections import DeferredProjection
 from panda_icefall.routing.recorded_joiners import RecordedJoiner, find_joiners
@@ -41,7 +40,7 @@ from panda_icefall.routing.replaced import (
 )
 from panda_icefall.routing.routed_ctc_loss import routed_ctc_loss
 from panda_icefall.routing.routed_full_loss import routed_full_loss
-from panda_icefall.routing.torch_swaps import swaps_in_torch
+from panda_icefall.routing.torch_swaps import TorchSwap, swaps_in_torch
 from panda_icefall.swaps import Swap
 
 _OURS: dict[Kind, Any] = {
@@ -52,6 +51,7 @@ _OURS: dict[Kind, Any] = {
 }
 
 Recorded = RecordedProjection | RecordedJoiner
+Replacement = Swap | TorchSwap | Recorded
 
 
 class Applied:
@@ -73,7 +73,7 @@ class Applied:
         self._state = state
         self._awaited = awaited_hosts()
         found = functions_to_replace()
-        self.replacements: list[Swap | Recorded] = [*self._swaps(found), *swaps_in_torch()]
+        self.replacements: list[Replacement] = [*self._swaps(found), *swaps_in_torch()]
         self.is_suspended = False
         self._is_over = False
         self._said = said
@@ -81,7 +81,7 @@ class Applied:
         self._searched: set[str] = set()  # classes of models, whose projections were looked for
         self._searched_for_ctc: set[str] = set()
         self._routes_ctc = False
-        self._parked: list[Swap | Recorded] = []  # of CTC, while that is not routed
+        self._parked: list[Replacement] = []  # of CTC, while that is not routed
         warn_of_other_names(found, said)
         for replacement in self.replacements:
             replacement.install()
@@ -96,7 +96,7 @@ class Applied:
         What has been imported since ``apply``, with the model, is replaced too.
         """
         self.replace_awaited()
-        recorded = {r.module for r in self.replacements if not isinstance(r, Swap)}
+        recorded = {r.module for r in self.replacements if isinstance(r, Recorded)}
         found: list[Recorded] = []
         if isinstance(model, nn.Module):
             found = [*self._projections(model), *self._joiners(model)]
@@ -152,7 +152,7 @@ class Applied:
             for path, (module, owner) in find_joiners(model).items()
         ]
 
-    def forget(self, replacements: Sequence[Swap | Recorded]) -> None:
+    def forget(self, replacements: Sequence[Replacement]) -> None:
         """Put these back, and record these modules no longer."""
         for replacement in replacements:
             replacement.remove()
@@ -188,7 +188,6 @@ class Applied:
                 del sys.modules[name]
         self._is_over = True
         forget_blind_hooks()
-        forget_refusals()
 
     @contextmanager
     def suspended(self) -> Iterator[None]:
@@ -205,7 +204,7 @@ class Applied:
                         replacement.install()
 
 
-def _is_of_ctc(replacement: Swap | Recorded) -> bool:
+def _is_of_ctc(replacement: Replacement) -> bool:
     if isinstance(replacement, Swap):
         return replacement.owner is F
     return isinstance(replacement, RecordedProjection) and replacement.kind is CtcLogits

@@ -67,6 +67,13 @@ def linear_head(logits: Node, *, is_shift_free: bool) -> Head | None:
     return _folded(node)
 
 
+def is_log_softmax(node: Node) -> bool:
+    """Whether recorded logits end in a ``log_softmax``, casts apart."""
+    while isinstance(node, Operation) and node.function is Tensor.to:
+        node = node.args[0]
+    return isinstance(node, Operation) and node.function in LOG_SOFTMAX
+
+
 def _is_widened_to_double(node: Operation) -> bool:
     given = node.args[0]
     return node.dtype == torch.float64 and isinstance(given, NODES) and given.dtype != node.dtype

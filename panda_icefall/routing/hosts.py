@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
+from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
@@ -228,7 +229,8 @@ def substituted() -> Iterator[None]:
 def _substitute(name: str) -> ModuleType:
     """A module of a package that is not installed."""
     ours = importlib.import_module(_SUBSTITUTES[name])
-    module = ModuleType(name, f"{name} is not installed; its functions are {ours.__name__}'s.")
+    module = importlib.util.module_from_spec(ModuleSpec(name, None))
+    module.__doc__ = f"{name} is not installed; its functions are {ours.__name__}'s."
     for symbol in SYMBOLS:
         if name in symbol.hosts:
             setattr(module, symbol.name, getattr(ours, symbol.name))

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 from panda_icefall.lattice.validation import widened
@@ -17,8 +18,10 @@ from panda_icefall.normalizer import TileOptions
 from panda_icefall.routing.joint_sites import JointSites
 
 Joiner = Callable[[Any, Any], Any]
-# Logits, their float32 copy, exponentials and gradient.
-_COPIES = 4
+# Logits in the loss: a float32 copy, exponentials, their gradient.
+_COPIES = 3
+# What a joiner makes is made again in backward, and has gradients.
+_JOINER_COPIES = 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,11 +42,11 @@ class SiteRows:
     ones: int
     position: Tensor | None = None
 
-    def classes(self, joiner: Joiner) -> int:
-        """How many logits the joiner gives for a site; it is called for one."""
-        with torch.no_grad():
-            first = [x.reshape(-1, x.shape[-1])[:1] for x in (self.am, self.lm)]
-            return self._logits(joiner, *first).shape[1]
+    def classes_and_bytes(self, joiner: Joiner) -> tuple[int, int]:
+        """How many logits the joiner gives for a site, and the bytes it makes; called for one."""
+        with torch.no_grad(), _BytesMade() as made:
+            first = [x.new_zeros(1, x.shape[-1]) for x in (self.am, self.lm)]
+            return self._logits(joiner, *first).shape[1], made.bytes
 
     def at(self, position: Tensor | None) -> SiteRows:
         """Those of some of the sites."""
@@ -67,7 +70,7 @@ class SiteRows:
         total = index[0].shape[0]
         return [
             checkpoint(tile, am, lm, low, min(low + rows_per_tile, total), use_reentrant=False)
-            for low in range(0, total, rows_per_tile)
+            for low in range(0, max(total, 1), rows_per_tile)
         ]
 
     def _logits(self, joiner: Joiner, am: Tensor, lm: Tensor) -> Tensor:
@@ -85,7 +88,7 @@ class SiteRows:
                 f"joiner: got {got} for inputs of shape {tuple(placed[0].shape)} and "
                 f"{tuple(placed[1].shape)}, expected logits of C classes for each site"
             )
-        return logits.reshape(am.shape[0], -1)
+        return logits.reshape(am.shape[0], logits.shape[-1])
 
 
 def log_probs_by_calls(
@@ -94,6 +97,7 @@ def log_probs_by_calls(
     sites: LatticeSites,
     head: Head,
     classes: int,
+    joiner_bytes: int,
     options: TileOptions,
     clamp: float | None,
 ) -> HeadLogProbs:
@@ -103,7 +107,7 @@ def log_probs_by_calls(
       joiner: any function of am and lm, whatever tensors it reads besides. In training its dropout
         draws for each tile.
       rows: of the sites.
-      classes: C.
+      classes, joiner_bytes: as of ``SiteRows.classes_and_bytes``.
       clamp: as of ``panda_icefall.normalizer.op.select``.
     """
     targets, blank = sites.next_symbols(), sites.spec.termination_symbol
@@ -118,11 +122,29 @@ def log_probs_by_calls(
         return found.target, found.blank, found.log_z, others, share
 
     is_double = rows.am.dtype == torch.float64
-    row_bytes = classes * (8 if is_double else 4) * _COPIES
+    in_loss = classes * (8 if is_double else 4) * _COPIES
+    row_bytes = in_loss + joiner_bytes * _JOINER_COPIES
     tile_rows = max(1, options.workspace_on(rows.am.device) // row_bytes)
     parts = rows.log_probs(joiner, read, tile_rows)
     target, blank_logp, log_z, others, share = (torch.cat(values) for values in zip(*parts))
     return HeadLogProbs(target, blank_logp, log_z, others if others.shape[1] else None, share)
+
+
+class _BytesMade(TorchDispatchMode):
+    """Counts the bytes of the tensors that operations give, views apart."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for value in result if isinstance(result, (tuple, list)) else (result,):
+            if isinstance(value, Tensor) and not value._is_view():
+                self.bytes += value.numel() * value.element_size()
+        return result
 
 
 class _ClippedGradient(torch.autograd.Function):

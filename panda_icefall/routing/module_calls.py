@@ -127,7 +127,12 @@ def _call_recorded(
     with torch.no_grad():
         for buffer, values in buffers:
             buffer.copy_(values)
-    return original(module, *as_tensors(args, name), **as_tensors(kwargs, name))
+    try:
+        return original(module, *as_tensors(args, name), **as_tensors(kwargs, name))
+    except Exception:
+        # Its own error: with other arguments it may be recorded.
+        _refusals.pop(module, None)
+        raise
 
 
 def forget_refusals() -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -116,11 +116,16 @@ def transducer_loss(
       ValueError: a shape or a value does not fit; of a value the utterance is named.
       TypeError: a dtype does not fit.
 
-    Two device syncs more than ``selected_log_probs``.
+    Device syncs: three before the tiles, for the lengths, the lattice and the number of sites; then
+    those of ``selected_log_probs`` and of the recursion.
     """
     variant = Variant(use_hat_loss, big_blank_durations, durations, sigma, omega)
+    if one_sym_per_frame:
+        variant.check_lattice("one_sym_per_frame")
     if one_sym_per_frame and rnnt_type != "regular":
-        raise ValueError(f"one_sym_per_frame: got True with rnnt_type={rnnt_type!r}, expected one")
+        raise ValueError(
+            f"one_sym_per_frame: got True with rnnt_type={rnnt_type!r}, expected one of the two"
+        )
     rnnt_type = "modified" if one_sym_per_frame else rnnt_type
     check_options(rnnt_type, reduction)
     variant.check_lattice(rnnt_type)
@@ -142,11 +147,11 @@ def transducer_loss(
     def sites_of(classes: int) -> FullSites:
         tokens = classes - variant.duration_classes
         at = tokens + blank if blank < 0 else blank
-        variant.check_classes(at, classes)
+        variant.check_classes(blank, at, classes)
         spec = spec_of_lengths(
             targets.to(am.device), logit_lengths, target_lengths,
             T=T, blank=at, classes=tokens, forbidden=range(at - variant.big_blanks, at + 1),
-            fewest_frames_per_symbol=variant.fewest_frames_per_symbol,
+            durations=variant.durations,
             is_final_blank=one_sym_per_frame, rnnt_type=rnnt_type, delay_penalty=delay_penalty,
             reduction=reduction, fastemit_lambda=fastemit_lambda,
         )  # fmt: skip
@@ -222,7 +227,8 @@ def pruned_transducer_loss(
         )
 
     def sites_of(classes: int) -> RetainedSites:
-        variant.check_classes(spec.termination_symbol, classes)
+        blank = spec.termination_symbol
+        variant.check_classes(blank, blank, classes, name="termination_symbol")
         return RetainedSites.of(spec, classes - variant.duration_classes)
 
     joints = (
@@ -242,19 +248,19 @@ def _loss(
     options: TileOptions,
 ) -> Tensor:
     """The loss of a joiner that is recorded, or called where it cannot be."""
+    variant.check_clamp(clamp)
     is_clamped = clamp > 0
     head, lattice_loss = variant.chosen()
-    if is_clamped and not head.takes_clamp:
-        raise ValueError(f"clamp: got {clamp} with use_hat_loss=True, expected 0 or less")
     counters, observer = patch.counters(), current_observer()
     bound = clamp if is_clamped else None
     logits = _recorded(joiner, joints)
     if isinstance(logits, str):
         counters.count_calls(logits)
-        classes = rows.classes(joiner)
+        classes, joiner_bytes = rows.classes_and_bytes(joiner)
         sites = sites_of(classes)
-        rows = rows.at(_position(sites))
-        found = log_probs_by_calls(joiner, rows, sites, head, classes, options, bound)
+        found = log_probs_by_calls(
+            joiner, rows.at(_position(sites)), sites, head, classes, joiner_bytes, options, bound
+        )
         if observer is not None:
             observer(sites.observed(found.target, found.blank, found.log_z))
         return loss_of_log_probs(found, sites, lattice_loss, options.engine)
@@ -271,16 +277,17 @@ def _loss(
 
 def _recorded(joiner: Joiner, joints: tuple[Any, Any]) -> SiteTensor | str:
     """The logits that a joiner makes of stand-ins; a text: why they cannot be recorded."""
-    is_applied = bool(patch.status().replaced)
     try:
-        with contextlib.nullcontext() if is_applied else recording_in_torch():
+        with recording_in_torch():
             logits = joiner(*joints)
     except (MemoryError, torch.cuda.OutOfMemoryError):
         raise
     except _NotRecordedError as error:
         return str(error)
     except Exception as error:  # said again by the calls, if it is the joiner's own
-        return f"{name_of(joiner)}, which raised {type(error).__name__}"
+        name = f"{name_of(joiner)}, which raised {type(error).__name__}"
+        logging.info("panda: %s: %s", name, error)
+        return name
     if not isinstance(logits, SiteTensor):
         return f"{name_of(joiner)}, which gave {type(logits).__name__}"
     return why_not(logits) or logits

@@ -11,12 +11,14 @@ from torch import nn
 
 from panda_icefall.routing.applied import Applied
 from panda_icefall.routing.finding_projections import find_ctc_heads, find_projections
+from panda_icefall.routing.module_calls import forget_refusals
 from panda_icefall.routing.replaced import Options, RoutingState
 from panda_icefall.routing.status import RoutingCounters, Status
 
 __all__ = [
     "apply",
     "counters",
+    "is_applied",
     "patched",
     "recording_projections",
     "replace_awaited",
@@ -148,6 +150,8 @@ def revert() -> None:
     global _applied
     if _applied is not None:
         _applied.put_back()
+    forget_refusals()
+    _state.said.clear()
     _applied = None
     _state.options = None
     _state.unrecorded.clear()
@@ -206,6 +210,11 @@ def status() -> Status:
     """What is replaced now, and totals since ``apply`` (or ``reset_counters``)."""
     replacements = [] if _applied is None or _applied.is_suspended else _applied.replacements
     return _state.counters.snapshot(tuple(replacement.full_name for replacement in replacements))
+
+
+def is_applied() -> bool:
+    """Whether the functions are replaced now."""
+    return _applied is not None and not _applied.is_suspended
 
 
 def counters() -> RoutingCounters:

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import re
 import threading
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
@@ -36,36 +36,59 @@ _owners: dict[int, int] = {}  # of recorded joiners, and how many they have
 _now = threading.local()  # owners whose forward runs in this thread
 
 
-@dataclass(eq=False)
 class RecordedJoiner:
-    """One module whose calls are recorded while its model runs.
+    """One module whose calls are recorded while its model runs; keeps neither of them alive.
 
-    Attributes:
+    Args:
       module: the joiner.
       owner: the module that has it and calls it.
       full_name: for messages.
       report: as of ``AxisTensor``.
     """
 
-    module: nn.Module
-    owner: nn.Module
-    full_name: str
-    report: Report
+    def __init__(self, module: nn.Module, owner: nn.Module, full_name: str, report: Report) -> None:
+        self._module = weakref.ref(module)
+        self._owner = weakref.ref(owner)
+        self.full_name = full_name
+        self.report = report
+
+    @property
+    def module(self) -> nn.Module | None:
+        """The joiner, or None once it is gone."""
+        return self._module()
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the forward of its owner runs in this thread."""
+        return bool(_depths().get(id(self._owner())))
 
     def install(self) -> None:
-        if id(self.module) not in _joiners:
-            _owners[id(self.owner)] = _owners.get(id(self.owner), 0) + 1
-        _joiners[id(self.module)] = self
+        module, owner = self._module(), self._owner()
+        if module is None or owner is None or id(module) in _joiners:
+            return
+        _joiners[id(module)] = self
+        _owners[id(owner)] = _owners.get(id(owner), 0) + 1
+        # Others may get their addresses.
+        weakref.finalize(module, _joiners.pop, id(module), None)
+        weakref.finalize(owner, _owners.pop, id(owner), None)
 
     def remove(self) -> bool:
         """Record it no longer; False if it was not recorded by this."""
-        if _joiners.get(id(self.module)) is not self:
+        module, owner = self._module(), self._owner()
+        if module is None or owner is None:
+            return True
+        if _joiners.get(id(module)) is not self:
             return False
-        del _joiners[id(self.module)]
-        _owners[id(self.owner)] -= 1
-        if not _owners[id(self.owner)]:
-            del _owners[id(self.owner)]
+        del _joiners[id(module)]
+        _owners[id(owner)] -= 1
+        if not _owners[id(owner)]:
+            del _owners[id(owner)]
         return True
+
+
+def _depths() -> dict[int, int]:
+    """How deep in the forward of each owner this thread is, by its id."""
+    return _now.__dict__.setdefault("depths", {})
 
 
 def find_joiners(model: nn.Module) -> dict[str, tuple[nn.Module, nn.Module]]:
@@ -94,7 +117,7 @@ def has_recorded_joiner(module: nn.Module) -> bool:
 @contextmanager
 def running(module: nn.Module) -> Iterator[None]:
     """The forward of a module that has a recorded joiner runs in the enclosed block."""
-    depths = _now.__dict__.setdefault("depths", {})
+    depths = _depths()
     depths[id(module)] = depths.get(id(module), 0) + 1
     try:
         yield
@@ -110,7 +133,7 @@ def recorded_arguments(
     Its first two tensors become am and lm where they are ``[B, T, D]`` and ``[B, S + 1, E]``.
     """
     joiner = _joiners.get(id(module))
-    if joiner is None or not _now.__dict__.get("depths", {}).get(id(joiner.owner)) or is_traced():
+    if joiner is None or not joiner.is_running or is_traced():
         return None
     names: list[int | str] = [*range(len(args)), *kwargs]
     given = {name: args[name] if isinstance(name, int) else kwargs[name] for name in names}

@@ -78,11 +78,19 @@ class RoutingState:
       options: of the ``apply`` in force; None: not applied.
       counters: since ``apply``, or since they were reset.
       unrecorded: what to log, once, when a simple loss is given ordinary tensors.
+      said: what was logged once since ``apply``.
     """
 
     options: Options | None = None
     counters: RoutingCounters = field(default_factory=RoutingCounters)
     unrecorded: list[str] = field(default_factory=list)
+    said: set[str] = field(default_factory=set)
+
+    def say_once(self, text: str) -> None:
+        """Log it, the first time."""
+        if text not in self.said:
+            self.said.add(text)
+            logging.warning("panda: %s; said once", text)
 
     def say_unrecorded(self) -> None:
         """Log why am and lm of a simple loss were not recorded, if it is known and not said yet."""

@@ -13,7 +13,7 @@ from torch import Tensor
 from panda_icefall.dynamo import is_traced, opaque
 from panda_icefall.lattice.validation import WIDE
 from panda_icefall.losses.ctc import CtcTargets, selected_ctc_loss
-from panda_icefall.normalizer import RowLogits, RowProgram, TileOptions
+from panda_icefall.normalizer import RowLogits, RowProgram, TileCounters, TileOptions
 from panda_icefall.normalizer.autocast import autocast_dtype
 from panda_icefall.routing.ctc_head import CtcLogProbs
 from panda_icefall.routing.replaced import Function, RoutingState
@@ -42,7 +42,7 @@ def routed_ctc_loss(original: Function, state: RoutingState) -> Function:
         log_probs, options = given.arguments["log_probs"], state.options
         reason = "PANDA was reverted" if options is None else _why_not(log_probs)
         if options is not None and reason is None:
-            loss = _compute(given.arguments, options.tiles)
+            loss = _compute(given.arguments, options.tiles, state.counters.ctc_tiles)
             state.counters.add(LossTotals(ctc_losses_routed=1))
             return loss
         state.refuse_dense(original, str(reason))
@@ -68,12 +68,13 @@ def _why_not(log_probs: Any) -> str | None:
     return "no frames" if 0 in log_probs.shape else None
 
 
-def _compute(arguments: Mapping[str, Any], options: TileOptions) -> Tensor:
+def _compute(arguments: Mapping[str, Any], options: TileOptions, counters: TileCounters) -> Tensor:
     """The loss that torch's ``ctc_loss`` would return.
 
     Args:
       arguments: those of it by name; ``_why_not`` gave None.
       options: how tiles are cut and computed.
+      counters: totals to add to.
 
     Raises:
       PandaError: what the head read was changed in place since.
@@ -97,6 +98,7 @@ def _compute(arguments: Mapping[str, Any], options: TileOptions) -> Tensor:
         RowLogits(rows, call.weight, call.bias, call.cast),
         targets,
         options,
+        counters=counters,
         reduction=arguments["reduction"],
         zero_infinity=arguments["zero_infinity"],
     )

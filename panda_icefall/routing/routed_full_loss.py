@@ -12,10 +12,11 @@ from torch import Tensor
 
 from panda_icefall.dynamo import opaque
 from panda_icefall.losses.heads import PlainHead, head_of
-from panda_icefall.losses.lengths import spec_of_lengths
+from panda_icefall.losses.of_logits import sites_of_lengths
 from panda_icefall.losses.selected import selected_transducer_loss
 from panda_icefall.losses.sites import FullSites
 from panda_icefall.losses.spec import LatticeSpec
+from panda_icefall.routing.heads import is_log_softmax
 from panda_icefall.routing.hosts import as_k2_arguments
 from panda_icefall.routing.joint_sites import GridSites, PackedSites
 from panda_icefall.routing.observing import current_observer
@@ -49,6 +50,12 @@ def routed_full_loss(original: Function, state: RoutingState) -> Function:
         state.refuse_dense(original, reason)
         if isinstance(logits, SiteTensor):
             arguments["logits"] = logits.materialise(reason)
+        elif options is not None:
+            state.say_once(
+                f"{original.__module__.partition('.')[0]}.{original.__name__} was given ordinary "
+                "logits and is computed as without PANDA. A joiner is recorded in the forward of a "
+                "model that was given to apply(), where it is called joiner, joiner_... or joint"
+            )
         state.counters.add(LossTotals(losses_dense=1))
         return original(*given.args, **given.kwargs)
 
@@ -59,16 +66,29 @@ def _why_not(logits: SiteTensor, arguments: Mapping[str, Any]) -> str | None:
     """The reason these recorded logits cannot be routed, or None."""
     if arguments.get("return_grad", False):
         return "return_grad"
-    if not arguments.get("fused_log_softmax", True):
-        return "fused_log_softmax=False"
-    if arguments.get("from_log_softmax", False):
-        return "from_log_softmax=True"
+    takes_log_probs = arguments.get("from_log_softmax", False)
+    takes_log_probs |= not arguments.get("fused_log_softmax", True)
+    # A log_softmax is idempotent; a clamp of log-probs is another one than of logits.
+    if takes_log_probs and not is_log_softmax(logits.node):
+        return "log-probs that are no log_softmax"
+    if takes_log_probs and arguments.get("clamp", -1) > 0:
+        return "clamp of log-probs"
     if not isinstance(logits.sites, (GridSites, PackedSites)):
         return "logits of a pruned lattice"
     return why_not(logits)
 
 
 def compute(logits: SiteTensor, arguments: Mapping[str, Any], state: RoutingState) -> Tensor:
+    """The loss that the host would return for the recorded logits.
+
+    Args:
+      logits: recorded; ``_why_not`` gave None.
+      arguments: those of the host's loss by name.
+      state: PANDA is applied.
+
+    Raises:
+      ValueError, TypeError: as ``full_sites``; or a packed joiner was given other lengths.
+    """
     assert state.options is not None
     clamp = arguments.get("clamp", -1)
     head = head_of(bool(arguments.get("use_hat_loss", False)))
@@ -111,20 +131,29 @@ def full_sites(arguments: Mapping[str, Any]) -> FullSites:
 
     Args:
       arguments: of the host's loss, by name; of the logits only the shape and the device are read.
+
+    Raises:
+      ValueError, TypeError: they do not fit each other, or the logits.
     """
     logits = arguments["logits"]
     classes, is_packed = logits.shape[-1], len(logits.shape) == 2
-    if "symbols" in arguments:  # k2
+    name = "symbols" if "symbols" in arguments else "targets"
+    B, S = logits.shape[0], 0 if is_packed else logits.shape[2] - 1
+    if not is_packed and tuple(arguments[name].shape) != (B, S):
+        raise ValueError(
+            f"{name}: got shape {tuple(arguments[name].shape)}, expected [B, S] = [{B}, {S}] for "
+            f"logits of shape {tuple(logits.shape)}"
+        )
+    if name == "symbols":  # k2
         return FullSites.of(LatticeSpec.of(as_k2_arguments(arguments)), classes, logits.shape[1])
-    blank, frames = arguments["blank"], arguments["logit_lengths"]
-    states = arguments["target_lengths"]
-    targets = arguments["targets"].to(logits.device)
-    is_modified = arguments.get("one_sym_per_frame", False)
-    T = int(frames.max()) if is_packed else logits.shape[1]
-    spec = spec_of_lengths(
-        targets, frames, states,
-        T=T, blank=classes + blank if blank < 0 else blank, classes=classes, forbidden=range(0),
-        is_final_blank=is_modified, rnnt_type="modified" if is_modified else "regular",
+    frames = arguments["logit_lengths"]
+    return sites_of_lengths(
+        arguments["targets"].to(logits.device),
+        frames,
+        arguments["target_lengths"],
+        T=int(frames.max()) if is_packed else logits.shape[1],
+        classes=classes,
+        blank=arguments["blank"],
         reduction=arguments["reduction"],
-    )  # fmt: skip
-    return FullSites.of(spec, classes, T)
+        one_sym_per_frame=arguments.get("one_sym_per_frame", False),
+    )

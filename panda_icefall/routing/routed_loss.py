@@ -26,7 +26,7 @@ def why_not(logits: SiteTensor) -> str | None:
     if logits.is_materialised:
         return "logits used elsewhere"
     if not logits.is_plain:
-        return "logits of another shape than [B, T, s_range, C]"
+        return "logits of another shape than that of the sites"
     if _are_given(logits):
         return "C classes at every site"
     return None

@@ -16,10 +16,10 @@ class LossCounts:
     """How often losses were computed in which way.
 
     Attributes:
-      losses_routed: pruned losses through the selected normaliser.
+      losses_routed: pruned and full-lattice losses through the selected normaliser.
       losses_by_calls: losses of ``transducer_loss`` and its sibling whose joiner was called for
         some sites at a time.
-      losses_dense: pruned losses computed from ordinary logits while applied.
+      losses_dense: pruned and full-lattice losses of ordinary logits while applied.
       simple_losses_routed: simple and smoothed losses in tiles, without further tensors of the size
         of am and lm than their gradients.
       simple_losses_of_tensors: those of them that were given both am and lm as ordinary tensors.
@@ -44,15 +44,18 @@ class LossCounts:
 class LossTotals(TileTotals, LossCounts):  # the later base's fields come first
     """What routed losses added up to over some stretch of a run; totals add and subtract.
 
-    The fields of :class:`TileTotals` are of the pruned losses. A HAT loss counts each of its sites
-    twice, for its two heads.
+    The fields of :class:`TileTotals` are of the transducer losses, pruned and full. HAT and TDT
+    losses count each of their sites twice, for their two heads.
 
     Attributes:
       simple_forward_seconds, simple_backward_seconds: time inside the routed simple losses' tiles.
+      ctc_adjoint_mass, ctc_adjoint_mass_skipped: as ``adjoint_mass``, of routed CTC losses.
     """
 
     simple_forward_seconds: float = 0.0
     simple_backward_seconds: float = 0.0
+    ctc_adjoint_mass: float = 0.0
+    ctc_adjoint_mass_skipped: float = 0.0
 
     @property
     def simple_losses_deferred(self) -> int:
@@ -96,18 +99,21 @@ class RoutingCounters:
 
     Attributes:
       totals: all but what the tiles count.
-      tiles, simple_tiles: of the pruned losses, and of the simple ones.
+      tiles, simple_tiles, ctc_tiles: of the routed transducer losses, of the simple ones, and of
+        CTC heads.
     """
 
     totals: LossTotals = field(default_factory=LossTotals)
     tiles: TileCounters = field(default_factory=TileCounters)
     simple_tiles: TileCounters = field(default_factory=TileCounters)
+    ctc_tiles: TileCounters = field(default_factory=TileCounters)
     # Replicas of nn.DataParallel count from threads of their own.
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def reset(self) -> None:
         """Begin again with zeros; what a backward counts later belongs to the old totals."""
-        self.totals, self.tiles, self.simple_tiles = LossTotals(), TileCounters(), TileCounters()
+        self.totals = LossTotals()
+        self.tiles, self.simple_tiles, self.ctc_tiles = (TileCounters() for _ in range(3))
 
     def add(self, counted: LossTotals) -> None:
         with self._lock:
@@ -117,8 +123,8 @@ class RoutingCounters:
         """A recorded joiner was turned into a tensor; said once per operation."""
         self._count_materialised(
             operation,
-            f"{operation}: the joiner's [B, T, s_range, X] tensor up to here is computed as "
-            "without PANDA (same result, ordinary memory for its X columns)",
+            f"{operation}: the joiner's tensor up to here, [B, T, s_range, X] or [B, T, S + 1, X], "
+            "is computed as without PANDA (same result, ordinary memory for its X columns)",
         )
 
     def count_calls(self, operation: str) -> None:
@@ -151,9 +157,11 @@ class RoutingCounters:
         Args:
           replaced: as of ``Status``.
         """
-        simple = self.simple_tiles.totals
+        simple, ctc = self.simple_tiles.totals, self.ctc_tiles.totals
         of_tiles = LossTotals(
             **vars(self.tiles.totals),
+            ctc_adjoint_mass=ctc.adjoint_mass,
+            ctc_adjoint_mass_skipped=ctc.adjoint_mass_skipped,
             simple_forward_seconds=simple.forward_seconds,
             simple_backward_seconds=simple.backward_seconds,
         )

@@ -105,7 +105,7 @@ def test_rows_that_are_no_lattice_are_refused():
     logits, targets = problem()
     with pytest.raises(ValueError, match=r"logits: got 57 rows, expected sum_all_TU = 63"):
         transducer_loss(packed(logits)[:-6], targets, FRAMES, STATES, 0)
-    with pytest.raises(ValueError, match="as each symbol takes a frame"):
+    with pytest.raises(ValueError, match="as its arcs pass whole frames"):
         transducer_loss(packed(logits), targets, torch.tensor([4, 5, 6]), STATES, 0, "sum", True)
     with pytest.raises(ValueError, match=r"targets: got shape \(3, 3\)"):
         rnnt_loss(logits, targets[:, :3], FRAMES, STATES)

@@ -1,9 +1,12 @@
 """Recipes whose loss is on the full lattice: their joiners are recorded while they train."""
 
+import contextlib
+import gc
 import logging
 import random
 import sys
 import types
+import weakref
 from dataclasses import replace
 
 import counted
@@ -236,24 +239,91 @@ def test_strict_raises_where_the_loss_would_be_dense(host):
     recordable(data)
 
 
-@pytest.mark.parametrize(
-    ("host", "options", "reason"),
-    [
-        ("torchaudio", {"fused_log_softmax": False}, "fused_log_softmax=False"),
-        ("optimized_transducer", {"from_log_softmax": True}, "from_log_softmax=True"),
-    ],
-)
-def test_log_probs_instead_of_logits_go_to_the_host(host, options, reason):
-    if host == "torchaudio":
-        sys.modules["torchaudio"].functional.rnnt_loss = of_logits.rnnt_loss
+LOG_PROBS = {
+    "torchaudio": {"fused_log_softmax": False},
+    "optimized_transducer": {"from_log_softmax": True},
+}
+
+
+@pytest.mark.parametrize("host", LOG_PROBS)
+def test_log_probs_instead_of_logits_are_routed(host):
+    """A log_softmax of log-probs changes nothing."""
     data, model = toy_full.batch(), toy_full.Transducer(host, hidden=lambda x: x).double()
     model.joiner.output_linear = nn.Sequential(model.joiner.output_linear, nn.LogSoftmax(-1))
     with toy_full.oracles_as_hosts(with_packed=True):
+        sys.modules["torchaudio"].functional.rnnt_loss = of_logits.rnnt_loss
         expected = toy_full.loss_and_gradients(model, data)
-    with counted.routed(losses=0, dense=1, materialised=None, model=model):
-        loss = toy_full.loss_and_gradients(model, data, **options)
-        assert reason in panda_icefall.status().materialised
+        with counted.routed(model=model, adjoint_tolerance=0):
+            loss = toy_full.loss_and_gradients(model, data, **LOG_PROBS[host])
     toy.assert_same(loss, expected, 1e-11)
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [({}, "log-probs that are no log_softmax"), ({"clamp": 0.1}, "clamp of log-probs")],
+)
+def test_other_log_probs_go_to_the_host(options, reason):
+    host = sys.modules["torchaudio"].functional
+    host.rnnt_loss = of_logits.rnnt_loss
+    data, model = toy_full.batch(), toy_full.Transducer("torchaudio").double()
+    if options:
+        layer = model.joiner.output_linear
+        model.joiner.output_linear = nn.Sequential(layer, nn.LogSoftmax(-1))
+        refused = pytest.raises(ValueError, match=r"clamp: got 0\.1 for log-probs")
+    else:
+        refused = contextlib.nullcontext()
+    with counted.routed(losses=0, dense=1, materialised={reason: 1}, model=model), refused:
+        model(data, fused_log_softmax=False, **options)
+
+
+def test_symbols_of_another_batch_are_refused():
+    for host, name in (("k2", "symbols"), ("torchaudio", "targets")):
+        model, data = toy_full.Transducer(host).double(), toy_full.batch()
+        model.decoder.register_forward_hook(lambda module, given, result: result[:, :-1])
+        panda_icefall.apply(model)
+        message = rf"{name}: got shape \(3, 5\), expected \[B, S\] = \[3, 4\] for logits"
+        with pytest.raises(ValueError, match=message):
+            model(data)
+
+
+def test_a_loss_of_ordinary_logits_is_said_once(caplog):
+    model, data = toy_full.Transducer("torchaudio"), toy_full.batch(torch.float32)
+    model.network = model._modules.pop("joiner")
+    type(model).joiner = property(lambda self: self.network)
+    try:
+        with counted.routed(losses=0, dense=2, model=model):
+            for _ in range(2):
+                model(data)
+    finally:
+        del type(model).joiner
+    said = [r.getMessage() for r in caplog.records if "was given ordinary logits" in r.getMessage()]
+    assert len(said) == 1
+
+
+def test_a_model_is_not_kept_alive():
+    model = toy_full.Transducer("torchaudio")
+    reference = weakref.ref(model)
+    panda_icefall.apply(model)
+    del model
+    gc.collect()
+    assert reference() is None
+    panda_icefall.revert()
+
+
+def test_torch_is_put_back_where_apply_meets_a_loss_of_ones_own():
+    before = nn.Module.__call__, torch.autograd.backward
+
+    class Applies(nn.Module):
+        def forward(self, am, lm):
+            panda_icefall.apply()
+            return (am.unsqueeze(2) + lm.unsqueeze(1)).tanh()
+
+    am, lm = torch.randn(1, 4, 5), torch.randn(1, 3, 5)
+    lengths = torch.tensor([4]), torch.tensor([2])
+    panda_icefall.transducer_loss(Applies(), am, lm, torch.tensor([[1, 2]]), *lengths)
+    assert nn.Module.__call__ is not before[0]
+    panda_icefall.revert()
+    assert (nn.Module.__call__, torch.autograd.backward) == before
 
 
 def test_lengths_that_the_joiner_was_not_given_are_refused():

@@ -71,7 +71,10 @@ def test_a_joiner_that_cannot_be_recorded(name):
 @kinds
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 def test_rounding(name, dtype):
-    """The error is at most that of float32 arithmetic on the same numbers, 1.5 times the dense."""
+    """Costs and gradients are no further from float64 than those of dense logits in this dtype.
+
+    The dense twin rounds its logits and their gradients, and nothing after them.
+    """
     options, kind = KINDS[name]
     torch.manual_seed(1)
     joiner, inputs = cases.PlacingJoiner().to(dtype), batch(kind, dtype=dtype)
@@ -79,16 +82,32 @@ def test_rounding(name, dtype):
     assert costs.dtype == torch.float32
     found = [costs, *cases.gradients(costs, inputs, joiner)]
     truth, truth_grads = cases.oracle(joiner, inputs, kind)
-    dense = full(unrecordable(joiner), inputs, **options)
+    lengths = inputs["logit_lengths"], inputs["target_lengths"]
+    logits = joiner(inputs["am"], inputs["lm"])
+    dense = cases.transducer_costs(logits, inputs["targets"], *lengths, kind)
     twin = [dense, *cases.gradients(dense, inputs, joiner)]
     eps = torch.finfo(dtype).eps
-    for x, d, ref in zip(found, twin, [truth, *truth_grads]):
+    # Costs are float32 sums; half gradients are rounded once.
+    ulps = [4 * torch.finfo(torch.float32).eps] + [eps if dtype == torch.bfloat16 else 4 * eps] * 4
+    for x, d, ref, ulp in zip(found, twin, [truth, *truth_grads], ulps, strict=True):
         error, dense_error = cases.rms(x.double() - ref), cases.rms(d.double() - ref)
-        assert error <= max(1.5 * dense_error, 4 * eps * cases.rms(ref))
+        assert error <= max(1.5 * dense_error, ulp * cases.rms(ref))
 
 
-NOT_PRUNED = {"blank", "one_sym_per_frame"}
-PRUNED = [name for name, (options, _) in KINDS.items() if not NOT_PRUNED & {*options}]
+@pytest.mark.parametrize("clamp", [1e-1, 1e-3, 1e-5, 1e-7])
+def test_a_clamp_leaves_out_no_more_than_without(clamp):
+    """Which sites matter is judged by what is left of their gradients."""
+    kind = cases.LossKind(clamp=clamp)
+    joiner, inputs = cases.PlacingJoiner(scale=6.0), batch(kind, dtype=torch.float32, peak=6.0)
+    by_tolerance = [
+        cases.gradients(full(joiner, inputs, clamp=clamp, adjoint_tolerance=t), inputs, joiner)
+        for t in (None, 0.0)
+    ]
+    for some, every in zip(*by_tolerance):
+        assert cases.rms(some - every) <= 1e-6 * cases.rms(every)
+
+
+PRUNED = [name for name, (options, _) in KINDS.items() if "one_sym_per_frame" not in options]
 
 
 @pytest.mark.parametrize("name", PRUNED)
@@ -104,14 +123,15 @@ def test_a_pruned_lattice_in_float64(name, recorded):
     inputs["target_lengths"] = states = torch.minimum(states, torch.tensor([S, 0, 0, 3]))
     ranges = first.unsqueeze(2) + torch.arange(s_range)
     boundary = torch.stack((0 * frames, 0 * frames, states, frames), dim=1)
-    symbols = torch.where(torch.arange(S) < states[:, None], inputs["targets"], 0)
+    symbols = torch.where(torch.arange(S) < states[:, None], inputs["targets"], kind.blank)
+    options = {key: value for key, value in options.items() if key != "blank"}
 
     def at_sites(am, lm):
         logits = joiner.output(torch.tanh(am + lm)) * joiner.scale
         return logits if recorded else there_and_back(logits)
 
     costs = pruned_transducer_loss(
-        at_sites, inputs["am"], inputs["lm"], symbols, ranges, 0, boundary,
+        at_sites, inputs["am"], inputs["lm"], symbols, ranges, kind.blank, boundary,
         reduction="none", adjoint_tolerance=0.0, **options,
     )  # fmt: skip
     expected, expected_grads = cases.oracle(joiner, inputs, kind, ranges=ranges)
@@ -261,7 +281,7 @@ def test_bad_batches_are_refused(name):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"one_sym_per_frame": True}, "expected at least 6, as each symbol takes a frame"),
+        ({"one_sym_per_frame": True}, "expected at least 6, as its arcs pass whole frames"),
         ({"rnnt_type": "modified"}, "expected at least 5"),
         ({"durations": [1, 2]}, "expected at least 6"),
         ({"rnnt_type": "funny"}, "rnnt_type: got 'funny'"),
@@ -272,10 +292,15 @@ def test_bad_batches_are_refused(name):
         ({"big_blank_durations": [1]}, "big_blank_durations: got"),
         ({"big_blank_durations": [2, 3], "blank": 1}, "blank: got 1, expected at least 2"),
         ({"durations": [0, 1], "rnnt_type": "modified"}, "expected 'regular'"),
+        ({"durations": [0, 1], "one_sym_per_frame": True}, "one_sym_per_frame: got True with dur"),
+        ({"durations": [0, 3]}, "expected at least 6, as its arcs pass whole frames"),
+        ({"blank": -20}, "blank: got -20, expected a class, 0 <= it < 13"),
+        ({"blank": 13}, "blank: got 13, expected a class"),
+        ({"clamp": float("nan")}, "clamp: got nan, expected a number"),
         ({"sigma": 0.1}, "sigma: got 0.1 without"),
         ({"omega": 0.1}, "omega: got 0.1 without"),
         ({"durations": [0, 1], "omega": 2}, "omega: got 2"),
-        ({"use_hat_loss": True, "clamp": 0.1}, "clamp: got 0.1 with use_hat_loss"),
+        ({"use_hat_loss": True, "clamp": 0.1}, "clamp: got 0.1, expected 0 or less with"),
         ({"use_hat_loss": True, "blank": 3}, "expected 0 with use_hat_loss"),
         ({"fastemit_lambda": -0.1}, "fastemit_lambda: got -0.1"),
         ({"workspace_mib": 0}, "workspace_mib: got 0"),
@@ -293,6 +318,46 @@ def test_a_joiner_of_another_shape_is_refused():
     inputs = batch(cases.LossKind())
     with pytest.raises(ValueError, match=r"joiner: got .* expected logits of C classes"):
         full(lambda e, d: (e.sum() + d.sum()).reshape(1, 1).expand(3, 5), inputs)
+
+
+@pytest.mark.parametrize("is_recorded", [True, False])
+@pytest.mark.parametrize("reduction", ["none", "sum"])
+def test_no_utterance_has_no_loss(is_recorded, reduction):
+    inputs = {key: value[:0] for key, value in batch(cases.LossKind()).items()}
+    joiner = cases.PlacingJoiner().double()
+    loss = full(joiner if is_recorded else unrecordable(joiner), inputs, reduction=reduction)
+    assert loss.sum() == 0
+    assert (torch.autograd.grad(loss.sum(), joiner.output.weight)[0] == 0).all()
+
+
+def test_a_wide_joiner_that_cannot_be_recorded_stays_within_the_workspace():
+    torch.manual_seed(0)
+    wide, narrow = nn.Linear(D, 512), nn.Linear(512, 7)
+    inputs = torch.randn(2, 30, D, requires_grad=True), torch.randn(2, 6, D)
+    targets = torch.randint(1, 7, (2, 5))
+    lengths = torch.tensor([30, 20]), torch.tensor([5, 2])
+
+    def joiner(am, lm):
+        return narrow(there_and_back(wide(am.unsqueeze(2) + lm.unsqueeze(1))))
+
+    with LargestTensor() as largest:
+        transducer_loss(joiner, *inputs, targets, *lengths, workspace_mib=0.1).backward()
+    assert largest.bytes <= 0.1 * 2**20
+    assert panda_icefall.status().losses_by_calls == 1
+
+
+def test_a_joiner_that_once_raised_is_recorded_again():
+    class Choosy(cases.PlacingJoiner):
+        def forward(self, am, lm):
+            assert am.shape[-1] == D
+            return super().forward(am, lm)
+
+    joiner, inputs = Choosy().double(), batch(cases.LossKind())
+    narrow = {**inputs, "am": inputs["am"][..., :-1], "lm": inputs["lm"][..., :-1]}
+    with pytest.raises(AssertionError):
+        full(joiner, narrow)
+    full(joiner, inputs)
+    assert panda_icefall.status().losses_routed == 1
 
 
 def test_a_joiner_s_own_error_is_its_own():

@@ -111,9 +111,6 @@ def _loss(
     is_checked: bool,
 ) -> Tensor:
     target_logp = options.emitted(target_logp)
-    if options.is_final_blank and options.rnnt_type == "modified":
-        closed = options.last_frame(ranges.shape[1], ranges.device)
-        target_logp = target_logp.masked_fill(closed.unsqueeze(2), NEG_INF)
     if has_k2_recursion(target_logp.device):
         px, py = pruned_px_py(
             target_logp, blank_logp, ranges, S, options.boundary, options.rnnt_type
