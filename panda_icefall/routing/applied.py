@@ -112,6 +112,8 @@ class Applied:
         still = awaited_hosts()
         found = [f for name in self._awaited if name not in still for f in functions_of(name)]
         self._awaited = still
+        if not found:  # as at every step but the first: what follows looks into all modules
+            return
         warn_of_other_names(found, self._said)
         swaps = self._swaps(found)
         self.replacements += swaps

@@ -21,7 +21,13 @@ from torch import nn
 
 import panda_icefall
 from panda_icefall.losses import of_logits
-from panda_icefall.routing import PandaError, replace_awaited, suspended
+from panda_icefall.routing import (
+    PandaError,
+    applied,
+    recording_projections,
+    replace_awaited,
+    suspended,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -394,6 +400,19 @@ def test_torchaudio_may_be_imported_after_apply(how, monkeypatch):
     assert panda_icefall.status().replaced.count("torchaudio.functional.rnnt_loss") == 1
     panda_icefall.revert()
     assert functional.rnnt_loss is original
+
+
+def test_steps_do_not_search_all_modules(monkeypatch):
+    model, data = toy_full.Transducer("torchaudio").double(), toy_full.batch()
+    panda_icefall.apply()
+
+    def search(*args):
+        raise AssertionError("a search of sys.modules in each step")
+
+    monkeypatch.setattr(applied, "warn_of_other_names", search)
+    with recording_projections(model):
+        model(data)
+    assert panda_icefall.status().losses_routed == 1
 
 
 def test_a_model_without_a_simple_loss_is_told_nothing_of_projections(caplog):
