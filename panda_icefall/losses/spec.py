@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -170,7 +171,7 @@ def check_spec(spec: LatticeSpec, num_classes: int, T: int | None = None) -> Non
     """
     symbols, ranges, boundary = spec.symbols, spec.ranges, spec.boundary
     check_options(spec.rnnt_type, spec.reduction)
-    _check_fastemit(spec.fastemit_lambda)
+    _check_numbers(spec)
     _check_termination_symbol(spec.termination_symbol, num_classes)
     if symbols.ndim != 2:
         raise ValueError(f"symbols: got shape {tuple(symbols.shape)}, expected [B, S]")
@@ -211,9 +212,15 @@ def check_options(rnnt_type: str, reduction: str | None) -> None:
         raise ValueError(f"reduction: got {reduction!r}, expected one of {', '.join(REDUCTIONS)}")
 
 
-def _check_fastemit(fastemit_lambda: float) -> None:
-    if not 0 <= fastemit_lambda < float("inf"):
-        raise ValueError(f"fastemit_lambda: got {fastemit_lambda}, expected 0 or more, finite")
+def _check_numbers(options: LatticeOptions) -> None:
+    if not 0 <= options.fastemit_lambda < float("inf"):
+        raise ValueError(
+            f"fastemit_lambda: got {options.fastemit_lambda}, expected 0 or more, finite"
+        )
+    if not math.isfinite(options.delay_penalty):
+        raise ValueError(
+            f"delay_penalty: got {options.delay_penalty}, expected a finite number of nats"
+        )
 
 
 def _check_termination_symbol(termination_symbol: int, num_classes: int) -> None:

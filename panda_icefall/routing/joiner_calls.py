@@ -8,14 +8,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 from panda_icefall.lattice.validation import widened
 from panda_icefall.losses.heads import Head, HeadLogProbs
 from panda_icefall.losses.sites import LatticeSites
 from panda_icefall.normalizer import TileOptions
-from panda_icefall.routing.joint_sites import JointSites
+from panda_icefall.routing.joiner_probe import RowFacts, facts_of_a_row, why_not_by_calls
+from panda_icefall.routing.joint_sites import JointSites, RangesSites
+from panda_icefall.routing.recorded_joiners import not_recording
 
 Joiner = Callable[[Any, Any], Any]
 # Logits in the loss: a float32 copy, exponentials, their gradient.
@@ -42,17 +43,62 @@ class SiteRows:
     ones: int
     position: Tensor | None = None
 
-    def classes_and_bytes(self, joiner: Joiner) -> tuple[int, int]:
-        """How many logits the joiner gives for a site, and the bytes it makes; called for one."""
-        with torch.no_grad(), _BytesMade() as made:
-            first = [x.new_zeros(1, x.shape[-1]) for x in (self.am, self.lm)]
-            return self._logits(joiner, *first).shape[1], made.bytes
+    def facts(self, joiner: Joiner) -> RowFacts:
+        """What the joiner gives, makes and reads for a site; it is called for one of zeros."""
+        first = [x.new_zeros(1, x.shape[-1]) for x in (self.am, self.lm)]
+        return facts_of_a_row(lambda: self._logits(joiner, *first))
+
+    def why_not_by_calls(self, joiner: Joiner) -> str | None:
+        """Why the joiner must be given all of its lattice at once, or None."""
+        am, lm = self.am[:2, :2].detach(), self.lm[:2, :3].detach()
+        b, t, s = *am.shape[:2], lm.shape[1]
+        if 0 in (b, t, s):
+            return None
+        rows = [x.expand(b, t, s, -1).flatten(0, 2) for x in (am[:, :, None], lm[:, None])]
+
+        def single() -> Tensor:
+            parts = [x.split(1) for x in rows]
+            return torch.cat([self._logits(joiner, *pair) for pair in zip(*parts)])
+
+        with not_recording():
+            return why_not_by_calls(joiner, self._placed(am, lm), single)
+
+    def whole(self, joiner: Joiner) -> Tensor:
+        """The logits of all sites, ``[*sites.shape, C]``.
+
+        Raises:
+          ValueError: the joiner gives another shape.
+        """
+        if isinstance(self.sites, RangesSites):
+            given = [self.sites.at_sites(x, at) for x, at in ((self.am, False), (self.lm, True))]
+        else:
+            # A joiner may change what it is given.
+            given = [*self._placed(self.am.clone(), self.lm.clone())]
+        with not_recording():
+            logits = joiner(*given)
+        if not isinstance(logits, Tensor) or tuple(logits.shape[:-1]) != self.sites.shape:
+            got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+            raise ValueError(
+                f"joiner: got {got} for inputs of shape {tuple(given[0].shape)} and "
+                f"{tuple(given[1].shape)}, expected logits [{', '.join(map(str, self.sites.shape))}"
+                ", C]"
+            )
+        return logits
+
+    def _placed(self, am: Tensor, lm: Tensor) -> tuple[Tensor, Tensor]:
+        """``[b, t, D]`` and ``[b, s, E]`` as the joiner takes them."""
+        if isinstance(self.sites, RangesSites):
+            sizes = (*am.shape[:2], lm.shape[1], -1)
+            return am.unsqueeze(2).expand(sizes), lm.unsqueeze(1).expand(sizes)
+        return (am, lm) if self.ones == 1 else (am.unsqueeze(2), lm.unsqueeze(1))
 
     def at(self, position: Tensor | None) -> SiteRows:
         """Those of some of the sites."""
         return SiteRows(self.am, self.lm, self.sites, self.ones, position)
 
-    def log_probs(self, joiner: Joiner, read: Callable[..., Any], rows_per_tile: int) -> list[Any]:
+    def log_probs(
+        self, joiner: Joiner, read: Callable[..., Any], facts: RowFacts, rows_per_tile: int
+    ) -> list[Any]:
         """What ``read(logits [n, C], low, high)`` gives for each tile of sites.
 
         Each tile is a ``torch.utils.checkpoint.checkpoint``: its logits are made again in backward,
@@ -64,6 +110,7 @@ class SiteRows:
             index = [rows.index_select(0, self.position) for rows in index]
 
         def tile(am: Tensor, lm: Tensor, low: int, high: int) -> Any:
+            facts.check_unchanged()
             rows = (x.index_select(0, at[low:high]) for x, at in zip((am, lm), index))
             return read(self._logits(joiner, *rows), low, high)
 
@@ -80,7 +127,8 @@ class SiteRows:
           ValueError: the joiner does not give one row of logits for each site.
         """
         placed = [x[(slice(None),) + (None,) * self.ones] for x in (am, lm)]
-        logits = joiner(*placed)
+        with not_recording():
+            logits = joiner(*placed)
         is_tensor = isinstance(logits, Tensor) and logits.dim() > 0
         if not is_tensor or logits.numel() != am.shape[0] * logits.shape[-1]:
             got = tuple(logits.shape) if is_tensor else type(logits).__name__
@@ -96,8 +144,7 @@ def log_probs_by_calls(
     rows: SiteRows,
     sites: LatticeSites,
     head: Head,
-    classes: int,
-    joiner_bytes: int,
+    facts: RowFacts,
     options: TileOptions,
     clamp: float | None,
 ) -> HeadLogProbs:
@@ -107,7 +154,7 @@ def log_probs_by_calls(
       joiner: any function of am and lm, whatever tensors it reads besides. In training its dropout
         draws for each tile.
       rows: of the sites.
-      classes, joiner_bytes: as of ``SiteRows.classes_and_bytes``.
+      facts: of the joiner, ``SiteRows.facts``.
       clamp: as of ``panda_icefall.normalizer.op.select``.
     """
     targets, blank = sites.next_symbols(), sites.spec.termination_symbol
@@ -116,35 +163,18 @@ def log_probs_by_calls(
         logits = widened(logits)
         share = logits.new_zeros(0)
         if clamp is not None:
-            logits, share = _ClippedGradient.apply(logits, clamp, head.token_classes(classes))
+            logits, share = _ClippedGradient.apply(logits, clamp, head.token_classes(facts.classes))
         found = head.of_logits(logits, targets[low:high], blank)
         others = logits.new_zeros(high - low, 0) if found.others is None else found.others
         return found.target, found.blank, found.log_z, others, share
 
     is_double = rows.am.dtype == torch.float64
-    in_loss = classes * (8 if is_double else 4) * _COPIES
-    row_bytes = in_loss + joiner_bytes * _JOINER_COPIES
+    in_loss = facts.classes * (8 if is_double else 4) * _COPIES
+    row_bytes = in_loss + facts.bytes * _JOINER_COPIES
     tile_rows = max(1, options.workspace_on(rows.am.device) // row_bytes)
-    parts = rows.log_probs(joiner, read, tile_rows)
+    parts = rows.log_probs(joiner, read, facts, tile_rows)
     target, blank_logp, log_z, others, share = (torch.cat(values) for values in zip(*parts))
     return HeadLogProbs(target, blank_logp, log_z, others if others.shape[1] else None, share)
-
-
-class _BytesMade(TorchDispatchMode):
-    """Counts the bytes of the tensors that operations give, views apart."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.bytes = 0
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        result = func(*args, **(kwargs or {}))
-        for value in result if isinstance(result, (tuple, list)) else (result,):
-            if isinstance(value, Tensor) and not value._is_view():
-                self.bytes += value.numel() * value.element_size()
-        return result
 
 
 class _ClippedGradient(torch.autograd.Function):

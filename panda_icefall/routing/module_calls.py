@@ -105,7 +105,7 @@ def _call_recorded(
     given = _stand_ins((*args, *kwargs.values()))
     before = [dict(vars(value)) for value in given]
     buffers = [(buffer, buffer.clone()) for buffer in module.buffers()]
-    random_states = _random_states(given[0].device)
+    drawn_from = random_states(given[0].device)
     try:
         with _not_compiled():
             result = original(module, *args, **kwargs)
@@ -122,7 +122,7 @@ def _call_recorded(
     for value, state in zip(given, before):  # in-place operations would be done twice
         vars(value).clear()
         vars(value).update(state)
-    for generator, random_state in random_states:
+    for generator, random_state in drawn_from:
         generator.set_state(random_state)
     with torch.no_grad():
         for buffer, values in buffers:
@@ -140,7 +140,7 @@ def forget_refusals() -> None:
     _refusals.clear()
 
 
-def _random_states(device: torch.device) -> list[tuple[torch.Generator, torch.Tensor]]:
+def random_states(device: torch.device) -> list[tuple[torch.Generator, torch.Tensor]]:
     """The default generators that a joiner on this device may draw from, and their states."""
     generators = [torch.default_generator]
     if device.type == "cuda":

@@ -11,17 +11,19 @@ import torch
 from torch import Tensor
 
 from panda_icefall.dynamo import opaque
+from panda_icefall.losses.heads import Head
 from panda_icefall.losses.lengths import spec_of_lengths
 from panda_icefall.losses.pruning import check_pruning_form
-from panda_icefall.losses.selected import loss_of_log_probs, selected_transducer_loss
+from panda_icefall.losses.selected import LatticeLoss, loss_of_log_probs, selected_transducer_loss
 from panda_icefall.losses.sites import FullSites, LatticeSites, RetainedSites
 from panda_icefall.losses.spec import LatticeSpec, check_options
 from panda_icefall.losses.variant import Variant
-from panda_icefall.normalizer import TileOptions
+from panda_icefall.normalizer import RowLogits, RowProgram, RowTable, TileOptions
 from panda_icefall.routing import patch
 from panda_icefall.routing.axis_tensor import AxisTensor
 from panda_icefall.routing.deferred import DeferredJoint
 from panda_icefall.routing.joiner_calls import Joiner, SiteRows, log_probs_by_calls
+from panda_icefall.routing.joiner_probe import JoinerState
 from panda_icefall.routing.joint_sites import GridSites, RangesSites
 from panda_icefall.routing.nodes import Table
 from panda_icefall.routing.observing import current_observer
@@ -79,9 +81,11 @@ def transducer_loss(
     time: for exactly ``sum_b T_b (S_b + 1)`` of them. What can be recorded: sums and products of
     the two, ``cat``, linear layers, activations, norms over X, dropout, casts and views; the table
     of joiners in egs/README.md has more. A joiner that does anything else is called for some sites
-    at a time, with ``[n, 1, D]`` instead of ``[B, T, D]``; that is logged once and counted in
-    ``status()``. It must treat each site by itself, and its dropout draws other numbers than that
-    of a dense run. Recorded dropout draws the same ones, and keeps a byte for each of them.
+    at a time, with ``[n, 1, D]`` instead of ``[B, T, D]``, and its dropout draws other numbers then
+    than in a dense run. If its logits at one site depend on other sites, or it changes its buffers,
+    it is given all of them, and its loss is computed from its logits. Both are logged once and
+    counted in ``status()``. Recorded dropout draws the same numbers as dense, and keeps a byte for
+    each of them.
 
     Args:
       joiner: a module or function of ``(encoder_out, decoder_out)`` that gives logits.
@@ -130,6 +134,9 @@ def transducer_loss(
     check_options(rnnt_type, reduction)
     variant.check_lattice(rnnt_type)
     options = Options.of(workspace_mib, adjoint_tolerance, engine).tiles
+    for name, value in (("targets", targets), ("logit_lengths", logit_lengths)):
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{name}: got {type(value).__name__}, expected a tensor of integers")
     am, lm = _rows_of("encoder_out", encoder_out, 2), _rows_of("decoder_out", decoder_out, 1)
     B, T, states = *am.shape[:2], lm.shape[1]
     if lm.shape[0] != B or encoder_out.dim() != decoder_out.dim() or lm.device != am.device:
@@ -158,8 +165,8 @@ def transducer_loss(
         return FullSites.of(spec, tokens, T)
 
     joints = (
-        AxisTensor(encoder_out, False, grid, _refuse),
-        AxisTensor(decoder_out, True, grid, _refuse),
+        AxisTensor(encoder_out, False, grid, _refuse, is_private=True),
+        AxisTensor(decoder_out, True, grid, _refuse, is_private=True),
     )
     rows = SiteRows(am, lm, grid, ones=encoder_out.dim() - 2)
     return _loss(joiner, joints, rows, sites_of, variant, clamp, options)
@@ -253,13 +260,19 @@ def _loss(
     head, lattice_loss = variant.chosen()
     counters, observer = patch.counters(), current_observer()
     bound = clamp if is_clamped else None
+    state = JoinerState(joiner, rows.am.device)
     logits = _recorded(joiner, joints)
     if isinstance(logits, str):
+        state.restore()
+        why_not_called = rows.why_not_by_calls(joiner)
+        if why_not_called is not None:
+            counters.count_whole_lattice(f"{logits}: {why_not_called}")
+            return _loss_of_logits(rows.whole(joiner), sites_of, head, lattice_loss, bound, options)
         counters.count_calls(logits)
-        classes, joiner_bytes = rows.classes_and_bytes(joiner)
-        sites = sites_of(classes)
+        facts = rows.facts(joiner)
+        sites = sites_of(facts.classes)
         found = log_probs_by_calls(
-            joiner, rows.at(_position(sites)), sites, head, classes, joiner_bytes, options, bound
+            joiner, rows.at(_position(sites)), sites, head, facts, options, bound
         )
         if observer is not None:
             observer(sites.observed(found.target, found.blank, found.log_z))
@@ -273,6 +286,24 @@ def _loss(
     )  # fmt: skip
     counters.add(LossTotals(losses_routed=1))
     return loss
+
+
+def _loss_of_logits(
+    logits: Tensor,
+    sites_of: Callable[[int], LatticeSites],
+    head: Head,
+    lattice_loss: LatticeLoss | None,
+    clamp: float | None,
+    options: TileOptions,
+) -> Tensor:
+    """The loss of a lattice's logits that exist."""
+    sites = sites_of(logits.shape[-1])
+    table = RowTable(logits.reshape(-1, logits.shape[-1]), _position(sites))
+    return selected_transducer_loss(
+        RowLogits(RowProgram((table,))), sites, head, options,
+        lattice_loss=lattice_loss, clamp=clamp, counters=patch.counters().tiles,
+        observer=current_observer(),
+    )  # fmt: skip
 
 
 def _recorded(joiner: Joiner, joints: tuple[Any, Any]) -> SiteTensor | str:

@@ -136,6 +136,15 @@ class RoutingCounters:
         )
         self.add(LossTotals(losses_by_calls=1))
 
+    def count_whole_lattice(self, operation: str) -> None:
+        """A joiner of ``transducer_loss`` was given all of its lattice; said once per operation."""
+        self._count_materialised(
+            operation,
+            f"{operation}: so the joiner is neither recorded nor called for some sites at a time, "
+            "and the loss is computed from the logits of all sites (same result, ordinary memory)",
+        )
+        self.add(LossTotals(losses_dense=1))
+
     def count_projection(self, operation: str) -> None:
         """A projection gave a tensor; ``operation`` begins with the projection's name."""
         self._count_materialised(

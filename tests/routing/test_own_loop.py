@@ -316,7 +316,9 @@ def test_bad_options_are_refused(options, message):
 
 def test_a_joiner_of_another_shape_is_refused():
     inputs = batch(cases.LossKind())
-    with pytest.raises(ValueError, match=r"joiner: got .* expected logits of C classes"):
+    with pytest.raises(
+        ValueError, match=r"joiner: got \(3, 5\) .*, expected logits \[4, 9, 6, C\]"
+    ):
         full(lambda e, d: (e.sum() + d.sum()).reshape(1, 1).expand(3, 5), inputs)
 
 
