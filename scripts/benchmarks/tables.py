@@ -195,6 +195,9 @@ def measuring(
     """
     document = results.begin(benchmark, settings, path)
     rows: list[Row] = []
-    yield rows
-    results.add_session(document, path, rows, facts)
-    results.print_table(title(document), document, COLUMNS[benchmark], KEYS[benchmark])
+    try:
+        yield rows
+    finally:  # what an interrupted session has measured is kept
+        if rows:
+            results.add_session(document, path, rows, facts)
+            results.print_table(title(document), document, COLUMNS[benchmark], KEYS[benchmark])
