@@ -12,7 +12,7 @@ from panda_icefall.routing.deferred import DeferredJoint
 from panda_icefall.routing.joint_sites import GridSites
 from panda_icefall.routing.nodes import NotRecordableError, Table
 from panda_icefall.routing.row_operations import Arguments, Function, Keywords
-from panda_icefall.routing.stand_in import Report, StandIn, flat
+from panda_icefall.routing.stand_in import Report, StandIn, flat, with_items
 from panda_icefall.routing.torch_functions import IN_PLACE, POINTWISE, functions_named
 
 _POINTWISE = set(POINTWISE)
@@ -155,7 +155,7 @@ class AxisTensor(StandIn):
 
     def _kept(self, result: Any, args: Arguments) -> Any:
         if isinstance(result, (tuple, list)):
-            return type(result)(self._kept(item, args) for item in result)
+            return with_items(result, [self._kept(item, args) for item in result])
         if result is self.values:
             return self
         if not isinstance(result, Tensor) or not result.is_floating_point() or result.dim() < 2:

@@ -191,8 +191,13 @@ def dispatch(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[s
         return result
     arguments = [*flat((*args, *kwargs.values()))]
     if isinstance(result, (tuple, list)) and not isinstance(result, torch.Size):
-        return type(result)(given[0].keep(item, arguments) for item in result)
+        return with_items(result, [given[0].keep(item, arguments) for item in result])
     return given[0].keep(result, arguments)
+
+
+def with_items(like: Any, items: list[Any]) -> Any:
+    """A tuple or list of the type of ``like``, which may be a named one, of other items."""
+    return type(like)(*items) if hasattr(like, "_fields") else type(like)(items)
 
 
 def as_tensors(value: Any, operation: str) -> Any:
