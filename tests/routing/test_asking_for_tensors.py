@@ -121,7 +121,7 @@ if hasattr(torch, "func"):
 ENDS_THE_RECORDING = {
     *("isinstance", "is_tensor", "scripted function", "scripted module", "traced module"),
     *("einops repeat", "einops pack", "rows", "pad_sequence", "parameters_to_vector", "as_tensor"),
-    *("complex", "cast to complex", "forward_ad", "vmap"),
+    *("complex", "cast to complex", "vmap"),
 }
 
 
