@@ -15,16 +15,26 @@ kinds = pytest.mark.parametrize("name", KINDS)
 
 
 def full(joiner, inputs, **options):
+    """The costs; the joiner is recorded, unless it is an ``Unrecordable``."""
     options = {"adjoint_tolerance": 0.0, "reduction": "none", **options}
-    return transducer_loss(
+    before = panda_icefall.status()
+    loss = transducer_loss(
         joiner, inputs["am"], inputs["lm"], inputs["targets"], inputs["logit_lengths"],
         inputs["target_lengths"], **options,
     )  # fmt: skip
+    counted = panda_icefall.status() - before
+    assert counted.losses_routed == int(not isinstance(joiner, Unrecordable))
+    return loss
 
 
-def unrecordable(joiner):
-    """The same function, in which an operation cannot be recorded."""
-    return lambda am, lm: there_and_back(joiner(am, lm))
+class Unrecordable:
+    """A joiner's function, in which an operation cannot be recorded."""
+
+    def __init__(self, joiner):
+        self.joiner = joiner
+
+    def __call__(self, am, lm):
+        return there_and_back(self.joiner(am, lm))
 
 
 def there_and_back(logits):
@@ -59,7 +69,7 @@ def test_a_joiner_that_cannot_be_recorded(name):
     options, kind = KINDS[name]
     torch.manual_seed(1)
     joiner, inputs = cases.PlacingJoiner().double(), batch(kind)
-    costs = full(unrecordable(joiner), inputs, workspace_mib=0.003, **options)
+    costs = full(Unrecordable(joiner), inputs, workspace_mib=0.003, **options)
     expected, expected_grads = cases.oracle(joiner, inputs, kind)
     cases.assert_close([costs], [expected], 1e-12)
     cases.assert_close(cases.gradients(costs, inputs, joiner), expected_grads, 1e-11)
@@ -327,7 +337,7 @@ def test_a_joiner_of_another_shape_is_refused():
 def test_no_utterance_has_no_loss(is_recorded, reduction):
     inputs = {key: value[:0] for key, value in batch(cases.LossKind()).items()}
     joiner = cases.PlacingJoiner().double()
-    loss = full(joiner if is_recorded else unrecordable(joiner), inputs, reduction=reduction)
+    loss = full(joiner if is_recorded else Unrecordable(joiner), inputs, reduction=reduction)
     assert loss.sum() == 0
     assert (torch.autograd.grad(loss.sum(), joiner.output.weight)[0] == 0).all()
 

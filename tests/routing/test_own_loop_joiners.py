@@ -89,8 +89,10 @@ def test_dropout_draws_what_a_dense_run_draws():
     def joiner(am, lm):
         return LINEAR(dropout(joined(am, lm).tanh(), 0.4))
 
+    panda_icefall.routing.reset_counters()
     torch.manual_seed(5)
     loss = transducer_loss(joiner, am, lm, targets, *lengths)
+    assert panda_icefall.status().losses_routed == 1
     torch.manual_seed(5)
     dense = transducer_costs(joiner(am, lm), targets, *lengths, LossKind()).mean()
     torch.testing.assert_close(loss, dense, rtol=1e-12, atol=1e-12)

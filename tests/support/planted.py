@@ -10,14 +10,15 @@ import inspect
 import pytest
 
 from panda_icefall.losses import dense
-from panda_icefall.routing import routed_loss, routed_simple_loss
+from panda_icefall.routing import own_loop, routed_full_loss, routed_loss, routed_simple_loss
 
 PLANTED = "planted"
 
 
 def never_routed(patch, fell_back):
-    """Every recorded joiner is refused."""
-    _refuse(patch, fell_back, routed_loss)
+    """Every recorded joiner is refused: of pruned and of full lattices, and of one's own loop."""
+    for module in (routed_loss, routed_full_loss, own_loop):
+        _refuse(patch, fell_back, module)
 
 
 def simple_never_deferred(patch, fell_back):
