@@ -16,6 +16,7 @@ from panda_icefall.routing.stand_in import Report, StandIn, flat, with_items
 from panda_icefall.routing.torch_functions import IN_PLACE, POINTWISE, functions_named
 
 _POINTWISE = set(POINTWISE)
+_ITEMS = set(functions_named("__getitem__"))
 _REPEATS = set(functions_named("expand expand_as repeat tile broadcast_to"))
 
 
@@ -141,7 +142,7 @@ class AxisTensor(StandIn):
             return self.at(sites) if shape[:-1] == sites.shape else None
         if args and args[0] is self and function is not called and self.is_private:
             self.values = self.values.clone()  # the caller's tensor stays as it is
-        return self._kept(function(*_values(args), **_values(kwargs)), args)
+        return self._kept(function(*_values(args), **_values(kwargs)), called, args)
 
     def _takes(self, arguments: Arguments) -> bool:
         """Whether a result has the shape that the tensor has, X apart."""
@@ -153,9 +154,9 @@ class AxisTensor(StandIn):
                 return False
         return True
 
-    def _kept(self, result: Any, args: Arguments) -> Any:
+    def _kept(self, result: Any, function: Function, args: Arguments) -> Any:
         if isinstance(result, (tuple, list)):
-            return with_items(result, [self._kept(item, args) for item in result])
+            return with_items(result, [self._kept(item, function, args) for item in result])
         if result is self.values:
             return self
         if not isinstance(result, Tensor) or not result.is_floating_point() or result.dim() < 2:
@@ -165,7 +166,7 @@ class AxisTensor(StandIn):
         placed = (*batch, 1, rows, X) if self.by_symbol else (*batch, rows, 1, X)
         if tuple(result.shape) in ((*batch, rows, X), placed):
             return self._like(result)
-        return self._of_utterance(result, args)
+        return self._of_utterance(result, args) if function in _ITEMS else result
 
     def _of_utterance(self, result: Tensor, args: Arguments) -> Any:
         """Rows that a packed joiner takes out: of one utterance, or the first ones of those."""

@@ -134,9 +134,8 @@ def transducer_loss(
     check_options(rnnt_type, reduction)
     variant.check_lattice(rnnt_type)
     options = Options.of(workspace_mib, adjoint_tolerance, engine).tiles
-    for name, value in (("targets", targets), ("logit_lengths", logit_lengths)):
-        if not isinstance(value, Tensor):
-            raise TypeError(f"{name}: got {type(value).__name__}, expected a tensor of integers")
+    if not isinstance(targets, Tensor):
+        raise TypeError(f"targets: got {type(targets).__name__}, expected a tensor of integers")
     am, lm = _rows_of("encoder_out", encoder_out, 2), _rows_of("decoder_out", decoder_out, 1)
     B, T, states = *am.shape[:2], lm.shape[1]
     if lm.shape[0] != B or encoder_out.dim() != decoder_out.dim() or lm.device != am.device:

@@ -60,6 +60,7 @@ RECORDED, CALLED, DENSE = (1, 0, 0), (0, 1, 0), (0, 0, 1)
 JOINERS = {
     "recurrent over frames": (lambda n, e, d: n.head(n.lstm(e)[0], d), RECORDED),
     "mean over frames": (lambda n, e, d: n.head(e + e.mean(1, keepdim=True), d), RECORDED),
+    "vector of the utterance": (lambda n, e, d: n.head(e + e.mean(1).unsqueeze(1), d), RECORDED),
     "positions": (lambda n, e, d: n.head(e + torch.arange(e.size(1))[:, None] / 7, d), RECORDED),
     "attention": (lambda n, e, d: n.head(e, (d @ e.transpose(1, 2)).softmax(-1) @ e), DENSE),
     "sorted": (lambda n, e, d: torch.sort(n.head(e, d), dim=-1)[0], CALLED),

@@ -27,13 +27,6 @@ class MultiBlankHead(Head):
 
     big_blanks: int
 
-    def check(self, blank: int, classes: int) -> None:
-        if blank < self.big_blanks:
-            raise ValueError(
-                f"blank: got {blank}, expected at least {self.big_blanks}, as big blank i is class "
-                "blank - 1 - i; make the blank the last class"
-            )
-
     def of_logits(self, logits: Tensor, targets: Tensor, blank: int) -> HeadLogProbs:
         log_z = torch.logsumexp(logits, dim=-1)
         found = logits.gather(-1, self._ids(targets, blank)) - log_z.unsqueeze(-1)

@@ -34,14 +34,6 @@ class TdtHead(Head):
     def token_classes(self, classes: int) -> int:
         return classes - self.durations
 
-    def check(self, blank: int, classes: int) -> None:
-        tokens = self.token_classes(classes)
-        if not 0 <= blank < tokens:
-            raise ValueError(
-                f"blank: got {blank}, expected 0 <= blank < {tokens}, the number of tokens of a "
-                f"joiner that gives {classes} logits with {self.durations} durations"
-            )
-
     def of_logits(self, logits: Tensor, targets: Tensor, blank: int) -> HeadLogProbs:
         tokens, durations = logits.split([logits.shape[-1] - self.durations, self.durations], -1)
         found = PlainHead().of_logits(tokens, targets, blank)
