@@ -213,7 +213,7 @@ def test_a_bound_below_the_checked_batches_is_refused():
 
 
 def test_one_workspace_default_for_everybody():
-    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    readme = (Path(__file__).parents[2] / "egs/README.md").read_text()
     assert "`--panda-workspace-mib` | by the device |" in readme
     assert PandaOptions().workspace_mib is None
     assert inspect.signature(panda_icefall.apply).parameters["workspace_mib"].default is None
