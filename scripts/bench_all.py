@@ -96,6 +96,10 @@ BENCHMARKS = (
         f"{TINY[:17]} --H 8 --D 8 --repeats 1",
     ),
     Benchmark(
+        "ctc", "bench_ctc.py", {"modern": None, "k2": 2},
+        "--B 2 --T 9 --D 8 --classes 30 --repeats 1",
+    ),
+    Benchmark(
         "capacity", "bench_capacity.py", {"modern": None, "k2": 4},
         "--C 50 --H 8 --D 8 --start 2 --longest 2",
     ),

@@ -327,6 +327,30 @@ def test_the_panda_flag_changes_no_printed_loss(data_dir, trained, tmp_path):
         )
 
 
+def test_the_tutorial_runs_as_it_is_written(data_dir, tmp_path):
+    """Its commands from the second step on, with this recipe for `train.py ARGS`."""
+    text = (REPO / "egs/TUTORIAL.md").read_text()
+    lines = re.findall(r"^panda-icefall (\w+) train.py ARGS(.*)$", text, flags=re.M)
+    assert [verb for verb, _ in lines] == ["run", "run", "check", "run"]
+    arguments = ["--data-dir", data_dir, "--exp-dir", tmp_path, "--num-epochs=1", *SMALL_MODEL]
+    said = []
+    for verb, options in lines:
+        words = [
+            str(tmp_path / word) if word in {"check", "dense.jsonl", "panda.jsonl"} else word
+            for word in options.split()
+        ]
+        done = run_script("-m", "panda_icefall", verb, RECIPE / "train.py", *arguments, *words)
+        assert done.returncode == 0, done.stderr
+        said.append(done.stderr)
+    dense, routed, checked, _ = said
+    assert "OFF" in dense and "added by the losses of a step" in dense
+    assert re.search(r"losses routed / dense\W+\d+ / 0\b", routed)
+    assert re.search(r"materialised\W+0\b", routed)
+    assert len(printed_losses(dense)) == len(printed_losses(routed)) > 0
+    assert "The contract holds" in checked
+    assert (tmp_path / "dense.jsonl").exists() and (tmp_path / "panda.jsonl").exists()
+
+
 def test_autocast_trains_to_about_the_same_losses(data_dir, trained, tmp_path):
     arguments = ["--data-dir", data_dir, "--exp-dir", tmp_path, "--num-epochs=2", *SMALL_MODEL]
     done = run_script(RECIPE / "train.py", *arguments, "--use-fp16=1")
