@@ -1,4 +1,4 @@
-"""Plain torch or Triton: which of the two is used where both exist, and what is refused."""
+"""Torch or Triton, k2's recursion or the exact one: which is used, and what is refused."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import os
 import torch
 
 ENGINES = ("auto", "torch", "triton")
+RECURSIONS = ("auto", "k2", "exact")
 
 
 class MissingEngineError(ImportError):
@@ -26,6 +27,21 @@ def check_engine(engine: str) -> None:
     if engine == "triton" and not _is_installed():
         raise MissingEngineError(
             "engine: got 'triton', which is not installed; pip install triton, or give 'auto'"
+        )
+
+
+def check_recursion(recursion: str) -> None:
+    """Refuse a recursion that does not exist, or k2's where k2 is not installed.
+
+    Raises:
+      ValueError: there is no such recursion.
+      MissingEngineError: k2's is asked for and k2 is not installed.
+    """
+    if recursion not in RECURSIONS:
+        raise ValueError(f"recursion: got {recursion!r}, expected one of {', '.join(RECURSIONS)}")
+    if recursion == "k2" and importlib.util.find_spec("k2") is None:
+        raise MissingEngineError(
+            "recursion: got 'k2', which is not installed; install k2, or give 'auto'"
         )
 
 

@@ -73,6 +73,10 @@ BENCHMARKS = (
         "profile-random", "bench_profile.py --repeats 5", {"modern": 1.5, "k2": None}, TINY
     ),
     Benchmark(
+        "recursion-trained", "bench_recursion.py --adjoints trained --repeats 7",
+        {"modern": None, "k2": 1.5}, "--H 64 --D 64 --repeats 1",
+    ),
+    Benchmark(
         "classes",
         "bench_classes.py --arms dense panda class-tiles "
         "--classes 500 4336 16384 65536 131072 262144",

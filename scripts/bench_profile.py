@@ -22,11 +22,10 @@ from benchmarks.chosen_inputs import add_inputs, chosen_inputs, settings_of
 from benchmarks.gemm_limit import products_of, recorded_gemms
 from benchmarks.inputs import LossInputs
 from benchmarks.options import check_counts, make_parser
-from benchmarks.profile import kinds_of, parts_of
+from benchmarks.profile import WHOLE, kinds_of, parts_of
 from benchmarks.tables import measuring
 from benchmarks.timing import seconds_of, times
 
-WHOLE = "the whole step"
 PRODUCTS = "matrix products alone"
 
 

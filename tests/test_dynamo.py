@@ -10,7 +10,7 @@ import torch
 
 from panda_icefall import losses
 from panda_icefall.dynamo import opaque
-from panda_icefall.lattice import banded_recursion, torch_recursion
+from panda_icefall.lattice import banded_recursion, exact_recursion
 
 needs_compile = pytest.mark.skipif(
     not hasattr(torch, "compile"), reason="needs torch.compile: runs in the modern lane"
@@ -103,7 +103,7 @@ def test_no_public_function_is_traced(lattice):
         (losses.do_rnnt_pruning, (am, lm, ranges)),
         (losses.pruned_score, (logp, logp, ranges, 4, boundary, "regular", 0.0, "sum")),
         (losses.score, (px, py, boundary, "regular", 0.0, "sum")),
-        (torch_recursion, (px, py, boundary)),
+        (exact_recursion, (px, py, boundary)),
         (banded_recursion, (logp, logp, ranges, 4, boundary)),
     ]
     for function, arguments in calls:

@@ -17,7 +17,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from panda_icefall.lattice import triton_band
+from panda_icefall.lattice import triton_band, triton_lattice
 from panda_icefall.lattice.banded import WIDEST_IN_TRITON
 from panda_icefall.normalizer import triton_rows
 
@@ -26,10 +26,11 @@ POINTERS = {
     "logits": "*bf16", "ids": "*i64", "chosen": "*fp32", "peak": "*fp32", "total": "*fp32",
     "adjoints": "*fp32", "log_z": "*fp32", "softmax_scale": "*fp32", "terms": "*fp64",
     "scores": "*fp64", "last_step": "*fp64", "first_column": "*i64", "last_column": "*i64",
-    "is_closed": "*u8",
+    "is_closed": "*u8", "px": "*fp32", "py": "*fp32", "px_grad": "*fp32", "py_grad": "*fp32",
+    "shares": "*fp64", "exchange": "*fp64", "limits": "*i64",
 }
 DOUBLES = {name: t.replace("fp32", "fp64").replace("bf16", "fp64") for name, t in POINTERS.items()}
-BLOCKS = {"BLOCK": 1024, "K_BLOCK": 2, "COLUMNS": 8}
+BLOCKS = {"BLOCK": 1024, "K_BLOCK": 2, "COLUMNS": 8, "IS_REGULAR": True}
 
 def compile_for(capability, kernel, pointers, constants):
     constants = {n: v for n, v in constants.items() if n in kernel.arg_names}
@@ -43,7 +44,8 @@ def compile_for(capability, kernel, pointers, constants):
     print(kernel.__name__, capability)
 
 kernels = (
-    triton_rows._fold_row, triton_rows._gradient_block, triton_band._forward, triton_band._occupy
+    triton_rows._fold_row, triton_rows._gradient_block, triton_band._forward, triton_band._occupy,
+    triton_lattice._forward, triton_lattice._occupy,
 )
 for kernel in kernels:
     compile_for(70, kernel, POINTERS, BLOCKS)
@@ -63,4 +65,4 @@ def test_every_kernel_compiles_for_old_and_new_gpus_and_for_sizes_of_one(tmp_pat
         [sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    assert len(done.stdout.splitlines()) == 12
+    assert len(done.stdout.splitlines()) == 18

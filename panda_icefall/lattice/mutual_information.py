@@ -1,4 +1,4 @@
-"""The recursion under k2's name: k2's own function where it can run, else the one in torch."""
+"""The recursion under k2's name, and the rule by which k2's own or the exact one runs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from panda_icefall.dynamo import opaque
-from panda_icefall.lattice.recursion import Scores, torch_recursion, unchecked_torch_recursion
+from panda_icefall.engine_choice import check_recursion, is_triton_chosen
+from panda_icefall.lattice.recursion import Scores, exact_recursion, unchecked_exact_recursion
 from panda_icefall.lattice.validation import check_recursion_inputs, widened
 
 
@@ -18,8 +19,7 @@ def mutual_information_recursion(
 ) -> Scores:
     """Log-probability of all paths through a transducer lattice, differentiable in its arcs.
 
-    k2's function of this name runs where k2 is importable and can work on the tensors' device;
-    ``torch_recursion`` runs everywhere else.
+    k2's function of this name or ``exact_recursion``, by the rule of ``is_k2_chosen``.
 
     Args:
       px: symbol arcs, float32 or float64, ``[B, S, T+1]`` (regular) or ``[B, S, T]`` (modified,
@@ -39,7 +39,7 @@ def mutual_information_recursion(
 
     One device sync if there is a boundary (k2 has a second one). Where an utterance has no path
     (score -inf) or holds a NaN, k2's occupations are arbitrary finite numbers; see
-    ``torch_recursion`` for the own ones.
+    ``exact_recursion`` for the own ones.
     """
     if px.dtype == py.dtype:
         px, py = widened(px), widened(py)
@@ -70,13 +70,13 @@ def joint_mutual_information_recursion(
       ValueError: if there are no terms, or one has another shape, or a boundary row does not fit.
       TypeError: if a dtype does not fit.
 
-    Runs in torch on every device: where no path is left, k2's occupations are arbitrary.
+    Runs ``exact_recursion`` on every device: where no path is left, k2's occupations are arbitrary.
     """
     _check_terms("px", px, len(px))
     _check_terms("py", py, len(px))
     px_terms, py_terms = widened(torch.stack(tuple(px))), widened(torch.stack(tuple(py)))
     with torch.no_grad():
-        result = torch_recursion(px_terms.sum(0), py_terms.sum(0), boundary, return_grad=True)
+        result = exact_recursion(px_terms.sum(0), py_terms.sum(0), boundary, return_grad=True)
     assert isinstance(result, tuple)
     scores, (px_grad, py_grad) = result
     shares = _expected(px_terms, px_grad) + _expected(py_terms, py_grad)  # [N, B]
@@ -105,17 +105,58 @@ def _expected(terms: Tensor, occupation: Tensor) -> Tensor:
 
 
 def unchecked_recursion(
-    px: Tensor, py: Tensor, boundary: Tensor | None, return_grad: bool
+    px: Tensor,
+    py: Tensor,
+    boundary: Tensor | None,
+    return_grad: bool,
+    engine: str = "auto",
+    recursion: str = "auto",
 ) -> Scores:
     """``mutual_information_recursion`` of float32 or float64 arguments that were checked.
 
+    Args:
+      engine: of ``exact_recursion``.
+      recursion: as in ``is_k2_chosen``.
+
     No device sync, but for the one that k2 has where there is a boundary.
     """
-    if not has_k2_recursion(px.device):
-        return unchecked_torch_recursion(px, py, boundary, return_grad)
+    if not is_k2_chosen(recursion, engine, px.device):
+        return unchecked_exact_recursion(px, py, boundary, return_grad, engine)
     import k2
 
     return k2.mutual_information_recursion(px, py, boundary, return_grad)
+
+
+def is_k2_chosen(recursion: str, engine: str, device: torch.device) -> bool:
+    """Whether k2's recursion runs on arcs of a device, rather than the exact one.
+
+    k2's computes in the arcs' dtype: at scores of 3000 nats its float32 occupations are off by
+    1e-5. The exact one computes in float64, so that its occupations have the rounding of their own
+    dtype. On a CPU it takes some hundred small steps, on CUDA a launch each way where Triton runs,
+    and some thousand where not.
+
+    Args:
+      recursion: "k2", "exact", or "auto": on CUDA the exact one where Triton runs; there without
+        Triton, and on a CPU, k2's where it has one for the device; else the exact one.
+      engine: of ``exact_recursion``.
+      device: where the arcs lie.
+
+    Raises:
+      ValueError: there is no such recursion, or k2's cannot work on this device.
+      MissingEngineError: k2's is asked for and k2 is not installed.
+    """
+    check_recursion(recursion)
+    if recursion == "exact":
+        return False
+    if recursion == "auto":
+        is_fast = device.type == "cuda" and is_triton_chosen(engine, device)
+        return not is_fast and has_k2_recursion(device)
+    if not has_k2_recursion(device):
+        raise ValueError(
+            f"recursion: got 'k2' for arcs on {device}, where the installed k2 has none; give "
+            "'auto' or 'exact'"
+        )
+    return True
 
 
 def has_k2_recursion(device: torch.device) -> bool:

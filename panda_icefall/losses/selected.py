@@ -9,7 +9,7 @@ from torch import Tensor
 
 from panda_icefall.dynamo import opaque
 from panda_icefall.losses.heads import Head, HeadLogProbs
-from panda_icefall.losses.lattices.full import loss_of_full_sites
+from panda_icefall.losses.lattices.full import DEFAULT, loss_of_full_sites
 from panda_icefall.losses.lattices.pruned import loss_of_retained_sites
 from panda_icefall.losses.sites import FullSites, LatticeSites, RetainedSites, SiteLogProbs
 from panda_icefall.normalizer import RowLogits, TileCounters, TileOptions
@@ -41,7 +41,7 @@ def selected_transducer_loss(
       logits: ``[N, C]`` of the sites, as what computes them.
       sites: of a lattice that was checked for these classes.
       head: which log-probs of a site are read, see ``panda_icefall.losses.heads``.
-      options: of the tiles; the engine is that of the recursion too.
+      options: of the tiles, and which recursion runs; the engine is that of both.
       lattice_loss: of a lattice with arcs of its own; None: that of the transducer.
       clamp: as of ``panda_icefall.normalizer.op.select``.
       counters: totals to add to.
@@ -68,23 +68,23 @@ def selected_transducer_loss(
     found = head.of_rows(logits, sites.next_symbols(), blank, log_probs)
     if observer is not None:
         observer(sites.observed(found.target, found.blank, found.log_z))
-    return loss_of_log_probs(found, sites, lattice_loss, options.engine)
+    return loss_of_log_probs(found, sites, lattice_loss, options)
 
 
 def loss_of_log_probs(
     found: HeadLogProbs,
     sites: LatticeSites,
     lattice_loss: LatticeLoss | None = None,
-    engine: str = "auto",
+    options: TileOptions = DEFAULT,
 ) -> Tensor:
     """The loss of what a head found at the sites; arguments as in ``selected_transducer_loss``."""
     if lattice_loss is not None:
         loss = lattice_loss(found, sites)
     elif isinstance(sites, RetainedSites):
-        loss = loss_of_retained_sites(found.target, found.blank, sites, engine)
+        loss = loss_of_retained_sites(found.target, found.blank, sites, options)
     else:
         assert isinstance(sites, FullSites)
-        loss = loss_of_full_sites(found.target, found.blank, sites)
+        loss = loss_of_full_sites(found.target, found.blank, sites, options)
     if found.cost_share is None or found.cost_share.numel() == 0:
         return loss
     return loss + sites.spec.reduced(sites.utterance_sums(found.cost_share)).to(loss.dtype)

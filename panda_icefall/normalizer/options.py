@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from panda_icefall.engine_choice import check_engine
+from panda_icefall.engine_choice import check_engine, check_recursion
 from panda_icefall.normalizer.workspace import auto_workspace_bytes
 
 
@@ -22,19 +22,22 @@ class TileOptions:
         ``[0, 1)``; sites with adjoint 0 always are. None: half the eps of the accumulation dtype
         (2^-24 for float32). 0: none.
       engine: "torch", "triton", or "auto", which is Triton on CUDA where it is installed and torch
-        otherwise. The simple loss has one engine, torch.
+        otherwise.
+      recursion: "k2", "exact" or "auto", as in ``panda_icefall.lattice.is_k2_chosen``.
 
     Raises:
-      ValueError: the tolerance is out of range, or there is no such engine.
-      MissingEngineError: Triton is asked for and not installed.
+      ValueError: the tolerance is out of range, or there is no such engine or recursion.
+      MissingEngineError: Triton or k2 is asked for and not installed.
     """
 
     workspace_bytes: int | None = None
     adjoint_tolerance: float | None = None
     engine: str = "auto"
+    recursion: str = "auto"
 
     def __post_init__(self) -> None:
         check_engine(self.engine)
+        check_recursion(self.recursion)
         tolerance = self.adjoint_tolerance
         if tolerance is not None and not 0 <= tolerance < 1:
             raise ValueError(f"adjoint_tolerance: got {tolerance}, expected 0 <= it < 1")

@@ -65,6 +65,7 @@ def transducer_loss(
     workspace_mib: float | None = None,
     adjoint_tolerance: float | None = None,
     engine: str = "auto",
+    recursion: str = "auto",
 ) -> Tensor:
     """The transducer loss of the full lattice, from the joiner and not from its logits.
 
@@ -110,7 +111,7 @@ def transducer_loss(
       durations: TDT (arXiv:2304.06795): frames that each duration passes, ascending. The joiner's
         last ``len(durations)`` logits are theirs, ``C`` counts the others.
       sigma, omega: of multi-blank and TDT, see ``panda_icefall.losses.variant.Variant``.
-      workspace_mib, adjoint_tolerance, engine: as in ``apply``.
+      workspace_mib, adjoint_tolerance, engine, recursion: as in ``apply``.
 
     Returns:
       The loss in nats, ``[B]`` for "none", else a scalar; float64 for a float64 joiner, float32
@@ -133,7 +134,7 @@ def transducer_loss(
     rnnt_type = "modified" if one_sym_per_frame else rnnt_type
     check_options(rnnt_type, reduction)
     variant.check_lattice(rnnt_type)
-    options = Options.of(workspace_mib, adjoint_tolerance, engine).tiles
+    options = Options.of(workspace_mib, adjoint_tolerance, engine, recursion=recursion).tiles
     if not isinstance(targets, Tensor):
         raise TypeError(f"targets: got {type(targets).__name__}, expected a tensor of integers")
     am, lm = _rows_of("encoder_out", encoder_out, 2), _rows_of("decoder_out", decoder_out, 1)
@@ -194,6 +195,7 @@ def pruned_transducer_loss(
     workspace_mib: float | None = None,
     adjoint_tolerance: float | None = None,
     engine: str = "auto",
+    recursion: str = "auto",
 ) -> Tensor:
     """The transducer loss of the retained sites, from the joiner and not from its logits.
 
@@ -215,7 +217,7 @@ def pruned_transducer_loss(
     """
     variant = Variant(use_hat_loss, big_blank_durations, durations, sigma, omega)
     variant.check_lattice(rnnt_type, boundary)
-    options = Options.of(workspace_mib, adjoint_tolerance, engine).tiles
+    options = Options.of(workspace_mib, adjoint_tolerance, engine, recursion=recursion).tiles
     check_pruning_form(am, lm, ranges)
     sites = RangesSites(ranges)
     spec = LatticeSpec.of(
@@ -275,7 +277,7 @@ def _loss(
         )
         if observer is not None:
             observer(sites.observed(found.target, found.blank, found.log_z))
-        return loss_of_log_probs(found, sites, lattice_loss, options.engine)
+        return loss_of_log_probs(found, sites, lattice_loss, options)
     sites = sites_of(logits.width)
     is_shift_free = not (is_clamped or variant.use_hat_loss)
     loss = selected_transducer_loss(

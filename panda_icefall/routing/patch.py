@@ -42,6 +42,7 @@ def apply(
     projections: Mapping[str, str] | None = None,
     strict: bool = False,
     ctc: bool = False,
+    recursion: str = "auto",
 ) -> None:
     """Route the transducer losses of this process, pruned and simple, through tiles of classes.
 
@@ -81,8 +82,8 @@ def apply(
         free memory of the device, see ``panda_icefall.normalizer.auto_workspace_bytes``.
       adjoint_tolerance: share of the absolute adjoint mass that backward may leave out, in
         ``[0, 1)``; None: half the eps of the accumulation dtype. 0: none.
-      engine: of the pruned loss, "torch", "triton" or "auto": Triton's kernels on CUDA where it is
-        installed (they need a C compiler there), else torch.
+      engine: "torch", "triton" or "auto": Triton's kernels on CUDA where it is installed (they need
+        a C compiler there), else torch.
       projections: ``{"am": NAME, "lm": NAME, "ctc": NAME}``, or some of them, where the model's
         projections have other names. NAME is a module's path in the model, or the last parts of it.
       strict: raise PandaError, with the reason, at the first loss that would be computed as without
@@ -90,17 +91,21 @@ def apply(
       ctc: route ``torch.nn.functional.ctc_loss`` too, where its log-probs come from a recorded
         ``ctc_output`` of the model: only those of each utterance's own labels and the blank are
         computed. What else reads the head's output gets it as an ordinary tensor, said once.
+      recursion: over the lattice: "k2" for k2's own, in float32 for float32 arcs, "exact" for the
+        one in float64, or "auto", see ``panda_icefall.lattice.is_k2_chosen``.
 
     Raises:
       ValueError: an option is out of range, or ``projections`` names none of the model's modules.
-      MissingEngineError: Triton is asked for and not installed.
+      MissingEngineError: Triton or k2 is asked for and not installed.
       TypeError: model is no module, or ``projections`` no mapping of names.
       PandaError: a function to replace is missing.
       UnknownSignatureError: a function to replace has other parameters than those known.
     """
     global _applied
     _check_model(model)
-    options = Options.of(workspace_mib, adjoint_tolerance, engine, projections, strict, ctc)
+    options = Options.of(
+        workspace_mib, adjoint_tolerance, engine, projections, strict, ctc, recursion
+    )
     if model is not None and projections is not None:  # refused before anything is replaced
         find_projections(model, projections)
         find_ctc_heads(model, projections)
@@ -173,6 +178,7 @@ def patched(
     projections: Mapping[str, str] | None = None,
     strict: bool = False,
     ctc: bool = False,
+    recursion: str = "auto",
 ) -> Iterator[None]:
     """``apply`` for the enclosed block; afterwards as before, also when already applied.
 
@@ -187,6 +193,7 @@ def patched(
         projections=projections,
         strict=strict,
         ctc=ctc,
+        recursion=recursion,
     )
     try:
         with contextlib.nullcontext() if model is None else recording_projections(model):

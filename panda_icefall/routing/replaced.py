@@ -47,12 +47,13 @@ class Options:
         projections: Mapping[str, str] | None = None,
         strict: bool = False,
         ctc: bool = False,
+        recursion: str = "auto",
     ) -> Options:
         """From what a user gives.
 
         Raises:
           ValueError, TypeError: an option is out of range, or names no kind of projection.
-          MissingEngineError: Triton is asked for and not installed.
+          MissingEngineError: Triton or k2 is asked for and not installed.
         """
         if workspace_mib is not None and not 0 < workspace_mib < float("inf"):
             raise ValueError(
@@ -66,7 +67,7 @@ class Options:
                     "or leave the name out"
                 )
         workspace_bytes = None if workspace_mib is None else int(workspace_mib * 2**20)
-        tiles = TileOptions(workspace_bytes, adjoint_tolerance, engine)
+        tiles = TileOptions(workspace_bytes, adjoint_tolerance, engine, recursion)
         return cls(tiles, projections, strict, ctc)
 
 

@@ -16,7 +16,13 @@ from typing import Any, Literal
 
 import panda_icefall
 from panda_icefall import routing
-from panda_icefall.engine_choice import ENGINES, MissingEngineError, check_engine
+from panda_icefall.engine_choice import (
+    ENGINES,
+    RECURSIONS,
+    MissingEngineError,
+    check_engine,
+    check_recursion,
+)
 from panda_icefall.routing.finding_projections import check_projection_names
 from panda_icefall.runs.contract.tolerances import Tolerances, parse_tolerances
 
@@ -94,12 +100,15 @@ def _tolerances(text: str) -> dict[str, float]:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
-def _engine(text: str) -> str:
-    try:
-        check_engine(text)
-    except (ValueError, MissingEngineError) as error:
-        raise argparse.ArgumentTypeError(str(error).partition(": ")[2]) from None
-    return text
+def _choice(check: Callable[[str], None]) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        try:
+            check(text)
+        except (ValueError, MissingEngineError) as error:
+            raise argparse.ArgumentTypeError(str(error).partition(": ")[2]) from None
+        return text
+
+    return parse
 
 
 def _projections(text: str) -> dict[str, str]:
@@ -146,9 +155,15 @@ class PandaOptions:
         "the default stays below fp32 rounding.",
     )  # fmt: skip
     engine: str = option(
-        "auto", _engine, "loss",
-        "Kernels of the pruned loss; auto: Triton's on CUDA where it is installed.",
+        "auto", _choice(check_engine), "loss",
+        "Kernels of the losses; auto: Triton's on CUDA where it is installed.",
         metavar="{" + ",".join(ENGINES) + "}",
+    )  # fmt: skip
+    recursion: str = option(
+        "auto", _choice(check_recursion), "loss",
+        "Recursion over the lattice: k2's own, in float32, or the exact one in float64; auto: the "
+        "exact one on CUDA where Triton runs and where k2 has none, else k2's.",
+        metavar="{" + ",".join(RECURSIONS) + "}",
     )  # fmt: skip
     projections: Mapping[str, str] | None = option(
         None, _projections, "loss",

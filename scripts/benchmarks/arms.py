@@ -91,6 +91,7 @@ class Step(TrainingStep):
       part: see `model.PARTS`.
       inputs, model: what it works on.
       workspace_mib: of PANDA; None: its default.
+      recursion: of PANDA, see `panda_icefall.apply`.
     """
 
     arm: str
@@ -98,15 +99,21 @@ class Step(TrainingStep):
     inputs: LossInputs
     model: TransducerLoss
     workspace_mib: float | None = None
+    recursion: str = "auto"
 
     @classmethod
     def make(
-        cls, arm: str, part: str, inputs: LossInputs, workspace_mib: float | None = None
+        cls,
+        arm: str,
+        part: str,
+        inputs: LossInputs,
+        workspace_mib: float | None = None,
+        recursion: str = "auto",
     ) -> Step:
         """With a model of its own."""
         k2 = patched_module() if ARMS[arm].uses_installed else k2_of_2025
         model = TransducerLoss(inputs, has_simple=part in ("whole", "simple"), k2=k2)
-        return cls(arm, part, inputs, model, workspace_mib)
+        return cls(arm, part, inputs, model, workspace_mib, recursion)
 
     @property
     def last_ranges(self) -> Tensor | None:
@@ -132,7 +139,10 @@ class Step(TrainingStep):
         arm = ARMS[self.arm]
         if not arm.is_routed:
             return contextlib.nullcontext()
-        options: dict[str, Any] = {"adjoint_tolerance": arm.adjoint_tolerance}
+        options: dict[str, Any] = {
+            "adjoint_tolerance": arm.adjoint_tolerance,
+            "recursion": self.recursion,
+        }
         if self.workspace_mib is not None:
             options["workspace_mib"] = self.workspace_mib
         if arm.records_model and self.part in ("whole", "simple"):

@@ -15,10 +15,12 @@ from torch.profiler import ProfilerActivity
 import panda_icefall
 from benchmarks.arms import Step
 
+RECURSIONS = "recursions forward"
+WHOLE = "the whole step"
 # Functions outside the counters' tiles that have a share of their own: the names they are called
 # by.
 TIMED: dict[str, tuple[str, ...]] = {
-    "recursions forward": (
+    RECURSIONS: (
         "panda_icefall.losses.lattices.full.unchecked_recursion",
         "panda_icefall.losses.lattices.pruned.banded_recursion",
     ),
@@ -73,7 +75,7 @@ def parts_of(step: Step) -> dict[str, float]:
     status = panda_icefall.status()
     counted = {part: getattr(status, field) for part, field in COUNTED.items()}
     beside = sum(counted.values()) + sum(seconds[part] for part in TIMED)
-    return {**counted, **seconds, REST: whole - beside, "the whole step": whole}
+    return {**counted, **seconds, REST: whole - beside, WHOLE: whole}
 
 
 @contextlib.contextmanager

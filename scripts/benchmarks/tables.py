@@ -19,6 +19,7 @@ KEYS: dict[str, tuple[str, ...]] = {
     "capacity": ("recipe", "arm"),
     "workspace": ("workspace_mib", "arm"),
     "profile": ("kind", "name"),
+    "recursion": ("recursion",),
 }
 
 _METHOD = Column("method", text("label"))
@@ -138,6 +139,14 @@ COLUMNS: dict[str, list[Column]] = {
         Column("share", number("share", ".0%")),
         Column("GFLOP", number("gflop", ".1f")),
     ],
+    "recursion": [
+        Column("recursion", text("recursion")),
+        Column("step, s, minimum", number("seconds_min", ".3f")),
+        Column("step, s, median", number("seconds", ".3f")),
+        Column("of it recursions, s", number("recursions_s", ".4f")),
+        Column("share", number("share", ".1%")),
+        Column("minima, more than with k2's", number("added", ".1%")),
+    ],
 }
 
 
@@ -166,6 +175,8 @@ def title(figures: dict[str, Any]) -> str:
         return f"Capacity: whole loss within {settings['budget_bytes'] / 2**20:g} MiB"
     if name == "profile":
         return f"Where a step's time goes, {settings['adjoints']} adjoints: {size}"
+    if name == "recursion":
+        return f"Recursion over the lattice, whole loss, {settings['adjoints']} adjoints: {size}"
     return f"Workspace of the tiles, whole loss, {settings['adjoints']} adjoints: {size}"
 
 

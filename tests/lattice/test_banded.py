@@ -21,7 +21,7 @@ from bands import (
 )
 from dispatch import LargestTensor
 
-from panda_icefall.lattice import banded_recursion, torch_recursion
+from panda_icefall.lattice import banded_recursion, exact_recursion
 from panda_icefall.lattice.validation import RNNT_TYPES
 from panda_icefall.losses import pruned_px_py, score
 
@@ -83,7 +83,7 @@ def test_any_band_and_boundary_give_the_score_of_a_loop_over_states(recursion, s
 @rnnt_types
 def test_scores_and_gradients_are_those_of_the_padded_lattice(name, rnnt_type):
     band = make_band(name)
-    expected = outcome(padded(torch_recursion), *band, rnnt_type)
+    expected = outcome(padded(exact_recursion), *band, rnnt_type)
     assert_equal_outcome(outcome(banded_recursion, *band, rnnt_type), expected)
 
 
@@ -113,7 +113,7 @@ def test_gradcheck_passes(name, rnnt_type):
 def test_fp32_is_exact_to_its_own_rounding_at_scores_of_a_thousand(rnnt_type):
     target_logp, blank_logp, *rest = long_band(torch.float32)
     exact = outcome(
-        padded(torch_recursion), target_logp.double(), blank_logp.double(), *rest, rnnt_type
+        padded(exact_recursion), target_logp.double(), blank_logp.double(), *rest, rnnt_type
     )
     assert exact[0].max() < -600
     got = outcome(banded_recursion, target_logp, blank_logp, *rest, rnnt_type)

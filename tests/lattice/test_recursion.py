@@ -1,6 +1,7 @@
 """The lattice recursion against a loop over single states, and against real k2."""
 
 import math
+import random
 import sys
 from types import SimpleNamespace
 
@@ -8,12 +9,18 @@ import pytest
 import torch
 
 from panda_icefall.lattice import (
+    exact_recursion,
     has_k2_recursion,
     mutual_information_recursion,
-    torch_recursion,
 )
 
 NEG_INF = float("-inf")
+
+# In the interpreter numpy tells of -inf minus -inf, and of what older Tritons do with it.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning"),
+    pytest.mark.filterwarnings("ignore:Conversion of an array:DeprecationWarning"),
+]
 
 # name: (is_regular, S, T, boundary rows or None)
 LATTICES = {
@@ -34,6 +41,24 @@ LATTICES = {
 @pytest.fixture(params=LATTICES, ids=lambda name: name.replace(" ", "-"))
 def lattice(request):
     return make_lattice(request.param)
+
+
+@pytest.fixture(params=["torch", "triton"])
+def recursion(request):
+    """`exact_recursion` by one engine; Triton's kernels run on the GPU where there is one."""
+    engine = request.param
+    if engine == "triton":
+        pytest.importorskip("triton", reason="needs triton: pip install triton")
+    device = "cuda" if engine == "triton" and torch.cuda.is_available() else "cpu"
+
+    def on_device(px, py, boundary=None, return_grad=False):
+        given = [None if x is None else x.to(device) for x in (px, py, boundary)]
+        result = exact_recursion(*given, return_grad, engine)
+        if not return_grad:
+            return result.cpu()
+        return result[0].cpu(), tuple(x.cpu() for x in result[1])
+
+    return on_device
 
 
 def make_lattice(name, dtype=torch.float64, scale=2.0):
@@ -85,20 +110,70 @@ def gradients(function, px, py, *args):
     return [scores.detach(), *grads]
 
 
-def test_scores_and_gradients_are_those_of_a_loop_over_states(lattice):
+def test_scores_and_gradients_are_those_of_a_loop_over_states(recursion, lattice):
     px, py, boundary = lattice
-    got = gradients(torch_recursion, px, py, boundary)
+    got = gradients(recursion, px, py, boundary)
     expected = gradients(score_by_states, px, py, boundary)
     for value, reference in zip(got, expected):
         torch.testing.assert_close(value, reference, rtol=1e-12, atol=1e-13)
 
 
+def random_lattice(seed, B, most_frames, most_symbols):
+    """Any boundary and any type, a tenth of the arcs missing, in float64."""
+    draw = random.Random(seed)
+    T, S, is_regular = draw.randint(0, most_frames), draw.randint(0, most_symbols), seed % 2
+    rows = []
+    for _ in range(B):
+        s_begin, t_begin = draw.choice([0, draw.randint(0, S)]), draw.choice([0, T // 3])
+        rows.append([s_begin, t_begin, draw.randint(s_begin, S), draw.randint(t_begin, T)])
+    generator = torch.Generator().manual_seed(seed)
+    arcs = [
+        torch.randn(shape, generator=generator, dtype=torch.float64)
+        for shape in ((B, S, T + is_regular), (B, S + 1, T))
+    ]
+    px, py = (x.masked_fill(torch.rand(x.shape, generator=generator) < 0.1, NEG_INF) for x in arcs)
+    return px, py, torch.tensor(rows)
+
+
+def assert_equal_outcome(recursion, px, py, boundary):
+    reached = score_by_states(px, py, boundary) > NEG_INF
+    got = gradients(recursion, px, py, boundary)
+    assert (got[0] > NEG_INF).tolist() == reached.tolist()
+    if not reached.any():
+        return
+    expected = gradients(score_by_states, px[reached], py[reached], boundary[reached])
+    weights = torch.arange(1, len(px) + 1)[reached] / torch.arange(1, reached.sum() + 1)
+    for value, reference in zip(got, expected):
+        scale = 1 if value.dim() == 1 else weights.view(-1, 1, 1)
+        torch.testing.assert_close(value[reached], reference * scale, rtol=1e-12, atol=1e-13)
+        if value.dim() > 1:
+            assert value[~reached].abs().sum() == 0
+
+
+@pytest.mark.parametrize(
+    ("recursion", "seed"),
+    [*(("torch", seed) for seed in range(20)), *(("triton", seed) for seed in range(8))],
+    indirect=["recursion"],
+)
+def test_any_lattice_and_boundary_give_the_score_of_a_loop_over_states(recursion, seed):
+    assert_equal_outcome(recursion, *random_lattice(seed, 3, 8, 7))
+
+
+@pytest.mark.parametrize("is_regular", [True, False])
+def test_more_states_than_a_warp_has_threads_are_served(recursion, is_regular):
+    S, T = 37, 5 if is_regular else 40
+    generator = torch.Generator().manual_seed(4)
+    px = torch.randn(2, S, T + is_regular, generator=generator, dtype=torch.float64)
+    py = torch.randn(2, S + 1, T, generator=generator, dtype=torch.float64)
+    assert_equal_outcome(recursion, px, py, torch.tensor([[0, 0, S, T], [1, 1, S - 1, T]]))
+
+
 @pytest.mark.parametrize("name", ["regular ragged", "modified ragged", "regular later begins"])
-def test_fp32_is_as_exact_as_the_loop_in_fp32(name):
+def test_fp32_is_as_exact_as_the_loop_in_fp32(recursion, name):
     px, py, boundary = make_lattice(name, torch.float32)
     reference = gradients(score_by_states, px.double(), py.double(), boundary)
     loop = gradients(score_by_states, px, py, boundary)
-    for value, looped, exact in zip(gradients(torch_recursion, px, py, boundary), loop, reference):
+    for value, looped, exact in zip(gradients(recursion, px, py, boundary), loop, reference):
         rms = exact.square().mean().sqrt()
         error = (value.double() - exact).square().mean().sqrt()
         loop_error = (looped.double() - exact).square().mean().sqrt()
@@ -110,24 +185,24 @@ def test_gradcheck_passes(name):
     px, py, boundary = make_lattice(name, scale=0.5)
     px.requires_grad_()
     py.requires_grad_()
-    assert torch.autograd.gradcheck(lambda x, y: torch_recursion(x, y, boundary), (px, py))
+    assert torch.autograd.gradcheck(lambda x, y: exact_recursion(x, y, boundary), (px, py))
 
 
-def test_return_grad_gives_the_gradients_of_the_summed_scores(lattice):
+def test_return_grad_gives_the_gradients_of_the_summed_scores(recursion, lattice):
     px, py, boundary = lattice
-    scores, (px_grad, py_grad) = torch_recursion(px, py, boundary, return_grad=True)
+    scores, (px_grad, py_grad) = recursion(px, py, boundary, return_grad=True)
     assert not scores.requires_grad
     px, py = px.clone().requires_grad_(), py.clone().requires_grad_()
-    again, _ = torch_recursion(px, py, boundary, return_grad=True)
+    again, _ = recursion(px, py, boundary, return_grad=True)
     again.sum().backward()
     assert torch.equal(scores, again)
     assert torch.equal(px.grad, px_grad)
     assert torch.equal(py.grad, py_grad)
 
 
-def test_arcs_outside_the_boundary_are_not_read_and_get_no_gradient():
+def test_arcs_outside_the_boundary_are_not_read_and_get_no_gradient(recursion):
     px, py, boundary = make_lattice("regular later begins")
-    expected = gradients(torch_recursion, px, py, boundary)
+    expected = gradients(recursion, px, py, boundary)
     for b, (s_begin, t_begin, s_end, t_end) in enumerate(boundary.tolist()):
         x_inside, y_inside = torch.zeros_like(px[b]), torch.zeros_like(py[b])
         x_inside[s_begin:s_end, t_begin : t_end + 1] = 1
@@ -136,27 +211,27 @@ def test_arcs_outside_the_boundary_are_not_read_and_get_no_gradient():
         py[b].masked_fill_(y_inside == 0, math.nan)
         assert expected[1][b][x_inside == 0].abs().sum() == 0
         assert expected[2][b][y_inside == 0].abs().sum() == 0
-    for value, reference in zip(gradients(torch_recursion, px, py, boundary), expected):
+    for value, reference in zip(gradients(recursion, px, py, boundary), expected):
         assert torch.equal(value, reference)
 
 
-def test_blocked_arcs_carry_nothing():
+def test_blocked_arcs_carry_nothing(recursion):
     px, py, _ = make_lattice("regular")
     px[0, 1, 2:] = NEG_INF
     py[1, :, 3] = NEG_INF
     py[1, 2, 3] = -0.5
-    got = gradients(torch_recursion, px, py)
+    got = gradients(recursion, px, py)
     for value, reference in zip(got, gradients(score_by_states, px, py, None)):
         torch.testing.assert_close(value, reference, rtol=1e-12, atol=1e-13)
     assert got[1][0, 1, 2:].abs().sum() == 0
 
 
 @pytest.mark.parametrize("name", ["regular", "modified"])
-def test_an_utterance_without_a_path_scores_minus_infinity_with_zero_gradients(name):
+def test_an_utterance_without_a_path_scores_minus_infinity_with_zero_gradients(recursion, name):
     px, py, _ = make_lattice(name)
-    expected = gradients(torch_recursion, px, py)
+    expected = gradients(recursion, px, py)
     px[0] = NEG_INF
-    scores, px_grad, py_grad = gradients(torch_recursion, px, py)
+    scores, px_grad, py_grad = gradients(recursion, px, py)
     assert scores[0] == NEG_INF
     assert px_grad[0].abs().sum() == 0
     assert py_grad[0].abs().sum() == 0
@@ -164,16 +239,16 @@ def test_an_utterance_without_a_path_scores_minus_infinity_with_zero_gradients(n
         assert torch.equal(value[1], reference[1])
 
 
-def test_a_modified_lattice_with_too_few_frames_has_no_path():
-    scores = torch_recursion(torch.zeros(1, 3, 2), torch.zeros(1, 4, 2))
+def test_a_modified_lattice_with_too_few_frames_has_no_path(recursion):
+    scores = recursion(torch.zeros(1, 3, 2), torch.zeros(1, 4, 2))
     assert scores.tolist() == [NEG_INF]
 
 
-def test_a_nan_arc_makes_its_own_utterance_nan_inside_its_boundary_and_no_other():
+def test_a_nan_arc_makes_its_own_utterance_nan_inside_its_boundary_and_no_other(recursion):
     px, py, boundary = make_lattice("regular ragged")
-    expected = gradients(torch_recursion, px, py, boundary)
+    expected = gradients(recursion, px, py, boundary)
     px[1, 1, 2] = math.nan
-    got = gradients(torch_recursion, px, py, boundary)
+    got = gradients(recursion, px, py, boundary)
     _, _, s_end, t_end = boundary[1].tolist()
     assert got[0][1].isnan()
     assert got[1][1].isnan().any()
@@ -185,9 +260,9 @@ def test_a_nan_arc_makes_its_own_utterance_nan_inside_its_boundary_and_no_other(
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("level", [-1e4, 0.0, 1e3])
-def test_occupations_stay_probabilities_at_any_level_of_the_scores(level, dtype):
+def test_occupations_stay_probabilities_at_any_level_of_the_scores(recursion, level, dtype):
     px, py, _ = make_lattice("regular", dtype, scale=30.0)
-    _, (px_grad, py_grad) = torch_recursion(px + level, py + level, return_grad=True)
+    _, (px_grad, py_grad) = recursion(px + level, py + level, return_grad=True)
     for occupation in (px_grad, py_grad):
         assert occupation.min() >= 0
         assert occupation.max() <= 1 + 8 * torch.finfo(dtype).eps
@@ -197,41 +272,41 @@ def test_occupations_stay_probabilities_at_any_level_of_the_scores(level, dtype)
     torch.testing.assert_close(px_grad.sum(2), torch.ones_like(px_grad[:, :, 0]), **ones)
 
 
-def test_the_score_of_a_uniform_lattice_counts_its_paths():
+def test_the_score_of_a_uniform_lattice_counts_its_paths(recursion):
     S, T = 4, 6
-    scores = torch_recursion(
+    scores = recursion(
         torch.zeros(1, S, T + 1, dtype=torch.float64), torch.zeros(1, S + 1, T, dtype=torch.float64)
     )
     assert scores.item() == pytest.approx(math.log(math.comb(S + T, S)), rel=1e-14)
-    scores = torch_recursion(
+    scores = recursion(
         torch.zeros(1, S, T, dtype=torch.float64), torch.zeros(1, S + 1, T, dtype=torch.float64)
     )
     assert scores.item() == pytest.approx(math.log(math.comb(T, S)), rel=1e-14)
 
 
-def test_strided_inputs_give_the_same_result_and_stay_unchanged():
+def test_strided_inputs_give_the_same_result_and_stay_unchanged(recursion):
     px, py, boundary = make_lattice("regular ragged")
     strided = [x.transpose(1, 2).contiguous().transpose(1, 2) for x in (px, py)]
     copies = [x.clone() for x in strided]
     for value, reference in zip(
-        gradients(torch_recursion, *strided, boundary), gradients(torch_recursion, px, py, boundary)
+        gradients(recursion, *strided, boundary), gradients(recursion, px, py, boundary)
     ):
         assert torch.equal(value, reference)
     assert all(torch.equal(x, copy) for x, copy in zip(strided, copies))
 
 
-def test_gradients_flow_to_the_one_input_that_asks():
+def test_gradients_flow_to_the_one_input_that_asks(recursion):
     px, py, _ = make_lattice("regular")
     py.requires_grad_()
-    torch_recursion(px, py).sum().backward()
+    recursion(px, py).sum().backward()
     assert px.grad is None
     torch.testing.assert_close(py.grad.sum(1), torch.ones(2, 7, dtype=torch.float64))
 
 
-def test_no_graph_is_built_where_gradients_are_off():
+def test_no_graph_is_built_where_gradients_are_off(recursion):
     px, py, _ = make_lattice("regular")
     with torch.no_grad():
-        assert not torch_recursion(px.requires_grad_(), py.requires_grad_()).requires_grad
+        assert not recursion(px.requires_grad_(), py.requires_grad_()).requires_grad
 
 
 # What is refused.
@@ -252,7 +327,7 @@ GOOD_PX, GOOD_PY = torch.zeros(2, 3, 5), torch.zeros(2, 4, 4)
         (GOOD_PX, GOOD_PY.to("meta"), ValueError, r"py: got device meta, expected px's cpu"),
     ],
 )
-@pytest.mark.parametrize("function", [torch_recursion, mutual_information_recursion])
+@pytest.mark.parametrize("function", [exact_recursion, mutual_information_recursion])
 def test_unfit_arcs_are_refused_by_name(function, px, py, error, message):
     with pytest.raises(error, match=message):
         function(px, py)
@@ -267,7 +342,7 @@ def test_half_arcs_are_computed_in_float32_and_get_half_gradients(dtype):
     half = [p.clone().requires_grad_() for p in (px, py)]
     wide = [p.double().requires_grad_() for p in (px, py)]
     scores, occupations = mutual_information_recursion(*half, boundary, return_grad=True)
-    expected, expected_occupations = torch_recursion(*wide, boundary, return_grad=True)
+    expected, expected_occupations = exact_recursion(*wide, boundary, return_grad=True)
     assert scores.dtype == occupations[0].dtype == torch.float32
     torch.testing.assert_close(scores.double(), expected, rtol=1e-6, atol=0)
     for x, ref in zip(occupations, expected_occupations):
@@ -290,7 +365,7 @@ def test_half_arcs_are_computed_in_float32_and_get_half_gradients(dtype):
         (torch.tensor([[0, 0, 3, 4], [0, -1, 1, 4]]), ValueError, r"utterance b=1"),
     ],
 )
-@pytest.mark.parametrize("function", [torch_recursion, mutual_information_recursion])
+@pytest.mark.parametrize("function", [exact_recursion, mutual_information_recursion])
 def test_an_unfit_boundary_is_refused_naming_the_utterance(function, boundary, error, message):
     with pytest.raises(error, match=message):
         function(GOOD_PX, GOOD_PY, boundary)
@@ -312,7 +387,7 @@ def test_the_own_recursion_runs_where_k2_has_none(monkeypatch, stub):
     monkeypatch.setitem(sys.modules, "k2", stub)
     px, py, boundary = make_lattice("regular ragged")
     scores = mutual_information_recursion(px, py, boundary)
-    assert torch.equal(scores, torch_recursion(px, py, boundary))
+    assert torch.equal(scores, exact_recursion(px, py, boundary))
 
 
 def test_k2_is_left_aside_for_cuda_tensors_if_built_without_cuda(monkeypatch):
@@ -333,7 +408,7 @@ def test_scores_and_gradients_are_those_of_k2(lattice):
     import k2
 
     px, py, boundary = lattice
-    got = gradients(torch_recursion, px, py, boundary)
+    got = gradients(exact_recursion, px, py, boundary)
     expected = gradients(k2.mutual_information_recursion, px, py, boundary)
     for value, reference in zip(got, expected):
         torch.testing.assert_close(value, reference, rtol=1e-12, atol=1e-13)
@@ -347,7 +422,7 @@ def test_occupations_with_blocked_arcs_are_those_of_k2(name):
     px, py, boundary = make_lattice(name)
     px[0, 1, 2:4] = NEG_INF
     py[1, 0, 1] = NEG_INF
-    scores, grads = torch_recursion(px, py, boundary, return_grad=True)
+    scores, grads = exact_recursion(px, py, boundary, return_grad=True)
     k2_scores, k2_grads = k2.mutual_information_recursion(px, py, boundary, return_grad=True)
     torch.testing.assert_close(scores, k2_scores, rtol=1e-12, atol=0)
     assert scores.isfinite().all()
@@ -365,7 +440,7 @@ def test_fp32_is_at_most_as_wrong_as_k2_in_fp32():
     boundary = torch.tensor([[0, 0, 14 - 3 * b, 83 - 7 * b] for b in range(5)])
     exact = gradients(k2.mutual_information_recursion, px.double(), py.double(), boundary)
     theirs = gradients(k2.mutual_information_recursion, px, py, boundary)
-    ours = gradients(torch_recursion, px, py, boundary)
+    ours = gradients(exact_recursion, px, py, boundary)
     for value, k2_value, reference in zip(ours, theirs, exact):
         rms = reference.square().mean().sqrt()
         error = (value.double() - reference).square().mean().sqrt()

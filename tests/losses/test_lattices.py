@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 
-from panda_icefall.lattice import torch_recursion
+from panda_icefall.lattice import exact_recursion
 from panda_icefall.losses import pruned_px_py, pruned_score, score
 
 NEG_INF = float("-inf")
@@ -153,7 +153,7 @@ def make_lattice(rnnt_type):
 
 def test_the_reductions_are_those_of_the_negated_scores():
     px, py = make_lattice("regular")
-    scores = torch_recursion(px, py, BOUNDARY)
+    scores = exact_recursion(px, py, BOUNDARY)
     torch.testing.assert_close(score(px, py, BOUNDARY, "regular", 0.0, "none"), -scores)
     torch.testing.assert_close(score(px, py, BOUNDARY, "regular", 0.0, "sum"), -scores.sum())
     torch.testing.assert_close(score(px, py, BOUNDARY, "regular", 0.0, "mean"), -scores.mean())
@@ -169,7 +169,7 @@ def test_the_delay_penalty_favours_early_symbols(rnnt_type, boundary):
         for t in range(px.shape[2]):
             penalised[b, :, t] += 0.3 * ((frames - 1) / 2 - t)
     got = score(px, py, boundary, rnnt_type, 0.3, "none")
-    expected = -torch_recursion(penalised, py, boundary)
+    expected = -exact_recursion(penalised, py, boundary)
     torch.testing.assert_close(got, expected, rtol=1e-12, atol=0)
 
 
@@ -177,7 +177,7 @@ def test_the_delay_penalty_favours_early_symbols(rnnt_type, boundary):
 def test_no_delay_penalty_leaves_the_arcs_alone(delay_penalty):
     px, py = make_lattice("regular")
     got = score(px, py, BOUNDARY, "regular", delay_penalty, "none")
-    torch.testing.assert_close(got, -torch_recursion(px, py, BOUNDARY), rtol=1e-12, atol=0)
+    torch.testing.assert_close(got, -exact_recursion(px, py, BOUNDARY), rtol=1e-12, atol=0)
 
 
 @pytest.mark.parametrize("reduction", ["none", "mean", "sum"])

@@ -5,7 +5,7 @@ import logging
 import pytest
 import torch
 
-from panda_icefall.lattice import torch_recursion
+from panda_icefall.lattice import exact_recursion
 from panda_icefall.losses.pruning import do_rnnt_pruning, get_rnnt_prune_ranges
 
 # name: (is_regular, S, T, boundary rows)
@@ -26,7 +26,7 @@ def make_occupations(name, dtype=torch.float32, seed=0):
     px = 4 * torch.randn(len(rows), S, T + is_regular, generator=generator)
     py = 4 * torch.randn(len(rows), S + 1, T, generator=generator)
     boundary = torch.tensor(rows)
-    _, grads = torch_recursion(px.to(dtype), py.to(dtype), boundary, return_grad=True)
+    _, grads = exact_recursion(px.to(dtype), py.to(dtype), boundary, return_grad=True)
     return *grads, boundary
 
 
@@ -93,7 +93,7 @@ def test_some_path_survives_the_pruning(name):
     py = torch.full((len(boundary), T, S + 1), float("-inf")).scatter(2, ranges, 0.0)
     px = torch.cat((py[:, :, :S], torch.full((len(boundary), 1, S), float("-inf"))), dim=1)
     px[torch.arange(len(boundary)), boundary[:, 3]] = float("-inf")
-    scores = torch_recursion(px.transpose(1, 2), py.transpose(1, 2), boundary)
+    scores = exact_recursion(px.transpose(1, 2), py.transpose(1, 2), boundary)
     assert scores.isfinite().all()
 
 

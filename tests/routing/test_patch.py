@@ -157,6 +157,7 @@ def test_plain_logits_go_to_the_original(k2):
         ({"adjoint_tolerance": -0.1}, "adjoint_tolerance: got -0.1"),
         ({"adjoint_tolerance": 1}, "adjoint_tolerance: got 1"),
         ({"engine": "cuda"}, "engine: got 'cuda', expected one of auto, torch, triton"),
+        ({"recursion": "fp64"}, "recursion: got 'fp64', expected one of auto, k2, exact"),
     ],
 )
 def test_options_out_of_range_are_refused_before_anything_is_replaced(k2, options, message):

@@ -27,6 +27,7 @@ WORDS = {
     "--panda-workspace-mib": ("0.5", 0.5),
     "--panda-adjoint-tolerance": ("0", 0.0),
     "--panda-engine": ("torch", "torch"),
+    "--panda-recursion": ("exact", "exact"),
     "--panda-projections": ("am=am_proj,lm=j.lm_proj", {"am": "am_proj", "lm": "j.lm_proj"}),
     "--panda-ctc": ("1", True),
     "--panda-strict": ("1", True),
@@ -60,8 +61,8 @@ def test_every_option_reaches_its_field_and_comes_back_in_words():
 def test_a_run_is_active_by_what_it_is_asked_to_do_and_by_no_setting(flag):
     options = PandaOptions(**{PandaOptions.flags()[flag].name: WORDS[flag][1]})
     settings = (
-        "workspace-mib adjoint-tolerance engine projections ctc strict check-update-steps "
-        "check-tolerances"
+        "workspace-mib adjoint-tolerance engine recursion projections ctc strict "
+        "check-update-steps check-tolerances"
     )
     assert options.is_active is (flag.removeprefix("--panda-") not in settings.split())
     assert options.words[0] == flag
@@ -98,7 +99,7 @@ def test_what_the_loss_is_asked_for_reaches_apply(monkeypatch):
     arguments = set(inspect.signature(panda_icefall.apply).parameters) - {"model"}
     assert set(given[0]) == arguments
     assert {name: value for name, value in given[0].items() if value is not None} == {
-        "workspace_mib": 2.0, "engine": "torch", "strict": True, "ctc": False
+        "workspace_mib": 2.0, "engine": "torch", "recursion": "auto", "strict": True, "ctc": False
     }  # fmt: skip
     assert given[1]["kernel"] == "slow"
 
@@ -142,6 +143,7 @@ def test_updates_belongs_to_the_recipe_outside_of_a_check():
         (["--panda-max-batches", "1.5"], "got '1.5', expected an integer"),
         (["--panda-check-batches=-1"], "got '-1', expected an integer of at least 0"),
         (["--panda-check-update-steps", "0"], "got '0', expected an integer of at least 1"),
+        (["--panda-recursion", "k3"], "--panda-recursion: got 'k3', expected one of auto, k2, ex"),
         (["--panda-engine", "cuda"], "--panda-engine: got 'cuda', expected one of auto, torch"),
         (["--panda-projections", "am"], "--panda-projections: got 'am', expected am=NAME,lm=NAME"),
         (["--panda-projections", "am="], "got 'am=', expected am=NAME,lm=NAME,ctc=NAME or some of"),

@@ -71,6 +71,16 @@ def long_band(dtype):
     return (*logp.to(dtype), start.unsqueeze(2) + torch.arange(s_range), S, boundary)
 
 
+def long_lattice(is_regular):
+    """float32 arcs ``px``, ``py`` of 200 frames, ragged, with scores below -3000 nats."""
+    B, T, S = 3, 200, 30
+    generator = torch.Generator().manual_seed(6)
+    px = -40 * torch.rand(B, S, T + is_regular, generator=generator) - 10
+    py = -30 * torch.rand(B, S + 1, T, generator=generator) - 10
+    boundary = torch.tensor([[0, 0, S - 4 * b, T - 5 * b] for b in range(B)])
+    return px, py, boundary
+
+
 def score_by_states(target_logp, blank_logp, ranges, S, boundary, rnnt_type):
     """One state at a time over the sites that exist: the oracle (autograd runs through)."""
     B, T, _ = ranges.shape

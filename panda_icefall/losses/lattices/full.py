@@ -14,6 +14,7 @@ from panda_icefall.lattice.mutual_information import (
 )
 from panda_icefall.losses.sites import FullSites
 from panda_icefall.losses.spec import LatticeOptions, check_options
+from panda_icefall.normalizer import TileOptions
 
 __all__ = [
     "Loss",
@@ -25,6 +26,7 @@ __all__ = [
 ]
 
 NEG_INF = float("-inf")
+DEFAULT = TileOptions()
 
 Loss = Tensor | tuple[Tensor, tuple[Tensor, Tensor]]
 
@@ -93,13 +95,19 @@ def score(
 
 @overload
 def loss_of_arcs(
-    px: Tensor, py: Tensor, options: LatticeOptions, *, is_checked: bool
+    px: Tensor, py: Tensor, options: LatticeOptions, *, tiles: TileOptions = ..., is_checked: bool
 ) -> Tensor: ...
 
 
 @overload
 def loss_of_arcs(
-    px: Tensor, py: Tensor, options: LatticeOptions, return_grad: bool, *, is_checked: bool
+    px: Tensor,
+    py: Tensor,
+    options: LatticeOptions,
+    return_grad: bool,
+    *,
+    tiles: TileOptions = ...,
+    is_checked: bool,
 ) -> Loss: ...
 
 
@@ -109,6 +117,7 @@ def loss_of_arcs(
     options: LatticeOptions,
     return_grad: bool = False,
     *,
+    tiles: TileOptions = DEFAULT,
     is_checked: bool,
 ) -> Loss:
     """``score`` without its checks of options and frames.
@@ -116,24 +125,31 @@ def loss_of_arcs(
     Args:
       px, py, return_grad: as in ``score``.
       options: what ``score`` takes by name.
+      tiles: which recursion runs, in which engine.
       is_checked: whether the boundary and the arcs were checked; else the recursion checks them.
     """
     if options.delay_penalty > 0.0:
         earliness = options.earliness(px, px.shape[2], py.shape[2])
         px = px + earliness.unsqueeze(1) * options.delay_penalty
-    recursion = unchecked_recursion if is_checked else mutual_information_recursion
-    result = recursion(px, py, options.boundary, return_grad)
+    boundary, chosen = options.boundary, (tiles.engine, tiles.recursion)
+    if is_checked:
+        result = unchecked_recursion(px, py, boundary, return_grad, *chosen)
+    else:
+        result = mutual_information_recursion(px, py, boundary, return_grad)
     scores, grads = result if isinstance(result, tuple) else (result, None)
     loss = options.loss_of(scores)
     return loss if grads is None else (loss, grads)
 
 
-def loss_of_full_sites(target_logp: Tensor, blank_logp: Tensor, sites: FullSites) -> Tensor:
+def loss_of_full_sites(
+    target_logp: Tensor, blank_logp: Tensor, sites: FullSites, tiles: TileOptions = DEFAULT
+) -> Tensor:
     """The transducer loss from two log-probs per site of the full lattice.
 
     Args:
       target_logp: ``[N]`` log-prob of the next symbol, nats; not used at the last state.
       blank_logp: ``[N]`` log-prob of the termination symbol, nats.
+      tiles: as in ``loss_of_arcs``.
 
     Returns:
       The loss in nats, ``[B]`` or a scalar, in the dtype of the log-probs. The recursion is run in
@@ -143,7 +159,7 @@ def loss_of_full_sites(target_logp: Tensor, blank_logp: Tensor, sites: FullSites
     grids = (spec.emitted(target_logp).double(), blank_logp.double())
     px, py = (sites.spread(values, NEG_INF).transpose(1, 2) for values in grids)
     px = symbol_arcs(px[:, :-1], py, spec)
-    return loss_of_arcs(px, py, spec, is_checked=True).to(dtype)
+    return loss_of_arcs(px, py, spec, tiles=tiles, is_checked=True).to(dtype)
 
 
 def symbol_arcs(px: Tensor, py: Tensor, options: LatticeOptions) -> Tensor:

@@ -8,11 +8,12 @@ from __future__ import annotations
 from torch import Tensor
 
 from panda_icefall.dynamo import opaque
-from panda_icefall.lattice import banded_recursion, has_k2_recursion
+from panda_icefall.lattice import banded_recursion, is_k2_chosen
 from panda_icefall.lattice.validation import check_site_shape
-from panda_icefall.losses.lattices.full import NEG_INF, close_symbol_arcs, loss_of_arcs
+from panda_icefall.losses.lattices.full import DEFAULT, NEG_INF, close_symbol_arcs, loss_of_arcs
 from panda_icefall.losses.sites import RetainedSites
 from panda_icefall.losses.spec import LatticeOptions, check_options
+from panda_icefall.normalizer import TileOptions
 
 __all__ = ["loss_of_retained_sites", "pruned_px_py", "pruned_score"]
 
@@ -66,19 +67,18 @@ def pruned_score(
     rnnt_type: str,
     delay_penalty: float,
     reduction: str | None,
-    engine: str = "auto",
+    tiles: TileOptions = DEFAULT,
 ) -> Tensor:
     """The transducer loss of the retained sites.
 
-    Equal to ``score`` of ``pruned_px_py``. Where k2 is installed it is just that, so that a routed
-    loss has the rounding of the recipe's own one (at scores of 2000 nats k2's float32 occupations
-    are 2e-5 off). Elsewhere it is ``banded_recursion``, without the arcs of the full lattice and
-    exact to the rounding of the result.
+    Equal to ``score`` of ``pruned_px_py``. Where ``is_k2_chosen`` it is just that. Else it is
+    ``banded_recursion``, without the arcs of the full lattice and exact to the rounding of the
+    result.
 
     Args:
       target_logp, blank_logp, ranges, S: as in ``pruned_px_py``.
       boundary, rnnt_type, delay_penalty, reduction: as in ``LatticeOptions``.
-      engine: of ``banded_recursion``.
+      tiles: which recursion runs, in which engine.
 
     Returns:
       The loss in nats, ``[B]`` or a scalar.
@@ -89,16 +89,16 @@ def pruned_score(
     """
     check_options(rnnt_type, reduction)
     options = LatticeOptions(boundary, rnnt_type, delay_penalty, reduction)
-    return _loss(target_logp, blank_logp, ranges, S, options, engine, is_checked=False)
+    return _loss(target_logp, blank_logp, ranges, S, options, tiles, is_checked=False)
 
 
 def loss_of_retained_sites(
-    target_logp: Tensor, blank_logp: Tensor, sites: RetainedSites, engine: str = "auto"
+    target_logp: Tensor, blank_logp: Tensor, sites: RetainedSites, tiles: TileOptions = DEFAULT
 ) -> Tensor:
     """``pruned_score`` of the log-probs ``[N]`` of the sites of a checked lattice."""
     spec, S = sites.spec, sites.spec.symbols.shape[1]
     target_logp, blank_logp = (x.view(spec.band.shape) for x in (target_logp, blank_logp))
-    return _loss(target_logp, blank_logp, spec.band, S, spec, engine, is_checked=True)
+    return _loss(target_logp, blank_logp, spec.band, S, spec, tiles, is_checked=True)
 
 
 def _loss(
@@ -107,21 +107,21 @@ def _loss(
     ranges: Tensor,
     S: int,
     options: LatticeOptions,
-    engine: str,
+    tiles: TileOptions,
     is_checked: bool,
 ) -> Tensor:
     target_logp = options.emitted(target_logp)
-    if has_k2_recursion(target_logp.device):
+    if is_k2_chosen(tiles.recursion, tiles.engine, target_logp.device):
         px, py = pruned_px_py(
             target_logp, blank_logp, ranges, S, options.boundary, options.rnnt_type
         )
-        return loss_of_arcs(px, py, options, is_checked=is_checked)
+        return loss_of_arcs(px, py, options, tiles=tiles, is_checked=is_checked)
     if options.delay_penalty > 0.0:
         T = ranges.shape[1]
         earliness = options.earliness(target_logp, T, T).unsqueeze(2)
         target_logp = target_logp + earliness * options.delay_penalty
     scores = banded_recursion(
-        target_logp, blank_logp, ranges, S, options.boundary, options.rnnt_type, engine,
+        target_logp, blank_logp, ranges, S, options.boundary, options.rnnt_type, tiles.engine,
         is_checked=is_checked,
     )  # fmt: skip
     return options.loss_of(scores)

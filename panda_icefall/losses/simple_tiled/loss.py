@@ -52,7 +52,8 @@ def tiled_rnnt_loss_smoothed(
         what two projections round their operands to may differ.
       spec: of the full lattice; checked here.
       scales: of the LM-only and the AM-only part.
-      options: of the tiles; only the workspace matters here.
+      options: of the tiles, and which recursion runs, in which engine; the adjoint tolerance does
+        not matter here.
       return_grad: also return the occupations, for ``get_rnnt_prune_ranges``.
       counters: adds up tiles and seconds of forward and backward.
 
@@ -85,7 +86,7 @@ def tiled_rnnt_loss_smoothed(
     with no_autocast(am.device):
         px, py = tiled_arcs(lm, am, spec, scales, options, counters)
         px = symbol_arcs(px, py, spec)
-        return loss_of_arcs(px, py, spec, return_grad, is_checked=True)
+        return loss_of_arcs(px, py, spec, return_grad, tiles=options, is_checked=True)
 
 
 def tiled_arcs(

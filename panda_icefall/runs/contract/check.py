@@ -9,13 +9,14 @@ arguments, autocast state and random numbers, for each training batch:
   dense twin, whose start was perturbed by one ulp and whose simple losses round differently (and
   CTC losses, where those are routed), each take an optimizer step from their own parameters.
 
-All passes of a batch are handed the prune ranges of its dense one. Where a gradient is further from
-the dense one than configured, one more dense pass, whose simple loss rounds differently, shows how
-much of that is rounding. After the N steps the parameters of the routed trajectory and of the twin
-are compared with those of the dense one, and stay as they are for the batches that are left to
-compare. The twin shows what rounding alone does to this recipe: optimizers of Adam's family move an
-element whose gradient is rounding noise (a key bias in attention, say) by a whole learning rate in
-a direction that rounding decides.
+All passes of a batch are handed the prune ranges of its dense one. Where the routed losses run the
+exact recursion, those of k2 do so in the other passes, as k2's own would add an error that is not
+ours. Where a gradient is further from the dense one than configured, one more dense pass, whose
+simple loss rounds differently, shows how much of that is rounding. After the N steps the parameters
+of the routed trajectory and of the twin are compared with those of the dense one, and stay as they
+are for the batches that are left to compare. The twin shows what rounding alone does to this
+recipe: optimizers of Adam's family move an element whose gradient is rounding noise (a key bias in
+attention, say) by a whole learning rate in a direction that rounding decides.
 """
 
 import contextlib
@@ -28,6 +29,7 @@ import torch
 from torch import Tensor, nn
 
 from panda_icefall import routing
+from panda_icefall.lattice import is_k2_chosen
 from panda_icefall.normalizer.autocast import autocast_dtype
 from panda_icefall.runs.call_watch import (
     LossCallWatch,
@@ -43,6 +45,7 @@ from panda_icefall.runs.contract.passes import (
     ObservedLoss,
     PruneRanges,
     ctc_losses_in_float64,
+    exact_recursions,
     full_losses_in_float64,
     observed_losses,
     rerounded_simple_losses,
@@ -174,10 +177,10 @@ class Contract:
             if self.not_routed is not None:
                 return
         else:
-            with routing.suspended(), ranges.recorded():
+            with self._dense(), ranges.recorded():
                 self._pass(loss_of, arms.dense.model, scale)
         if result.steps < result.update_steps:
-            with routing.suspended(), ranges.handed_on(), self._rerounded():
+            with self._dense(), ranges.handed_on(), self._rerounded():
                 self._pass(loss_of, arms.twin.model, scale)
             with self._options.routed(), ranges.handed_on():
                 self._pass(loss_of, arms.routed.model, scale)
@@ -195,7 +198,7 @@ class Contract:
         routed = copy_model(dense)
         dense_losses: list[ObservedLoss] = []
         routed_losses: list[ObservedLoss] = []
-        with routing.suspended(), ranges.recorded(), observed_losses(dense_losses.append):
+        with self._dense(), ranges.recorded(), observed_losses(dense_losses.append):
             of_dense = self._pass(loss_of, dense, scale)
         with self._options.routed(), observed_losses(routed_losses.append):
             before = routing.status()
@@ -253,9 +256,17 @@ class Contract:
         if all(g.is_negligible or g.rel_l2 <= bounds.gradient_rel_l2 for g in gradients):
             return []
         twin = copy_model(dense)
-        with routing.suspended(), ranges.handed_on(), self._rerounded():
+        with self._dense(), ranges.handed_on(), self._rerounded():
             self._pass(loss_of, twin, scale)
         return compare_gradients(dense, twin, scale, bounds)
+
+    @contextlib.contextmanager
+    def _dense(self) -> Iterator[None]:
+        """The originals, over the recursion that the routed losses run."""
+        options = self._options
+        is_exact = not is_k2_chosen(options.recursion, options.engine, self._device)
+        with routing.suspended(), exact_recursions() if is_exact else contextlib.nullcontext():
+            yield
 
     @contextlib.contextmanager
     def _rerounded(self) -> Iterator[None]:

@@ -1,0 +1,76 @@
+"""The contract's dense passes run the recursion that the routed ones run."""
+
+import sys
+from types import ModuleType
+
+import pytest
+import torch
+
+from panda_icefall.lattice import exact_recursion
+from panda_icefall.runs import PandaOptions
+from panda_icefall.runs.contract.check import Contract
+from panda_icefall.runs.contract.passes import exact_recursions
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def host(monkeypatch):
+    """The module of a host's losses, with a recursion of its own."""
+    module = ModuleType("fast_rnnt.rnnt_loss")
+    module.mutual_information_recursion = lambda *_: None
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    return module
+
+
+def test_a_hosts_losses_run_the_exact_recursion_in_the_block_and_their_own_after(host):
+    own = host.mutual_information_recursion
+    with exact_recursions():
+        assert host.mutual_information_recursion is exact_recursion
+    assert host.mutual_information_recursion is own
+
+
+def test_a_host_without_one_is_left_alone(host):
+    del host.mutual_information_recursion
+    with exact_recursions():
+        assert not hasattr(host, "mutual_information_recursion")
+
+
+def test_dense_passes_run_what_was_asked_for(host, monkeypatch):
+    own, seen = host.mutual_information_recursion, {}
+    k2 = ModuleType("k2")
+    k2.mutual_information_recursion = own
+    monkeypatch.setitem(sys.modules, "k2", k2)
+    for recursion in ("exact", "k2"):
+        options = PandaOptions(use_panda=True, check_batches=1, recursion=recursion)
+        monkeypatch.setattr("panda_icefall.lattice.mutual_information.check_recursion", str)
+        with Contract(options, CPU)._dense():
+            seen[recursion] = host.mutual_information_recursion
+    assert seen == {"exact": exact_recursion, "k2": own}
+
+
+@pytest.mark.k2
+def test_k2s_pruned_loss_is_then_exact_to_its_rounding_at_thousands_of_nats():
+    import k2
+
+    B, T, S, s_range, C = 2, 200, 30, 5, 11
+    generator = torch.Generator().manual_seed(3)
+    logits = 12 * torch.randn(B, T, s_range, C, generator=generator)
+    symbols = torch.randint(1, C, (B, S), generator=generator)
+    start = (torch.arange(T) * S // T).clamp(max=S + 1 - s_range)
+    ranges = (start[:, None] + torch.arange(s_range)).expand(B, T, s_range)
+    boundary = torch.tensor([[0, 0, S, T]] * B)
+
+    def gradient(dtype):
+        leaf = logits.to(dtype).requires_grad_()
+        loss = k2.rnnt_loss_pruned(leaf, symbols, ranges, 0, boundary, reduction="sum")
+        return loss.item(), torch.autograd.grad(loss, leaf)[0].double()
+
+    loss, exact = gradient(torch.float64)
+    assert loss > 3000
+    _, own = gradient(torch.float32)
+    with exact_recursions():
+        _, ours = gradient(torch.float32)
+    errors = [(x - exact).norm() / exact.norm() for x in (own, ours)]
+    assert errors[1] < 1e-6
+    assert 10 * errors[1] < errors[0]
