@@ -113,12 +113,12 @@ class _ProjectedRows(LogitBlock):
     def tile(self, low: int, high: int) -> Tensor:
         rows, operand = self._rows.flatten(0, 1), self._source.operand
         weight = operand(self._weight[low:high]).t()
-        out = self._source.buffer("tile", rows.shape[0], high - low)
+        tile = self._source.buffer("tile", (*self._rows.shape[:2], high - low))
         if self._bias is None:
-            torch.mm(rows, weight, out=out)
+            torch.mm(rows, weight, out=tile.flatten(0, 1))
         else:
-            torch.addmm(operand(self._bias[low:high]), rows, weight, out=out)
-        return out.view(*self._rows.shape[:2], high - low)
+            torch.addmm(operand(self._bias[low:high]), rows, weight, out=tile.flatten(0, 1))
+        return tile
 
     def at(self, ids: Tensor) -> Tensor:
         chosen = torch.bmm(self._weights_at(ids), self._rows.transpose(1, 2))
@@ -133,7 +133,7 @@ class _ProjectedRows(LogitBlock):
         if self._weight_grad is not None:
             self._weight_grad[low:high].addmm_(flat.t(), self._rows.flatten(0, 1))
         if self._bias_grad is not None:
-            self._bias_grad[low:high] += flat.sum(dim=0)
+            self._bias_grad[low:high].add_(flat.sum(dim=0))
 
     def add_at(self, ids: Tensor, grad: Tensor) -> None:
         if self._row_grads is not None:
