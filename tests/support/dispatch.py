@@ -1,8 +1,20 @@
-"""What operations create: a measure of memory that is the same on every machine."""
+"""What operations create and launch: measures that are the same on every machine."""
 
+import importlib.util
+from collections import Counter
+
+import pytest
 import torch
+from torch.utils import _python_dispatch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
+
+# torch 1.13 takes off one mode at a time; there is one.
+without_modes = getattr(
+    _python_dispatch,
+    "_disable_current_modes",
+    getattr(_python_dispatch, "_pop_mode_temporarily", None),
+)
 
 
 class LargestTensor(TorchDispatchMode):
@@ -29,3 +41,52 @@ class LargestTensor(TorchDispatchMode):
                 self.elements = max(self.elements, value.numel())
                 self.bytes = max(self.bytes, value.numel() * value.element_size())
         return result
+
+
+class Launches(TorchDispatchMode):
+    """Counts what would be kernel launches on a GPU: operations that compute, and Triton kernels.
+
+    Views, and tensors that are only allocated, launch nothing. Kernels in Triton's interpreter
+    count one each.
+
+    Attributes:
+      counts: launches by the operation's name; Triton kernels are "triton".
+    """
+
+    NOT_LAUNCHED = ("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided")
+    NOT_LAUNCHED += ("_unsafe_view", "lift_fresh", "detach", "resize_", "set_")
+
+    def __init__(self):
+        super().__init__()
+        self.counts = Counter()
+        self._patch = pytest.MonkeyPatch()
+
+    @property
+    def total(self):
+        return sum(self.counts.values())
+
+    def __enter__(self):
+        if importlib.util.find_spec("triton") is not None:
+            from triton.runtime.interpreter import GridExecutor
+
+            call = GridExecutor.__call__
+
+            def counted(executor, *args, **kwargs):
+                self.counts["triton"] += 1
+                with without_modes():
+                    return call(executor, *args, **kwargs)
+
+            self._patch.setattr(GridExecutor, "__call__", counted)
+        return super().__enter__()
+
+    def __exit__(self, *raised):
+        self._patch.undo()
+        return super().__exit__(*raised)
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        returned = func._schema.returns
+        is_view = any(r.alias_info is not None and not r.alias_info.is_write for r in returned)
+        if not is_view and name not in self.NOT_LAUNCHED:
+            self.counts[name] += 1
+        return func(*args, **(kwargs or {}))
