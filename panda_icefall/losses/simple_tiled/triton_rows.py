@@ -159,7 +159,7 @@ def _gradient_block(
     if shift is not None:
         values += tl.load(shift + row)
     values *= tl.load(exp + row * exp_row + at, mask=inside, other=0.0)
-    if ids is not None:
+    if selected is not None:
         # Compared instead of scattered: a column that repeats adds up in the order of k, without
         # atomics.
         first = row // length * K
