@@ -70,7 +70,8 @@ def tiled_rnnt_loss_smoothed(
       Sums over classes and sites accumulate in the result's dtype. Saved for backward: the parts,
       what remains of the classes (``[B, S+1, T]`` and smaller), and with ``am_only`` the unigram
       ``[C]``. Backward computes the projections and the exponentials again. On CUDA three device
-      syncs, and a copy of B numbers to the device in each direction.
+      syncs and a copy of B numbers to the device in each direction; half projections are multiplied
+      in half precision, into float32, where torch and the GPU do so.
 
     Source:
       k2.rnnt_loss_smoothed; Kuang et al., "Pruned RNN-T for fast, memory-efficient ASR training",
