@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
+import logging
 import os
 
 import torch
@@ -49,8 +51,8 @@ def is_triton_chosen(engine: str, device: torch.device) -> bool:
     """Whether Triton kernels are to work on the tensors of a device.
 
     Args:
-      engine: "torch", "triton", or "auto": Triton 3 or newer where it is installed and the device
-        is a CUDA one of compute capability 7.0 or newer (Triton's own limit), else torch.
+      engine: "torch", "triton", or "auto": Triton where the device is a CUDA one and
+        ``why_not_triton`` has no objection, else torch.
       device: where the tensors lie.
 
     Raises:
@@ -61,7 +63,7 @@ def is_triton_chosen(engine: str, device: torch.device) -> bool:
     if engine == "torch":
         return False
     if engine == "auto":
-        return device.type == "cuda" and _is_installed() and _runs_on(device)
+        return device.type == "cuda" and why_not_triton(device) is None
     if device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
         raise ValueError(
             f"engine: got 'triton' for tensors on {device}, expected CUDA; give 'auto' "
@@ -74,8 +76,38 @@ def _is_installed() -> bool:
     return importlib.util.find_spec("triton") is not None
 
 
-def _runs_on(device: torch.device) -> bool:
+@functools.cache
+def why_not_triton(device: torch.device) -> str | None:
+    """Why kernels in Triton cannot serve a CUDA device, None where they can.
+
+    It takes Triton 3 or newer, compute capability 7.0 or newer (Triton's own limit), and the
+    compilers that Triton calls: one kernel is compiled and run, once per process and device, and
+    what goes wrong is logged.
+    """
+    if not _is_installed():
+        return "it is not installed"
     import triton
 
-    is_recent = int(triton.__version__.split(".")[0]) >= 3
-    return is_recent and torch.cuda.get_device_capability(device) >= (7, 0)
+    if int(triton.__version__.split(".")[0]) < 3:
+        return f"its version is {triton.__version__}, expected 3 or newer"
+    major, minor = torch.cuda.get_device_capability(device)
+    if (major, minor) < (7, 0):
+        return f"the compute capability of {device} is {major}.{minor}, expected 7.0 or higher"
+    try:
+        _try_kernel(device)
+    except Exception as error:
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
+        logging.warning(
+            "panda: Triton compiles no kernel for %s (%s); its engine is torch. Triton needs a C "
+            "compiler and Python's headers: install them, or point CC to a compiler",
+            device,
+            reason,
+        )
+        return reason
+    return None
+
+
+def _try_kernel(device: torch.device) -> None:
+    from panda_icefall import triton_probe
+
+    triton_probe.run(device)

@@ -1,13 +1,15 @@
 """Which engine serves a device, and what is refused."""
 
 import importlib.util
+import logging
 import sys
 import types
 
 import pytest
 import torch
 
-from panda_icefall.engine_choice import MissingEngineError, is_triton_chosen
+from panda_icefall import engine_choice
+from panda_icefall.engine_choice import MissingEngineError, is_triton_chosen, why_not_triton
 from panda_icefall.lattice import banded
 from panda_icefall.lattice.banded import WIDEST_IN_TRITON, banded_recursion
 from panda_icefall.normalizer import selected_log_probs
@@ -24,8 +26,12 @@ def installed(monkeypatch):
         monkeypatch.setitem(sys.modules, "triton", package)
         monkeypatch.setattr(importlib.util, "find_spec", lambda name: package)
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+        monkeypatch.setattr(engine_choice, "_try_kernel", tried.append)
 
-    return install
+    tried = install.tried = []
+    why_not_triton.cache_clear()
+    yield install
+    why_not_triton.cache_clear()
 
 
 @pytest.mark.parametrize(
@@ -41,6 +47,42 @@ def installed(monkeypatch):
 def test_auto_takes_triton_on_gpus_that_it_serves(installed, version, capability, chosen):
     installed(version, capability)
     assert is_triton_chosen("auto", CUDA) is chosen
+    assert is_triton_chosen("auto", CUDA) is chosen
+    assert installed.tried == ([CUDA] if chosen else [])
+
+
+def test_auto_takes_torch_where_triton_compiles_nothing_and_says_so_once(
+    installed, monkeypatch, caplog
+):
+    def fail(device):
+        raise RuntimeError("Failed to find C compiler.\nPlease specify it")
+
+    installed("3.7.1")
+    monkeypatch.setattr(engine_choice, "_try_kernel", fail)
+    with caplog.at_level(logging.WARNING):
+        assert not is_triton_chosen("auto", CUDA)
+        assert not is_triton_chosen("auto", CUDA)
+    (record,) = caplog.records
+    assert "no kernel for cuda (RuntimeError: Failed to find C compiler. Please" in record.message
+    assert why_not_triton(CUDA) == "RuntimeError: Failed to find C compiler. Please specify it"
+    # Who asks for it gets Triton's own error.
+    assert is_triton_chosen("triton", CUDA)
+
+
+def test_the_kernel_that_is_tried_runs_and_is_checked(monkeypatch):
+    pytest.importorskip("triton", reason="needs triton: pip install triton")
+    from panda_icefall import triton_probe
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    engine_choice._try_kernel(device)
+
+    class DoesNothing:
+        def __getitem__(self, grid):
+            return lambda *args: None
+
+    monkeypatch.setattr(triton_probe, "_add_place", DoesNothing())
+    with pytest.raises(RuntimeError, match=r"a kernel wrote \[0.0, .*expected 0 to 7"):
+        engine_choice._try_kernel(device)
 
 
 def test_auto_takes_torch_on_the_cpu_even_where_the_interpreter_is_on(installed, monkeypatch):

@@ -62,8 +62,8 @@ def _lattice(px: Tensor, py: Tensor, boundary: Tensor | None) -> tuple[Tensor | 
     B, S, T1 = px.shape
     T = py.shape[2]
     exchange = torch.empty(B * 2 * _columns(S)["COLUMNS"], dtype=torch.float64, device=px.device)
-    limits = None if boundary is None else boundary.contiguous()
-    return exchange, limits, S, T, T1 != T
+    rows = None if boundary is None else boundary.contiguous()
+    return exchange, rows, S, T, T1 != T
 
 
 def _columns(S: int) -> dict[str, int]:
@@ -73,13 +73,13 @@ def _columns(S: int) -> dict[str, int]:
 
 
 @triton.jit
-def _limits_of(b, limits, S, T):
+def _limits_of(b, boundary, S, T):
     """``s_begin, t_begin, s_end, t_end`` of an utterance."""
-    if limits is not None:
-        s_begin = tl.load(limits + 4 * b)
-        t_begin = tl.load(limits + 4 * b + 1)
-        s_end = tl.load(limits + 4 * b + 2)
-        t_end = tl.load(limits + 4 * b + 3)
+    if boundary is not None:
+        s_begin = tl.load(boundary + 4 * b)
+        t_begin = tl.load(boundary + 4 * b + 1)
+        s_end = tl.load(boundary + 4 * b + 2)
+        t_end = tl.load(boundary + 4 * b + 3)
     else:
         s_begin = b * 0
         t_begin = b * 0
@@ -122,13 +122,13 @@ def _neighbour(values, exchange, s, distance: tl.constexpr, COLUMNS: tl.constexp
 
 @triton.jit
 def _forward(
-    px, px_b, px_s, px_t, py, py_b, py_s, py_t, shares, scores, exchange, limits, S, T,
+    px, px_b, px_s, px_t, py, py_b, py_s, py_t, shares, scores, exchange, boundary, S, T,
     IS_REGULAR: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """``x_b``, ``x_s`` and ``x_t`` are strides in elements."""
     b = tl.program_id(0).to(tl.int64)
     s = tl.arange(0, COLUMNS).to(tl.int64)
-    s_begin, t_begin, s_end, t_end = _limits_of(b, limits, S, T)
+    s_begin, t_begin, s_end, t_end = _limits_of(b, boundary, S, T)
     steps = t_end - t_begin
     most_steps = T
     if IS_REGULAR:
@@ -176,13 +176,13 @@ def _forward(
 
 @triton.jit
 def _occupy(
-    px_grad, px_b, px_s, px_t, py_grad, py_b, py_s, py_t, shares, exchange, limits, S, T,
+    px_grad, px_b, px_s, px_t, py_grad, py_b, py_s, py_t, shares, exchange, boundary, S, T,
     IS_REGULAR: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """Writes the occupations of the arcs that exist, from the last step back."""
     b = tl.program_id(0).to(tl.int64)
     s = tl.arange(0, COLUMNS).to(tl.int64)
-    s_begin, t_begin, s_end, t_end = _limits_of(b, limits, S, T)
+    s_begin, t_begin, s_end, t_end = _limits_of(b, boundary, S, T)
     steps = t_end - t_begin
     most_steps = T
     if IS_REGULAR:

@@ -43,11 +43,15 @@ class TileCounters:
         self._totals = TileTotals()
         self._lock = threading.Lock()
         self._cuda_events: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []
+        self._unread: dict[str, torch.Tensor] = {}
 
     @property
     def totals(self) -> TileTotals:
         """The totals so far; waits for pending CUDA work."""
         self._drain(wait=True)
+        with self._lock:
+            unread, self._unread = self._unread, {}
+        self.add(**{name: more.item() for name, more in unread.items()})
         return self._totals
 
     def add(self, **counted: float) -> None:
@@ -55,6 +59,13 @@ class TileCounters:
         with self._lock:
             summed = {name: getattr(self._totals, name) + more for name, more in counted.items()}
             self._totals = dataclasses.replace(self._totals, **summed)
+
+    def add_when_read(self, **counted: torch.Tensor) -> None:
+        """Add numbers ``[]`` that are still on a device, which is waited for by ``totals`` only."""
+        with self._lock:
+            for name, more in counted.items():
+                before = self._unread.get(name)
+                self._unread[name] = more if before is None else before.to(more.device) + more
 
     @contextmanager
     def timed(self, phase: str, device: torch.device) -> Iterator[None]:

@@ -9,23 +9,41 @@ from torch import Tensor
 
 from panda_icefall.engine_choice import is_triton_chosen
 from panda_icefall.normalizer import torch_rows
+from panda_icefall.normalizer.plan import ClassTile
 
 
 class RowKernels(Protocol):
-    """The two functions on one tile of logits; ``torch_rows`` documents them."""
+    """The two functions on one tile of logits; ``torch_rows`` documents them.
+
+    Attributes:
+      ADDS_BIAS: whether they add the bias, and subtract ``log_z``, at no cost.
+    """
+
+    ADDS_BIAS: bool
 
     def fold(
-        self, logits: Tensor, ids: Tensor, low: int, peak: Tensor, total: Tensor, chosen: Tensor
+        self,
+        tile: Tensor,
+        bias: Tensor | None,
+        at: ClassTile,
+        ids: Tensor,
+        peak: Tensor,
+        total: Tensor,
+        chosen: Tensor,
     ) -> None: ...
 
-    def gradient_(
+    def gradient(
         self,
-        logits: Tensor,
+        tile: Tensor,
+        bias: Tensor | None,
+        at: ClassTile,
         ids: Tensor,
-        low: int,
-        log_z: Tensor,
+        log_z: Tensor | None,
         softmax_scale: Tensor,
         adjoints: Tensor,
+        limits: Tensor | None,
+        out: Tensor,
+        bias_grad: Tensor | None,
     ) -> None: ...
 
 
@@ -33,7 +51,7 @@ def row_kernels(engine: str, device: torch.device) -> RowKernels:
     """The row kernels for tensors on a device.
 
     Args:
-      engine: "torch", "triton", or "auto": Triton on CUDA where it is installed, else torch.
+      engine: "torch", "triton", or "auto": Triton on CUDA where it works, else torch.
       device: where the logits lie.
 
     Raises:

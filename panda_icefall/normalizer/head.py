@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from panda_icefall.normalizer.plan import ClassTile, TilePlan
 from panda_icefall.normalizer.program import RowProgram
-from panda_icefall.normalizer.tensor_cores import holds_half
+from panda_icefall.normalizer.tensor_cores import Gemms
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,22 +55,21 @@ class RowLogits:
 
 @dataclass(frozen=True)
 class LinearHead:
-    """A linear layer, or none, and the dtype it is computed in.
+    """A linear layer, or none, and the dtypes it is computed in.
 
     Attributes:
       weight: ``[C, H]``, detached, as given; None: the rows are the logits.
-      bias: ``[C]``, or None.
-      dtype: accumulation dtype, float32, or float64 for float64 inputs.
+      bias: ``[C]`` in the accumulation dtype, or None: nothing asks for rounding it.
       row_dtype: dtype that rows and weight are rounded to before they meet: what autocast would do.
         None leaves them.
-      is_half: the values are half-precision ones and on CUDA, whatever dtype holds them.
+      gemms: of rows and weight; their sums are in the accumulation dtype, float32, or float64 for
+        float64 inputs.
     """
 
     weight: Tensor | None
     bias: Tensor | None
-    dtype: torch.dtype
-    row_dtype: torch.dtype | None = None
-    is_half: bool = False
+    row_dtype: torch.dtype | None
+    gemms: Gemms
 
     @classmethod
     def of(
@@ -77,32 +79,45 @@ class LinearHead:
         row_dtype: torch.dtype | None,
         dtype: torch.dtype,
     ) -> LinearHead:
-        """The head of a layer's parameters; copies nothing."""
+        """The head of a layer's parameters; copies nothing but a bias of another dtype."""
         if weight is None:
-            return cls(None, None, dtype)
-        is_half = holds_half(weight, row_dtype)
-        bias = None if bias is None else bias.detach()
-        return cls(weight.detach(), bias, dtype, row_dtype, is_half)
+            return cls(None, None, None, Gemms(dtype, dtype))
+        bias = None if bias is None else bias.detach().to(dtype)
+        return cls(weight.detach(), bias, row_dtype, Gemms.of(weight, row_dtype, dtype))
 
     @property
-    def casts_weight(self) -> bool:
-        """Whether ``tile`` makes copies."""
-        return self.weight is not None and not self.weight.dtype == self.dtype == (
-            self.row_dtype or self.dtype
-        )
+    def dtype(self) -> torch.dtype:
+        """The accumulation dtype."""
+        return self.gemms.sums
 
-    def tile(self, low: int, high: int) -> tuple[Tensor | None, Tensor | None]:
-        """Weight ``[c, H]`` and bias ``[c]`` of the classes ``[low, high)``."""
+    @property
+    def class_bytes(self) -> int:
+        """Bytes of the copies that ``tile`` makes of a class's row of the weight."""
+        if self.weight is None:
+            return 0
+        dtypes = (self.weight.dtype, self.row_dtype or self.weight.dtype, self.gemms.operands)
+        copies = [new for old, new in itertools.pairwise(dtypes) if new != old]
+        return self.weight.shape[1] * sum(torch.finfo(dtype).bits // 8 for dtype in copies)
+
+    def tile(self, at: ClassTile) -> tuple[Tensor | None, Tensor | None]:
+        """Weight ``[c, H]`` and bias ``[c]`` of some classes."""
         if self.weight is None:
             return None, None
-        # Added to sums in the accumulation dtype: nothing asks for rounding it.
-        bias = None if self.bias is None else self.bias[low:high].to(self.dtype)
-        return self._cast(self.weight[low:high]), bias
+        bias = None if self.bias is None else self.bias[at.low : at.high]
+        return self._cast(self.weight[at.low : at.high]), bias
+
+    def tiles(self, plan: TilePlan) -> Callable[[ClassTile], tuple[Tensor | None, Tensor | None]]:
+        """``tile``; where a tile has all classes, the weight is cast here, once for all rows."""
+        if len(plan.class_tiles()) > 1:
+            return self.tile
+        whole = self.tile(plan.class_tiles()[0])
+        return lambda at: whole
 
     def rows(self, hidden: Tensor) -> Tensor:
         """Hidden rows ``[n, H]`` as they meet the weight, contiguous."""
         return self._cast(hidden).contiguous()
 
     def _cast(self, tensor: Tensor) -> Tensor:
-        # Rounded, then widened: products of half values are exact in float32.
-        return (tensor if self.row_dtype is None else tensor.to(self.row_dtype)).to(self.dtype)
+        # Rounded, then widened where they have to be: products of half values are exact in float32.
+        rounded = tensor if self.row_dtype is None else tensor.to(self.row_dtype)
+        return rounded.to(self.gemms.operands)

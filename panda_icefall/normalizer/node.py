@@ -19,6 +19,7 @@ from panda_icefall.normalizer.head import LinearHead
 from panda_icefall.normalizer.options import TileOptions
 from panda_icefall.normalizer.plan import USEFUL_SIDE, TileCosts, TilePlan
 from panda_icefall.normalizer.program import RowProgram, RowTable, Step
+from panda_icefall.normalizer.tensor_cores import scale_for_float16
 
 
 @dataclass(frozen=True)
@@ -50,8 +51,8 @@ class Call:
         self, program: RowProgram, head: LinearHead, sites: int, with_gradients: bool
     ) -> TilePlan:
         costs = TileCosts.of(
-            program, torch.finfo(self.dtype).bits // 8, casts_weight=head.casts_weight,
-            with_gradients=with_gradients,
+            program, torch.finfo(self.dtype).bits // 8, class_bytes=head.class_bytes,
+            half_gradient=head.gemms.widens, with_gradients=with_gradients,
         )  # fmt: skip
         workspace_bytes, splits_classes = self.workspace_bytes, head.weight is not None
         if self.options.workspace_bytes is None:
@@ -79,13 +80,13 @@ class SelectedLogProbs(torch.autograd.Function):
         *inputs: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
         device = ids.device
-        sites = _all_sites(ids) if live_sites is None else live_sites
         head = call.head(weight, bias)
-        plan = call.plan(program, head, sites.shape[0], with_gradients=False)
         with call.counters.timed("forward", device), no_autocast(device):
-            live_ids = ids if live_sites is None else ids.index_select(0, sites)
+            (live_ids,) = _rows(live_sites, ids)
+            live_program = program if live_sites is None else program.at(live_sites)
+            plan = call.plan(program, head, live_ids.shape[0], with_gradients=False)
             live_logp, live_log_z = tile_loop.forward(
-                program, head, sites, live_ids, plan, call.kernels
+                live_program, head, live_ids, plan, call.kernels
             )
         call.counters.add(tiles_forward=len(plan.row_tiles()) * len(plan.class_tiles()))
         ctx.call = call
@@ -97,8 +98,8 @@ class SelectedLogProbs(torch.autograd.Function):
         share = live_log_z.new_zeros(0 if call.clamp is None else ids.shape[0])
         if live_sites is None:
             return live_logp, live_log_z, share
-        selected_logp = live_logp.new_zeros(ids.shape).index_copy_(0, sites, live_logp)
-        log_z = live_log_z.new_zeros(ids.shape[0]).index_copy_(0, sites, live_log_z)
+        selected_logp = live_logp.new_zeros(ids.shape).index_copy_(0, live_sites, live_logp)
+        log_z = live_log_z.new_zeros(ids.shape[0]).index_copy_(0, live_sites, live_log_z)
         return selected_logp, log_z, share
 
     @staticmethod
@@ -112,14 +113,23 @@ class SelectedLogProbs(torch.autograd.Function):
         tables = [RowTable(values, index) for values, index in zip(inputs, indices)]
         program = RowProgram(tables, inputs[call.tables :], call.steps)
         with call.counters.timed("backward", ids.device), no_autocast(ids.device):
-            sites = _all_sites(ids) if live_sites is None else live_sites
-            adjoints, log_z_adjoints = (g.index_select(0, sites) for g in (logp_grad, log_z_grad))
+            adjoints, log_z_adjoints = _rows(live_sites, logp_grad, log_z_grad)
             limits = None
             if call.clamp is not None:
-                limits = call.clamp * share_grad.index_select(0, sites).abs()
+                limits = call.clamp * _rows(live_sites, share_grad)[0].abs()
             kept = _sites_that_matter(adjoints, log_z_adjoints, log_z, limits, call)
+            ids, log_z, adjoints, log_z_adjoints = _rows(kept, ids, log_z, adjoints, log_z_adjoints)
+            if limits is not None:
+                (limits,) = _rows(kept, limits)
+            for position in (live_sites, kept):
+                program = program if position is None else program.at(position)
             head = call.head(weight, bias)
-            plan = call.plan(program, head, kept.shape[0], with_gradients=True)
+            scale = None
+            if head.gemms.operands == torch.float16:
+                scale = scale_for_float16(adjoints, log_z_adjoints)
+                adjoints, log_z_adjoints = adjoints * scale, log_z_adjoints * scale
+                limits = None if limits is None else limits * scale
+            plan = call.plan(program, head, ids.shape[0], with_gradients=True)
             _, _, _, needs_weight, needs_bias, _, *needs = ctx.needs_input_grad
             buffers = [
                 t.new_zeros(t.shape, dtype=call.dtype) if need else None
@@ -132,12 +142,15 @@ class SelectedLogProbs(torch.autograd.Function):
                 bias=bias.new_zeros(bias.shape, dtype=call.dtype) if needs_bias else None,
             )
             tile_loop.backward(
-                program, head, sites[kept], ids[kept], log_z[kept],
-                adjoints[kept], log_z_adjoints[kept], plan, call.kernels, wanted,
-                None if limits is None else limits[kept],
+                program, head, ids, log_z, adjoints, log_z_adjoints,
+                plan, call.kernels, wanted, limits,
             )  # fmt: skip
+            if scale is not None:
+                for total in (wanted.weight, wanted.bias, *buffers):
+                    if total is not None:
+                        total.div_(scale)
         tiles = len(plan.row_tiles()) * len(plan.class_tiles())
-        call.counters.add(tiles_backward=tiles, sites_backward=kept.shape[0])
+        call.counters.add(tiles_backward=tiles, sites_backward=ids.shape[0])
         return (
             None,
             None,
@@ -151,8 +164,8 @@ class SelectedLogProbs(torch.autograd.Function):
 
 def _sites_that_matter(
     adjoints: Tensor, log_z_adjoints: Tensor, log_z: Tensor, limits: Tensor | None, call: Call
-) -> Tensor:
-    """Rows of ``adjoints`` whose backward is computed, ascending; counts the mass.
+) -> Tensor | None:
+    """Rows of ``adjoints`` whose backward is computed, ascending, None for all; counts the mass.
 
     Where gradients are clipped to ``limits``, a site counts for no more than is left of it.
     """
@@ -160,15 +173,20 @@ def _sites_that_matter(
     if limits is not None:
         sizes = sizes.minimum(limits.double().unsqueeze(1))
     mass = sizes.sum(dim=1) + log_z_adjoints.double().abs()
+    total = mass.sum()
+    tolerance = call.options.tolerance_in(call.dtype)
+    if tolerance == 0 and waits_for_values(mass.device):
+        # How many adjoints are exactly 0 is not worth waiting for.
+        total = torch.where(total.isfinite(), total, torch.zeros_like(total))
+        call.counters.add_when_read(adjoint_mass=total)
+        return None
     # Sites without a normaliser go last and are kept, adjoint 0 or not: their gradient is NaN in
     # the dense expression, and that must show.
     broken = log_z.isnan() | log_z.isposinf()
     order = torch.where(broken, torch.full_like(mass, torch.inf), mass).argsort()
     ascending = mass[order]
     running = _running_sum(ascending)
-    total = mass.sum()
     # A non-finite total says nothing about the single sites: then only exact zeros are left out.
-    tolerance = call.options.tolerance_in(call.dtype)
     limit = torch.where(total.isfinite(), total * tolerance, torch.zeros_like(total))
     skipped = ((running <= limit) | (ascending == 0)) & ~broken[order]
     left_out = torch.where(skipped, ascending, torch.zeros_like(ascending)).sum()
@@ -188,5 +206,13 @@ def _running_sum(numbers: Tensor) -> Tensor:
     return numbers.cumsum(dim=0)
 
 
-def _all_sites(ids: Tensor) -> Tensor:
-    return torch.arange(ids.shape[0], device=ids.device)
+def waits_for_values(device: torch.device) -> bool:
+    """Whether the host waits for the device where it reads a value."""
+    return device.type == "cuda"
+
+
+def _rows(position: Tensor | None, *tensors: Tensor) -> list[Tensor]:
+    """Rows of tensors, int64 ``[n]``, None for all; contiguous."""
+    if position is None:
+        return [t.contiguous() for t in tensors]
+    return [t.index_select(0, position) for t in tensors]

@@ -61,7 +61,8 @@ def selected_log_probs(
     Note:
       Sums over sites accumulate in the output's dtype. Saved for backward: the program's inputs,
       ids and log_z. On CUDA forward syncs with the host once, for the checks and the number of
-      live sites, and backward once, for the number of sites that matter. Equal inputs give bitwise
+      live sites, and backward once, for the number of sites that matter; with a tolerance of 0 not
+      at all. Equal inputs give bitwise
       equal results on a CPU, and on CUDA under ``torch.use_deterministic_algorithms`` (backward
       then syncs three times); between runs only with a ``workspace_bytes`` of their own, because
       the one by the device looks at the free memory of a GPU.
@@ -123,8 +124,9 @@ def select(
         program.steps, len(program.tables), logits.classes, logits.head_dtype, logits.dtype,
         options, options.workspace_on(ids.device), counters, kernels, clamp,
     )  # fmt: skip
+    head = call.head(weight, None)  # that of a plan, which asks for no bias
     for with_gradients in (False, True):  # refuses a workspace that is too small for either
-        call.plan(program, call.head(weight, bias), evaluated, with_gradients)
+        call.plan(program, head, evaluated, with_gradients)
     tables = [table.values for table in program.tables]
     selected_logp, log_z, cost_share = SelectedLogProbs.apply(
         call, program, sites, weight, bias, ids, *tables, *program.parameters

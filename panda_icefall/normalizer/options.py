@@ -19,9 +19,10 @@ class TileOptions:
         ``auto_workspace_bytes``.
       adjoint_tolerance: in the backward of selected log-probs, sites with the smallest absolute
         adjoints are left out as long as the mass left out is at most this share of the total, in
-        ``[0, 1)``; sites with adjoint 0 always are. None: half the eps of the accumulation dtype
-        (2^-24 for float32). 0: none.
-      engine: "torch", "triton", or "auto", which is Triton on CUDA where it is installed and torch
+        ``[0, 1)``; sites with adjoint 0 are too. None: half the eps of the accumulation dtype
+        (2^-24 for float32). 0: none; on CUDA not those with adjoint 0 either, as their number is
+        not waited for.
+      engine: "torch", "triton", or "auto", which is Triton on CUDA where it works and torch
         otherwise.
       recursion: "k2", "exact" or "auto", as in ``panda_icefall.lattice.is_k2_chosen``.
 

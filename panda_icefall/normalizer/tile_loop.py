@@ -12,71 +12,44 @@ from panda_icefall.normalizer.engine import RowKernels
 from panda_icefall.normalizer.head import LinearHead
 from panda_icefall.normalizer.plan import TilePlan
 from panda_icefall.normalizer.program import RowProgram
-from panda_icefall.normalizer.tensor_cores import tensor_cores
 from panda_icefall.normalizer.torch_rows import finite_or_zero
-
-
-def _gather(program: RowProgram, sites: Tensor) -> list[Tensor]:
-    """Rows ``[n, X]`` of every table for the given sites ``[n]``."""
-    rows = []
-    for table in program.tables:
-        index = sites if table.index is None else table.index.index_select(0, sites)
-        rows.append(table.values.detach().index_select(0, index))
-    return rows
-
-
-def _logits(
-    hidden: Tensor, head: LinearHead, weight: Tensor | None, bias: Tensor | None, scratch: Tensor
-) -> Tensor:
-    """``[n, c]`` of hidden rows ``[n, H]`` and a tile ``[c, H]`` of the head, in the scratch."""
-    shape = hidden.shape[0], (hidden if weight is None else weight.t()).shape[1]
-    out = scratch[: shape[0] * shape[1]].view(shape)
-    if weight is None:
-        return out.copy_(hidden)
-    with tensor_cores(head.is_half):
-        if bias is None:
-            return torch.mm(hidden, weight.t(), out=out)
-        return torch.addmm(bias, hidden, weight.t(), out=out)
 
 
 def forward(
     program: RowProgram,
     head: LinearHead,
-    sites: Tensor,
     ids: Tensor,
     plan: TilePlan,
     kernels: RowKernels,
 ) -> tuple[Tensor, Tensor]:
-    """Selected log-probs and normaliser of the given sites.
+    """Selected log-probs and normaliser of a program's sites.
 
     Args:
-      sites: ``[n]`` int64, the sites to evaluate.
-      ids: ``[n, K]`` int64 class ids.
+      ids: ``[n, K]`` int64 class ids, contiguous.
       plan: tiles for ``n`` sites.
 
     Returns:
       ``[n, K]`` log-probs and ``[n]`` log_z (nats), in the head's dtype.
     """
-    dtype, device = head.dtype, ids.device
-    selected_logp = torch.empty(ids.shape, dtype=dtype, device=device)
-    log_z = torch.empty(ids.shape[0], dtype=dtype, device=device)
-    scratch = torch.empty(plan.tile_rows * plan.tile_classes, dtype=dtype, device=device)
+    # Online log-sum-exp over class tiles (one pass when the classes are not split).
+    chosen = torch.empty(ids.shape, dtype=head.dtype, device=ids.device)
+    peak, total = chosen.new_empty(ids.shape[:1]), chosen.new_empty(ids.shape[:1])
+    scratch = chosen.new_empty(plan.tile_rows, plan.row_stride)
     parameters = [p.detach() for p in program.parameters]
+    class_tiles, head_tile = plan.class_tiles(), head.tiles(plan)
     for begin, end in plan.row_tiles():
-        hidden = head.rows(program.replay(_gather(program, sites[begin:end]), parameters))
-        tile_ids = ids[begin:end]
-        # Online log-sum-exp over class tiles (one pass when the classes are not split).
-        peak = torch.full((end - begin,), float("-inf"), dtype=dtype, device=device)
-        total = torch.zeros_like(peak)
-        chosen = torch.zeros(tile_ids.shape, dtype=dtype, device=device)
-        for low, high in plan.class_tiles():
-            logits = _logits(hidden, head, *head.tile(low, high), scratch)
-            kernels.fold(logits, tile_ids, low, peak, total, chosen)
-        shift, log_total = finite_or_zero(peak), total.log_()
-        log_z[begin:end] = shift + log_total
-        # Not chosen - log_z: with large logits the two small differences round less.
-        selected_logp[begin:end] = (chosen - shift[:, None]) - log_total[:, None]
-    return selected_logp, log_z
+        hidden = head.rows(program.replay(_gather(program, begin, end), parameters))
+        tile = scratch[: end - begin]
+        for at in class_tiles:
+            bias, _ = _logits(kernels, head, hidden, *head_tile(at), None, tile[:, : at.width])
+            kernels.fold(
+                tile, bias, at, ids[begin:end],
+                peak[begin:end], total[begin:end], chosen[begin:end],
+            )  # fmt: skip
+    shift, log_total = finite_or_zero(peak), total.log_()
+    # Not chosen - log_z: with large logits the two small differences round less.
+    chosen.sub_(shift[:, None]).sub_(log_total[:, None])
+    return chosen, shift.add_(log_total)
 
 
 @dataclass
@@ -92,7 +65,6 @@ class Gradients:
 def backward(
     program: RowProgram,
     head: LinearHead,
-    sites: Tensor,
     ids: Tensor,
     log_z: Tensor,
     adjoints: Tensor,
@@ -108,21 +80,26 @@ def backward(
     ``sum_k a_k [v = id_k] + (c - sum_k a_k) p_v``; the logits are recomputed tile by tile.
 
     Args:
-      sites, ids, log_z: ``[n]``, ``[n, K]``, ``[n]`` of the sites to go through.
+      program: of the ``n`` sites to go through.
+      ids, log_z: ``[n, K]``, ``[n]``; these and the next are contiguous.
       adjoints, log_z_adjoints: ``[n, K]`` and ``[n]``.
       plan: tiles for ``n`` sites.
       wanted: zero-filled buffers to add into.
       limits: ``[n]``, bounds of the absolute gradient of a site's logits; None: none.
     """
-    scratch = torch.empty(plan.tile_rows * plan.tile_classes, dtype=head.dtype, device=ids.device)
+    scratch = log_z.new_empty(plan.tile_rows, plan.row_stride)
+    grads = scratch  # in place, but where GEMMs take other operands
+    if head.gemms.widens:
+        grads = scratch.new_empty(scratch.shape, dtype=head.gemms.operands)
     softmax_scale = log_z_adjoints - adjoints.sum(dim=1)
     wants_rows = any(g is not None for g in (*wanted.tables, *wanted.parameters))
+    class_tiles, head_tile = plan.class_tiles(), head.tiles(plan)
     for begin, end in plan.row_tiles():
-        tile_sites, tile_ids, tile_adjoints = sites[begin:end], ids[begin:end], adjoints[begin:end]
+        part = slice(begin, end)
         with torch.set_grad_enabled(wants_rows):
             rows = [
                 r.requires_grad_(wants_rows and r.is_floating_point())
-                for r in _gather(program, tile_sites)
+                for r in _gather(program, begin, end)
             ]
             leaves = [
                 p.detach().requires_grad_(g is not None)
@@ -130,34 +107,87 @@ def backward(
             ]
             output = program.replay(rows, leaves)
         hidden = head.rows(output.detach())
-        hidden_grad = torch.zeros_like(hidden) if wants_rows and head.weight is not None else None
-        for low, high in plan.class_tiles():
-            weight, bias = head.tile(low, high)
-            grad = _logits(hidden, head, weight, bias, scratch)
-            kernels.gradient_(
-                grad, tile_ids, low, log_z[begin:end], softmax_scale[begin:end], tile_adjoints
+        hidden_grad: Tensor | None = None
+        if wants_rows and head.weight is not None:
+            hidden_grad = hidden.new_empty(hidden.shape, dtype=head.dtype)
+        tile, grad_tile = scratch[: end - begin], grads[: end - begin]
+        for at in class_tiles:
+            weight, bias = head_tile(at)
+            grad = grad_tile[:, : at.width]
+            bias, shift = _logits(
+                kernels, head, hidden, weight, bias, log_z[part], tile[:, : at.width]
             )
-            if limits is not None:
-                bound = limits[begin:end, None]
-                torch.maximum(torch.minimum(grad, bound, out=grad), -bound, out=grad)
+            kernels.gradient(
+                tile, bias, at, ids[part], shift, softmax_scale[part], adjoints[part],
+                None if limits is None else limits[part], grad_tile,
+                None if wanted.bias is None else wanted.bias[at.low : at.high],
+            )  # fmt: skip
             if weight is None:
                 hidden_grad = grad if wants_rows else None
                 continue
-            with tensor_cores(head.is_half):
-                if hidden_grad is not None:
-                    hidden_grad.addmm_(grad, weight)
-                if wanted.weight is not None:
-                    wanted.weight[low:high].addmm_(grad.t(), hidden)
-            if wanted.bias is not None:
-                wanted.bias[low:high] += grad.sum(dim=0)
+            if hidden_grad is not None and at.low == 0:
+                head.gemms.multiply(grad, weight, out=hidden_grad)
+            elif hidden_grad is not None:
+                head.gemms.add_product(hidden_grad, grad, weight, out=hidden_grad)
+            if wanted.weight is not None:
+                weight_grad = wanted.weight[at.low : at.high]
+                head.gemms.add_product(weight_grad, grad.t(), hidden, out=weight_grad)
         # Rows of steps without a derivative, such as comparisons, take no gradient.
         if hidden_grad is not None and output.requires_grad:
-            _rows_backward(program, tile_sites, rows, leaves, output, hidden_grad, wanted)
+            _rows_backward(program, part, rows, leaves, output, hidden_grad, wanted)
+
+
+def _gather(program: RowProgram, begin: int, end: int) -> list[Tensor]:
+    """Rows ``[n, X]`` of every table for the sites ``[begin, end)``."""
+    return [
+        table.values.detach()[begin:end].clone()
+        if table.index is None
+        else table.values.detach().index_select(0, table.index[begin:end])
+        for table in program.tables
+    ]
+
+
+def _logits(
+    kernels: RowKernels,
+    head: LinearHead,
+    hidden: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    shift: Tensor | None,
+    out: Tensor,
+) -> tuple[Tensor | None, Tensor | None]:
+    """Logits ``[n, c]`` of hidden rows ``[n, H]``, plus the bias, minus the shift ``[n]``.
+
+    Returns:
+      The bias and the shift where the kernels are to add them, else None.
+    """
+    left: tuple[Tensor | None, Tensor | None] = None, None
+    if kernels.ADDS_BIAS:
+        left, bias, shift = (bias, shift), None, None
+    column = None if shift is None else shift.unsqueeze(1)
+    if weight is None:
+        out.copy_(hidden)
+        if column is not None:
+            out.sub_(column)
+    elif head.gemms.adds and (bias is not None or column is not None):
+        # What the products are added to is read by the GEMM anyway.
+        start = bias if column is None else -column
+        if bias is not None and column is not None:
+            start = torch.sub(bias, column, out=out)
+        assert start is not None
+        head.gemms.add_product(start, hidden, weight.t(), out=out)
+    else:
+        head.gemms.multiply(hidden, weight.t(), out=out)
+        if bias is not None:
+            out.add_(bias)
+        if column is not None:
+            out.sub_(column)
+    return left
 
 
 def _rows_backward(
     program: RowProgram,
-    sites: Tensor,
+    part: slice,
     rows: Sequence[Tensor],
     leaves: Sequence[Tensor],
     output: Tensor,
@@ -167,19 +197,20 @@ def _rows_backward(
     """Add what a tile's hidden gradient ``[n, H]`` gives to the program's inputs."""
     targets: list[tuple[Tensor, Tensor, Tensor | None]] = []  # input, buffer, buffer rows
     for table, row, buffer in zip(program.tables, rows, wanted.tables):
-        if buffer is not None:
-            index = sites if table.index is None else table.index.index_select(0, sites)
-            targets.append((row, buffer, index))
+        if buffer is not None and table.index is None:
+            targets.append((row, buffer[part], None))
+        elif buffer is not None and table.index is not None:
+            targets.append((row, buffer, table.index[part]))
     for leaf, buffer in zip(leaves, wanted.parameters):
         if buffer is not None:
             targets.append((leaf, buffer, None))
     grads = torch.autograd.grad(
         output, [t[0] for t in targets], output_grad.to(output.dtype), allow_unused=True
     )
-    for (_, total, at), grad in zip(targets, grads):
+    for (_, total, index), grad in zip(targets, grads):
         if grad is None:
             continue
-        if at is None:
+        if index is None:
             total += grad
         else:
-            total.index_add_(0, at, grad.to(total.dtype))
+            total.index_add_(0, index, grad.to(total.dtype))

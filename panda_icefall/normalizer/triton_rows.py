@@ -1,8 +1,9 @@
 """Row kernels in Triton: what ``torch_rows`` does to a tile of logits, one read of it each.
 
-``fold`` follows the online normaliser of Milakov and Gimelshein (arXiv 1805.02867), ``gradient_``
-is elementwise. Logits may be half precision; sums and exponentials are in the dtype of ``peak`` and
-``log_z``. This module imports Triton, so it is imported where its functions are used.
+``fold`` follows the online normaliser of Milakov and Gimelshein (arXiv 1805.02867), ``gradient``
+is elementwise but for the sum over rows. Sums and exponentials are in the dtype of ``peak`` and
+``log_z``. Tiles have contiguous rows, all else is contiguous. This module imports Triton, so it is
+imported where its functions are used.
 """
 
 import torch
@@ -10,92 +11,100 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-# Classes that one program holds in registers: 16 values a thread at 256 threads.
+from panda_icefall.normalizer.plan import SUMMED_ROWS, ClassTile
+
+ADDS_BIAS = True
+# Classes that one program of ``fold`` holds in registers: 16 values a thread at 256 threads.
 LARGEST_BLOCK = 4096
+# Halved down to this where the last one would be mostly empty.
+LEAST_BLOCK = 256
+# Rows times classes that one of ``gradient`` does: 16 values a thread at 128 threads.
+GRADIENT_BLOCK = 2048
+GRADIENT_CLASSES = 512
 
 
 def fold(
-    logits: Tensor, ids: Tensor, low: int, peak: Tensor, total: Tensor, chosen: Tensor
+    tile: Tensor,
+    bias: Tensor | None,
+    at: ClassTile,
+    ids: Tensor,
+    peak: Tensor,
+    total: Tensor,
+    chosen: Tensor,
 ) -> None:
     """Take one class tile into the running log-sum-exp and selected logits of its rows.
 
-    Equal to ``torch_rows.fold``, but for ``logits``, which are only read.
-
-    Args:
-      logits: ``[n, c]`` of the classes ``[low, low + c)``; float64, float32 or half, any strides.
-      ids: ``[n, K]`` int64 class ids.
-      low: first class of the tile.
-      peak, total: ``[n]`` contiguous float32 or float64, the largest logit so far (-inf at first)
-        and the sum of ``exp(logit - peak)`` (0 at first); updated.
-      chosen: ``[n, K]`` of peak's dtype, written for the ids inside the tile.
+    Equal to ``torch_rows.fold``, but for ``tile``, which is only read. One launch.
     """
-    n, c = logits.shape
+    n, width = tile.shape
     if n == 0:
         return
-    block, num_warps = _block(c)
-    with torch.cuda.device_of(logits):
+    block = min(triton.next_power_of_2(width), LARGEST_BLOCK)
+    while block > LEAST_BLOCK and triton.cdiv(width, block) * block > 1.25 * width:
+        block //= 2
+    with torch.cuda.device_of(tile):
         _fold_row[(n,)](
-            logits, *logits.stride(), ids, *ids.stride(), chosen, *chosen.stride(), peak, total,
-            low, c, ids.shape[1], triton.next_power_of_2(ids.shape[1]), block, num_warps=num_warps,
+            tile, tile.stride(0), bias, ids, chosen, peak, total, at.low, at.width, width,
+            ids.shape[1], triton.next_power_of_2(ids.shape[1]), block,
+            num_warps=min(max(block // 512, 1), 8),
         )  # fmt: skip
 
 
-def gradient_(
-    logits: Tensor,
+def gradient(
+    tile: Tensor,
+    bias: Tensor | None,
+    at: ClassTile,
     ids: Tensor,
-    low: int,
-    log_z: Tensor,
+    log_z: Tensor | None,
     softmax_scale: Tensor,
     adjoints: Tensor,
+    limits: Tensor | None,
+    out: Tensor,
+    bias_grad: Tensor | None,
 ) -> None:
-    """Turn one class tile of logits into the loss's gradient with respect to them, in place.
+    """The loss's gradient with respect to one class tile of logits.
 
-    Equal to ``torch_rows.gradient_``: ``softmax_scale * exp(logits - log_z) +
-    sum_k adjoints_k [id_k == class]``, rounded once to the dtype of the logits.
-
-    Args:
-      logits: ``[n, c]`` of the classes ``[low, low + c)``; any strides; overwritten.
-      ids: ``[n, K]`` int64 class ids; duplicates in a row add up.
-      low: first class of the tile.
-      log_z, softmax_scale: ``[n]`` contiguous, float32 or float64.
-      adjoints: ``[n, K]`` of the selected log-probs.
+    Equal to ``torch_rows.gradient``. One launch, and two small ones for the bias: each program adds
+    up ``SUMMED_ROWS`` rows in their order, so that the sums are the same every time.
     """
-    n, c = logits.shape
+    n, width = tile.shape
     if n == 0:
         return
-    block, num_warps = _block(c)
-    with torch.cuda.device_of(logits):
-        _gradient_block[(n, triton.cdiv(c, block))](
-            logits, *logits.stride(), ids, *ids.stride(), adjoints, *adjoints.stride(), log_z,
-            softmax_scale, low, c, ids.shape[1], block, num_warps=num_warps,
+    assert out.stride() == tile.stride()
+    block = min(triton.next_power_of_2(width), GRADIENT_CLASSES)
+    parts = triton.cdiv(n, SUMMED_ROWS)
+    sums = None if bias_grad is None else bias_grad.new_empty(parts, at.width)
+    with torch.cuda.device_of(tile):
+        _gradient_block[(parts, triton.cdiv(width, block))](
+            tile, out, tile.stride(0), bias, sums, ids, adjoints, log_z, softmax_scale, limits,
+            at.low, n, at.width, width, ids.shape[1], SUMMED_ROWS,
+            min(SUMMED_ROWS, GRADIENT_BLOCK // block), block, num_warps=4,
         )  # fmt: skip
+    if bias_grad is not None and sums is not None:
+        bias_grad += sums.sum(dim=0)
 
 
-def _block(classes: int) -> tuple[int, int]:
-    """Classes per block and warps per program."""
-    block = min(triton.next_power_of_2(classes), LARGEST_BLOCK)
-    return block, min(max(block // 512, 1), 8)
-
-
-@triton.jit
+# ``low`` and ``rows`` differ from tile to tile, and nothing is gained by what they divide by.
+@triton.jit(do_not_specialize=["low"])
 def _fold_row(
-    logits, logits_row, logits_column, ids, ids_row, ids_column, chosen, chosen_row, chosen_column,
-    peak, total, low, classes, K, K_BLOCK: tl.constexpr, BLOCK: tl.constexpr,
+    tile, row_stride, bias, ids, chosen, peak, total, low, classes, width, K,
+    K_BLOCK: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """One program per row; ``x_row`` and ``x_column`` are strides in elements."""
+    """One program per row. Whole vectors are loaded, up to the width, where classes end earlier."""
     # 64-bit offsets: row * stride passes 2^31 in large tiles.
     row = tl.program_id(0).to(tl.int64)
-    logits += row * logits_row
-    high = tl.load(peak + row)
-    summed = tl.load(total + row)
+    tile += row * row_stride
     infinity = float("inf")
-    shift = tl.where(tl.abs(high) == infinity, 0.0, high)
+    # The first classes find nothing that counts.
+    high = tl.where(low == 0, -infinity, tl.load(peak + row))
+    summed = tl.where(low == 0, 0.0, tl.load(total + row))
     column = tl.arange(0, BLOCK)
-    for start in range(0, classes, BLOCK):
+    for start in range(0, width, BLOCK):
         at = start + column
-        values = tl.load(
-            logits + at.to(tl.int64) * logits_column, mask=at < classes, other=-infinity
-        ).to(summed.dtype)
+        values = tl.load(tile + at, mask=at < width, other=0.0).to(summed.dtype)
+        if bias is not None:
+            values += tl.load(bias + at, mask=at < classes, other=0.0)
+        values = tl.where(at < classes, values, -infinity)
         new_high = tl.maximum(high, tl.max(values, axis=0))
         shift = tl.where(tl.abs(new_high) == infinity, 0.0, new_high)
         # A NaN need not reach the maximum, but it does reach the sum, and so log_z.
@@ -105,28 +114,47 @@ def _fold_row(
     tl.store(total + row, summed)
 
     k = tl.arange(0, K_BLOCK)
-    at = tl.load(ids + row * ids_row + k * ids_column, mask=k < K, other=-1) - low
+    at = tl.load(ids + row * K + k, mask=k < K, other=-1) - low
     inside = (k < K) & (at >= 0) & (at < classes)
-    values = tl.load(logits + at * logits_column, mask=inside, other=0.0).to(summed.dtype)
-    tl.store(chosen + row * chosen_row + k * chosen_column, values, mask=inside)
+    values = tl.load(tile + at, mask=inside, other=0.0).to(summed.dtype)
+    if bias is not None:
+        values += tl.load(bias + at, mask=inside, other=0.0)
+    tl.store(chosen + row * K + k, values, mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["low", "rows"])
 def _gradient_block(
-    logits, logits_row, logits_column, ids, ids_row, ids_column, adjoints, adjoints_row,
-    adjoints_column, log_z, softmax_scale, low, classes, K, BLOCK: tl.constexpr,
+    tile, out, row_stride, bias, sums, ids, adjoints, log_z, softmax_scale, limits, low, rows,
+    classes, width, K, PROGRAM_ROWS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """One program per row and block of classes: no element depends on another one."""
-    row = tl.program_id(0).to(tl.int64)
-    at = tl.program_id(1).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    place = logits + row * logits_row + at * logits_column
-    normalizer = tl.load(log_z + row)
-    values = tl.load(place, mask=at < classes, other=0.0).to(normalizer.dtype)
-    grad = tl.load(softmax_scale + row) * tl.exp(values - normalizer)
-    # Compared instead of scattered: duplicates add up in the order of k, without atomics.
-    for k in range(K):
-        selected = tl.load(ids + row * ids_row + k * ids_column) - low
-        grad += tl.where(
-            at == selected, tl.load(adjoints + row * adjoints_row + k * adjoints_column), 0.0
-        )
-    tl.store(place, grad.to(logits.dtype.element_ty), mask=at < classes)
+    """One program per block of classes and ``PROGRAM_ROWS`` rows, of which it does ``ROWS`` at
+    once; ``sums`` ``[programs, classes]``."""
+    program = tl.program_id(0)
+    at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    offset = tl.zeros([BLOCK], log_z.dtype.element_ty)
+    if bias is not None:
+        offset += tl.load(bias + at, mask=at < classes, other=0.0)
+    summed = tl.zeros([BLOCK], log_z.dtype.element_ty)
+    begin = program * PROGRAM_ROWS
+    for first in range(begin, tl.minimum(begin + PROGRAM_ROWS, rows), ROWS):
+        row = (first + tl.arange(0, ROWS)).to(tl.int64)
+        is_row = row < rows
+        place = row[:, None] * row_stride + at[None, :]
+        mask = is_row[:, None] & (at < width)[None, :]
+        normalizer = tl.load(log_z + row, mask=is_row, other=0.0)
+        scale = tl.load(softmax_scale + row, mask=is_row, other=0.0)
+        logits = tl.load(tile + place, mask=mask, other=0.0).to(normalizer.dtype)
+        grad = scale[:, None] * tl.exp(logits + offset[None, :] - normalizer[:, None])
+        # Compared instead of scattered: duplicates add up in the order of k, without atomics.
+        for k in range(K):
+            selected = tl.load(ids + row * K + k, mask=is_row, other=-1) - low
+            adjoint = tl.load(adjoints + row * K + k, mask=is_row, other=0.0)
+            grad += tl.where(at[None, :] == selected[:, None], adjoint[:, None], 0.0)
+        if limits is not None:
+            # Not by minimum and maximum, which need not keep a NaN.
+            bound = tl.load(limits + row, mask=is_row, other=0.0)[:, None]
+            grad = tl.where(grad > bound, bound, tl.where(grad < -bound, -bound, grad))
+        summed += tl.sum(tl.where(is_row[:, None], grad, 0.0), axis=0)
+        tl.store(out + place, grad.to(out.dtype.element_ty), mask=mask)
+    if sums is not None:
+        tl.store(sums + program.to(tl.int64) * classes + at, summed, mask=at < classes)

@@ -155,7 +155,7 @@ def test_a_larger_workspace_takes_more_utterances_up_to_the_useful_rows_and_then
             [150] * 20, 15, 4_336, (512, 512), 4, workspace_mib * 2**20, useful_rows=600
         )
         tiles.append((len(plan.blocks[0].utterances), plan.tile_classes))
-    assert tiles == [(1, 723), (2, 542), (4, 868), (4, 4336)]
+    assert tiles == [(1, 768), (2, 576), (4, 896), (4, 4336)]
 
 
 def test_utterances_of_like_length_share_a_tile_and_no_frame_behind_the_longest_is_computed():

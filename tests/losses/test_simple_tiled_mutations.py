@@ -4,7 +4,7 @@ import pytest
 import torch
 from simple_losses import of_projections, of_tensors, structure_gate, workspace_of
 
-from panda_icefall.losses.simple_tiled import gradients, plan, projection, source, sums, terms
+from panda_icefall.losses.simple_tiled import gradients, plan, projection, rows, terms
 
 
 def forget_the_last_class_tile(patch):
@@ -20,12 +20,12 @@ def forget_the_last_block(patch):
 
 
 def forget_to_rescale(patch):
-    raise_peak = source.raise_peak
-    patch.setattr(sums, "raise_peak", lambda peak, tile: raise_peak(peak, tile).clamp_(min=1.0))
+    raise_peak = rows._raise_peak
+    patch.setattr(rows, "_raise_peak", lambda peak, tile: raise_peak(peak, tile).clamp_(min=1.0))
 
 
 def forget_the_peak_in_backward(patch):
-    patch.setattr(gradients, "exp_below_", lambda tile, peak: tile.exp_())
+    patch.setattr(rows, "exp_below_", lambda tile, peak, bias: tile.exp_())
 
 
 def give_every_block_what_the_first_gets(patch):

@@ -104,7 +104,7 @@ def test_the_hat_log_probs_are_the_dense_ones(workspace_bytes):
 def test_a_plan_that_does_not_split_classes_gives_whole_rows():
     costs = TileCosts(logit_bytes=4, row_bytes=64)
     plan = TilePlan.make(1000, 501, costs, 30_000, splits_classes=False)
-    assert plan.class_tiles() == [(0, 501)]
+    assert plan.class_tiles() == [(0, 501, True)]
     assert 1 < plan.tile_rows < 1000
     assert plan.tile_bytes <= 30_000
     least = costs.tile_bytes(1, 501)

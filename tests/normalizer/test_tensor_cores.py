@@ -6,7 +6,7 @@ The settings are those of CUDA and exist on a CPU as well, where they have no ef
 import pytest
 import torch
 
-from panda_icefall.normalizer import head, selected_log_probs, tensor_cores
+from panda_icefall.normalizer import selected_log_probs, tensor_cores
 
 MATMUL = torch.backends.cuda.matmul
 HAS_PRECISION = hasattr(torch.backends, "fp32_precision")
@@ -36,19 +36,19 @@ def test_the_settings_are_those_of_before_afterwards_even_after_an_error(precisi
     if precision is not None:
         torch.set_float32_matmul_precision(precision)
     before = settings()
-    with tensor_cores.tensor_cores(True):
+    with tensor_cores.tf32(True):
         assert is_tf32()
         assert MATMUL.allow_tf32  # the two ways to ask agree, or torch refuses to tell
     assert settings() == before
 
-    with pytest.raises(KeyError), tensor_cores.tensor_cores(True):
+    with pytest.raises(KeyError), tensor_cores.tf32(True):
         raise KeyError
     assert settings() == before
 
 
 def test_nothing_changes_where_it_is_not_wanted():
     torch.set_float32_matmul_precision("highest")
-    with tensor_cores.tensor_cores(False):
+    with tensor_cores.tf32(False):
         assert not is_tf32()
 
 
@@ -56,7 +56,7 @@ def test_nothing_changes_where_it_is_not_wanted():
 @pytest.mark.parametrize("precision", ["ieee", "tf32"])
 def test_a_precision_set_by_name_is_kept(precision):
     MATMUL.fp32_precision = precision
-    with tensor_cores.tensor_cores(True):
+    with tensor_cores.tf32(True):
         assert is_tf32()
     assert MATMUL.fp32_precision == precision
 
@@ -75,11 +75,13 @@ def test_half_values_are_those_of_the_dtype_or_of_the_rounding():
 
 
 @pytest.mark.parametrize("head_dtype", [None, torch.bfloat16])
-def test_the_heads_gemms_ask_for_them_and_the_joiner_does_not(monkeypatch, head_dtype):
+def test_where_torch_has_no_half_gemms_those_of_heads_ask_for_tf32_and_the_joiner_does_not(
+    monkeypatch, head_dtype
+):
     seen = []
 
     def recording(name):
-        function = getattr(torch.Tensor if name.endswith("_") else torch, name)
+        function = getattr(torch, name)
 
         def call(*args, **kwargs):
             seen.append((name, is_tf32()))
@@ -87,9 +89,10 @@ def test_the_heads_gemms_ask_for_them_and_the_joiner_does_not(monkeypatch, head_
 
         return call
 
-    monkeypatch.setattr(head, "holds_half", lambda tensor, dtype: dtype is not None)
-    monkeypatch.setattr(torch, "addmm", recording("addmm"))
-    monkeypatch.setattr(torch.Tensor, "addmm_", recording("addmm_"))
+    monkeypatch.setattr(tensor_cores, "holds_half", lambda tensor, dtype: dtype is not None)
+    monkeypatch.setattr(tensor_cores, "widening_gemms", lambda *given: (False, False))
+    for name in ("mm", "addmm"):
+        monkeypatch.setattr(torch, name, recording(name))
     rows, weight = torch.ones(3, 4, requires_grad=True), torch.ones(5, 4, requires_grad=True)
     ids = torch.zeros(3, 1, dtype=torch.int64)
     selected_logp, _ = selected_log_probs(
@@ -97,5 +100,5 @@ def test_the_heads_gemms_ask_for_them_and_the_joiner_does_not(monkeypatch, head_
     )
     selected_logp.sum().backward()
     wanted = head_dtype is not None
-    assert seen == [("addmm", wanted), ("addmm", wanted), ("addmm_", wanted), ("addmm_", wanted)]
+    assert seen == [("addmm", wanted), ("addmm", wanted), ("mm", wanted), ("addmm", wanted)]
     assert not is_tf32()

@@ -9,11 +9,13 @@ from gates import NAMES, dense, in_dtype, rms, run, values
 from oracle import dense_selected_log_probs
 
 from panda_icefall.normalizer import selected_log_probs, torch_rows
+from panda_icefall.normalizer.plan import ClassTile
 
 pytest.importorskip("triton", reason="needs triton: pip install triton")
-# In the interpreter numpy tells of -inf minus -inf, and of what older Tritons do with it.
+# In the interpreter numpy tells of -inf minus -inf, of exponentials of what lies after a row's
+# classes, and of what older Tritons do with it.
 pytestmark = [
-    pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning"),
+    pytest.mark.filterwarnings("ignore:(invalid value|overflow) encountered:RuntimeWarning"),
     pytest.mark.filterwarnings("ignore:Conversion of an array:DeprecationWarning"),
 ]
 
@@ -35,7 +37,23 @@ def kernels(monkeypatch):
     from panda_icefall.normalizer import triton_rows
 
     monkeypatch.setattr(triton_rows, "LARGEST_BLOCK", 8)
+    monkeypatch.setattr(triton_rows, "GRADIENT_CLASSES", 8)
+    monkeypatch.setattr(triton_rows, "GRADIENT_BLOCK", 16)
+    monkeypatch.setattr(triton_rows, "SUMMED_ROWS", 4)
     return triton_rows
+
+
+def classes_of(logits, low=LOW):
+    return ClassTile(low, low + logits.shape[1], False)
+
+
+def fold(kernels, logits, ids, low, peak, total, chosen, bias=None):
+    kernels.fold(logits, bias, classes_of(logits, low), ids, peak, total, chosen)
+
+
+def gradient_(kernels, logits, ids, low, log_z, scale, adjoints):
+    at = classes_of(logits, low)
+    kernels.gradient(logits, None, at, ids, log_z, scale, adjoints, None, logits, None)
 
 
 def tile(dtype, n=5, c=21, K=3, seed=0):
@@ -70,7 +88,7 @@ def test_fold_gives_the_log_sum_exp_and_the_selected_logits_of_a_row(kernels, c,
     logits, ids = tile(dtype, c=c)
     peak, total, chosen = start(ids, ACCUMULATION[dtype])
     copy = logits.clone()
-    kernels.fold(logits, ids, LOW, peak, total, chosen)
+    fold(kernels, logits, ids, LOW, peak, total, chosen)
     assert torch.equal(logits, copy)
     assert torch.equal(peak.double(), logits.double().amax(dim=1))
     assert_as_accurate(log_z_of(peak, total), logits.double().logsumexp(1), peak.dtype)
@@ -85,8 +103,8 @@ def test_fold_over_class_tiles_is_that_of_the_torch_engine(kernels):
     logits[:, 30] += 900  # the peak of the first tile is dwarfed
     sums = [start(ids, torch.float64) for _ in range(2)]
     for low, high in ((0, 20), (20, 37), (37, 50)):
-        for fold, (peak, total, chosen) in zip((kernels.fold, torch_rows.fold), sums):
-            fold(logits[:, low:high].clone(), ids, LOW + low, peak, total, chosen)
+        for engine, (peak, total, chosen) in zip((kernels, torch_rows), sums):
+            fold(engine, logits[:, low:high].clone(), ids, LOW + low, peak, total, chosen)
     for got, expected in zip(*sums):
         torch.testing.assert_close(got, expected, rtol=1e-14, atol=0, equal_nan=True)
 
@@ -104,7 +122,7 @@ def test_infinities_and_nans_are_those_of_the_dense_log_sum_exp(kernels, at, til
     logits[4, at] = 2.5
     peak, total, chosen = start(ids, torch.float32)
     for low, high in tiles:
-        kernels.fold(logits[:, low:high], ids, LOW + low, peak, total, chosen)
+        fold(kernels, logits[:, low:high], ids, LOW + low, peak, total, chosen)
     log_z = logits.logsumexp(1)
     torch.testing.assert_close(log_z_of(peak, total), log_z, equal_nan=True)
     shift = torch_rows.finite_or_zero(peak)[:, None]
@@ -115,8 +133,8 @@ def test_infinities_and_nans_are_those_of_the_dense_log_sum_exp(kernels, at, til
     )
     grad, expected = logits.clone(), logits.clone()
     ones = torch.ones_like(log_z)
-    kernels.gradient_(grad, ids, LOW, log_z, ones, torch.ones_like(chosen))
-    torch_rows.gradient_(expected, ids, LOW, log_z, ones, torch.ones_like(chosen))
+    gradient_(kernels, grad, ids, LOW, log_z, ones, torch.ones_like(chosen))
+    gradient_(torch_rows, expected, ids, LOW, log_z, ones, torch.ones_like(chosen))
     torch.testing.assert_close(grad, expected, equal_nan=True)
 
 
@@ -133,51 +151,98 @@ def test_the_gradient_is_the_softmax_scaled_plus_the_adjoints_of_the_selected(ke
     columns = torch.arange(LOW, LOW + c, device=DEVICE)
     for k in range(ids.shape[1]):
         exact += adjoints.double()[:, k : k + 1] * (ids[:, k : k + 1] == columns)
-    kernels.gradient_(logits, ids, LOW, log_z, scale, adjoints)
+    gradient_(kernels, logits, ids, LOW, log_z, scale, adjoints)
     assert logits.dtype == dtype
     assert_as_accurate(logits, exact, dtype)
     assert rms(logits - exact) <= torch.finfo(dtype).eps * max(rms(exact), 1.0)
 
 
-def test_strides_are_those_of_the_tensors(kernels):
+def test_what_lies_after_the_classes_of_a_row_is_not_read(kernels):
     logits, ids = tile(torch.float64)
+    n, c = logits.shape
+    width = c + 7
+    wide = torch.full((n, width), NAN, dtype=torch.float64, device=DEVICE)
+    wide[:, :c] = logits
+    bias = torch.linspace(-1, 2, c, dtype=torch.float64, device=DEVICE)
+    at = ClassTile(LOW, LOW + c, False)
+    scale = torch.linspace(-1, 1, n, dtype=torch.float64, device=DEVICE)
     adjoints = torch.arange(ids.numel(), dtype=torch.float64, device=DEVICE).view(ids.shape)
-    ones = torch.ones(ids.shape[0], dtype=torch.float64, device=DEVICE)
-    wide = torch.full((2 * logits.shape[1], 3 * logits.shape[0]), NAN, dtype=torch.float64)
-    strided = wide.to(DEVICE)[::2, ::3].t()
-    strided.copy_(logits)
+    limits = torch.full_like(scale, 2.5)
     results = []
-    by_column = [t.t().contiguous().t() for t in (ids, adjoints)]
-    for x, i, a in ((logits, ids, adjoints), (strided, *by_column)):
+    for engine, given in ((kernels, wide), (torch_rows, logits.clone())):
         peak, total, chosen = start(ids, torch.float64)
-        chosen = chosen.t().contiguous().t()
-        kernels.fold(x, i, LOW, peak, total, chosen)
-        kernels.gradient_(x, i, LOW, log_z_of(peak, total), ones, a)
-        results.append((peak, total, chosen, x))
-    for got, expected in zip(*results):
-        assert torch.equal(got.nan_to_num(7.0), expected.nan_to_num(7.0))
+        engine.fold(given.clone(), bias, at, ids, peak, total, chosen)
+        bias_grad = torch.ones(c, dtype=torch.float64, device=DEVICE)
+        out = torch.empty_like(given)
+        engine.gradient(
+            given, bias, at, ids, log_z_of(peak, total), scale, adjoints, limits, out, bias_grad
+        )
+        results.append((peak, log_z_of(peak, total), chosen.nan_to_num(7.0), out[:, :c], bias_grad))
+    torch.testing.assert_close(*results, rtol=1e-13, atol=1e-13)
+    by_hand = 1 + results[0][3].sum(dim=0)
+    torch.testing.assert_close(results[0][4], by_hand, rtol=1e-13, atol=1e-13)
+
+
+@pytest.mark.parametrize("low", [0, LOW])
+def test_the_first_classes_take_no_notice_of_what_was_there(kernels, low):
+    logits, ids = tile(torch.float64)
+    for engine in (kernels, torch_rows):
+        peak, total, chosen = start(ids, torch.float64)
+        peak[:], total[:] = 1e3, NAN
+        fold(engine, logits.clone(), (ids - LOW).clamp(min=0) + low, low, peak, total, chosen)
+        is_right = torch.allclose(log_z_of(peak, total), logits.logsumexp(1), rtol=1e-14)
+        assert is_right is (low == 0)
+
+
+def test_a_half_gradient_is_rounded_once_and_its_sum_is_not(kernels):
+    logits, ids = tile(torch.float32, n=11)
+    peak, total, chosen = start(ids, torch.float32)
+    fold(kernels, logits.clone(), ids, LOW, peak, total, chosen)
+    exact, sums = logits.double(), torch.zeros(logits.shape[1], device=DEVICE)
+    adjoints = torch.randn(ids.shape, generator=torch.Generator().manual_seed(2)).to(DEVICE)
+    given = log_z_of(peak, total), -adjoints.sum(1), adjoints
+    gradient_(torch_rows, exact, ids, LOW, *(t.double() for t in given))
+    # Of the interpreter's roundings to half precision only this one is to the nearest.
+    out = torch.empty_like(logits, dtype=torch.float16)
+    kernels.gradient(logits, None, classes_of(logits), ids, *given, None, out, sums)
+    assert rms(out - exact.half()) <= 1e-4 * rms(exact)  # but for ties
+    assert_as_accurate(sums, exact.sum(0), torch.float32, ulps=16)
+
+
+@pytest.mark.parametrize("engine", ["torch", "triton"])
+def test_a_nan_survives_limits(kernels, engine):
+    logits, ids = tile(torch.float64)
+    logits[2, 3] = NAN
+    ones = torch.ones_like(logits[:, 0])
+    adjoints = torch.zeros(ids.shape, dtype=torch.float64, device=DEVICE)
+    chosen = kernels if engine == "triton" else torch_rows
+    chosen.gradient(
+        logits, None, classes_of(logits), ids, ones, ones, adjoints, 0.5 * ones, logits, None
+    )
+    assert logits[2, 3].isnan()
+    assert logits.nan_to_num(0.0).abs().max() <= 0.5
 
 
 def test_offsets_past_two_to_the_31_are_64_bit(kernels):
     # Rows lie 2^30 elements apart in memory of which only the rows themselves are touched.
     storage = torch.empty(2 * 2**30 + 40, dtype=torch.float16, device=DEVICE)
-    logits = storage.as_strided((3, 5), (2**30, 7))
+    logits = storage.as_strided((3, 5), (2**30, 1))
     values = torch.arange(15, dtype=torch.float16, device=DEVICE).reshape(3, 5)
     logits.copy_(values)
     ids = torch.full((3, 1), LOW + 4, device=DEVICE)
     peak, total, chosen = start(ids, torch.float32)
-    kernels.fold(logits, ids, LOW, peak, total, chosen)
+    fold(kernels, logits, ids, LOW, peak, total, chosen)
     assert torch.equal(chosen, values[:, 4:].float())
     assert_as_accurate(log_z_of(peak, total), values.double().logsumexp(1), torch.float32)
-    kernels.gradient_(logits, ids, LOW, peak, torch.zeros_like(peak), torch.ones_like(chosen))
+    gradient_(kernels, logits, ids, LOW, peak, torch.zeros_like(peak), torch.ones_like(chosen))
     assert torch.equal(logits.sum(dim=1), torch.ones(3, dtype=torch.float16, device=DEVICE))
 
 
 def test_no_rows_are_no_work(kernels):
     logits, ids = tile(torch.float32)
     peak, total, chosen = start(ids[:0], torch.float32)
-    kernels.fold(logits[:0], ids[:0], LOW, peak, total, chosen)
-    kernels.gradient_(logits[:0], ids[:0], LOW, peak, total, chosen)
+    fold(kernels, logits[:0], ids[:0], LOW, peak, total, chosen)
+    gradient_(kernels, logits[:0], ids[:0], LOW, peak, total, chosen)
 
 
 # Under the whole op.

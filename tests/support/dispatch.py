@@ -5,8 +5,16 @@ from collections import Counter
 
 import pytest
 import torch
+from torch.utils import _python_dispatch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
+
+# torch 1.13 takes off one mode at a time; there is one.
+without_modes = getattr(
+    _python_dispatch,
+    "_disable_current_modes",
+    getattr(_python_dispatch, "_pop_mode_temporarily", None),
+)
 
 
 class LargestTensor(TorchDispatchMode):
@@ -59,14 +67,13 @@ class Launches(TorchDispatchMode):
 
     def __enter__(self):
         if importlib.util.find_spec("triton") is not None:
-            from torch.utils._python_dispatch import _disable_current_modes
             from triton.runtime.interpreter import GridExecutor
 
             call = GridExecutor.__call__
 
             def counted(executor, *args, **kwargs):
                 self.counts["triton"] += 1
-                with _disable_current_modes():
+                with without_modes():
                     return call(executor, *args, **kwargs)
 
             self._patch.setattr(GridExecutor, "__call__", counted)

@@ -60,7 +60,7 @@ def symbols_and_boundary(kind="flat", classes=C):
 def tiled(
     lm, am, symbols, termination_symbol, lm_only_scale=0.1, am_only_scale=0.1, boundary=None,
     rnnt_type="regular", delay_penalty=0.0, reduction="mean", return_grad=False,
-    *, workspace_bytes=None, counters=None,
+    *, workspace_bytes=None, counters=None, engine="auto", recursion="auto",
 ):  # fmt: skip
     """The tiled loss with k2's arguments."""
     spec = LatticeSpec(
@@ -68,7 +68,8 @@ def tiled(
         rnnt_type=rnnt_type, delay_penalty=delay_penalty, reduction=reduction,
     )  # fmt: skip
     return tiled_rnnt_loss_smoothed(
-        lm, am, spec, Scales(lm_only_scale, am_only_scale), TileOptions(workspace_bytes),
+        lm, am, spec, Scales(lm_only_scale, am_only_scale),
+        TileOptions(workspace_bytes, engine=engine, recursion=recursion),
         return_grad=return_grad, counters=counters,
     )  # fmt: skip
 

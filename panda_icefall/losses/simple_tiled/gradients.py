@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from panda_icefall.losses.simple_tiled.plan import SimpleTilePlan
-from panda_icefall.losses.simple_tiled.source import LogitSource, Parts, exp_below_
+from panda_icefall.losses.simple_tiled.rows import RowKernels
+from panda_icefall.losses.simple_tiled.source import LogitSource, Parts
 from panda_icefall.losses.simple_tiled.sums import Masses
 from panda_icefall.losses.simple_tiled.unigram import unigram_backward
 
@@ -39,6 +40,7 @@ def add_gradients(
     ids: Tensor,
     plan: SimpleTilePlan,
     unigram_plan: SimpleTilePlan | None,
+    kernels: RowKernels,
     sums: Masses,
     adjoints: Adjoints,
     am_grads: Parts,
@@ -55,38 +57,50 @@ def add_gradients(
             by_unigram_mass = by_unigram_mass[utterances, live]
         # What lm gets regardless of the frame, it gets with the first ones.
         is_first = live.start == 0
-        by_lm_mass = adjoints.lm_mass[utterances].unsqueeze(2)
+        by_lm_mass = adjoints.lm_mass[utterances] if is_first else None
         by_peaks = None if adjoints.peaks is None else adjoints.peaks[utterances, :, live]
         by_am_peak = None if by_peaks is None else by_peaks.sum(dim=1)
         by_lm_peak = None if by_peaks is None else by_peaks.sum(dim=2)
+        chosen = ids[utterances]
+        am_selected = adjoints.am_selected[utterances, :, live]
+        lm_selected = adjoints.lm_selected[utterances]
         for low, high in plan.class_tiles():
-            am_exp = exp_below_(am_rows.tile(low, high), am_peak)
-            lm_exp = exp_below_(lm_rows.tile(low, high), lm_peak)
-            am_grad, lm_grad = am.buffer("grad", *am_exp.shape), lm.buffer("grad", *lm_exp.shape)
+            am_exp = kernels.exp_below_(am_rows.tile(low, high), am_peak, am_rows.bias(low, high))
+            lm_exp = kernels.exp_below_(lm_rows.tile(low, high), lm_peak, lm_rows.bias(low, high))
+            am_grad, lm_grad = am.buffer("grad", am_exp.shape), lm.buffer("grad", lm_exp.shape)
             torch.bmm(by_mass.transpose(1, 2), lm_exp, out=am_grad)
             torch.bmm(by_mass, am_exp, out=lm_grad)
+            weights = None
             if adjoints.unigram is not None and by_unigram_mass is not None:
                 assert sums.unigram is not None
-                am_grad.addcmul_(by_unigram_mass.unsqueeze(2), sums.unigram[low:high])
+                weights = sums.unigram[low:high]
                 flat = am_exp.flatten(0, 1)
-                adjoints.unigram[low:high] += torch.mv(flat.t(), by_unigram_mass.flatten())
-            if is_first:
-                lm_grad.add_(by_lm_mass)
+                by_unigram = torch.mv(flat.t(), by_unigram_mass.flatten())
+                adjoints.unigram[low:high].add_(by_unigram)
             if by_am_peak is not None and by_lm_peak is not None:
                 _give_to_peaks(am_grad, am_exp, by_am_peak)
                 _give_to_peaks(lm_grad, lm_exp, by_lm_peak)
-            am_rows.add(am_grad.mul_(am_exp), low, high)
-            lm_rows.add(lm_grad.mul_(lm_exp), low, high)
-        chosen = ids[utterances]
-        am_rows.add_at(chosen, adjoints.am_selected[utterances, :, live])
-        if is_first:
-            lm_rows.add_at(chosen, adjoints.lm_selected[utterances])
+            am_tile, lm_tile = am.gradient_tile(am_grad), lm.gradient_tile(lm_grad)
+            kernels.gradient_(
+                am_grad, am_exp, am_tile, scale=by_unigram_mass, weights=weights,
+                selected=(chosen, low, am_selected) if am.merges_selected else None,
+            )  # fmt: skip
+            kernels.gradient_(
+                lm_grad, lm_exp, lm_tile, shift=by_lm_mass,
+                selected=(chosen, low, lm_selected) if lm.merges_selected and is_first else None,
+            )  # fmt: skip
+            am_rows.add(am_tile, low, high)
+            lm_rows.add(lm_tile, low, high)
+        if not am.merges_selected:
+            am_rows.add_at(chosen, am_selected)
+        if is_first and not lm.merges_selected:
+            lm_rows.add_at(chosen, lm_selected)
         am_rows.close()
         lm_rows.close()
     if unigram_plan is not None and adjoints.unigram is not None:
         am.release()
         lm.release()
-        unigram_backward(lm, unigram_plan, sums.lm_peak, adjoints.unigram, lm_grads)
+        unigram_backward(lm, unigram_plan, kernels, sums.lm_peak, adjoints.unigram, lm_grads)
 
 
 def _give_to_peaks(grad: Tensor, exp: Tensor, by_peak: Tensor) -> None:

@@ -52,7 +52,7 @@ class _LogitRows(LogitBlock):
 
     def tile(self, low: int, high: int) -> Tensor:
         values = self._values.detach()[:, self._rows, low:high]
-        out = self._source.buffer("tile", len(self._utterances), *values.shape[1:])
+        out = self._source.buffer("tile", (len(self._utterances), *values.shape[1:]))
         return torch.index_select(values, 0, self._utterances, out=out)
 
     def at(self, ids: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from panda_icefall.losses.simple_tiled.plan import (
     USEFUL_ROWS_ON_DEVICE,
     SimpleTilePlan,
 )
+from panda_icefall.losses.simple_tiled.rows import row_kernels
 from panda_icefall.losses.simple_tiled.source import LogitSource, check_sources
 from panda_icefall.losses.simple_tiled.terms import simple_terms
 from panda_icefall.losses.smoothed import Scales, mixed_arcs
@@ -52,8 +53,7 @@ def tiled_rnnt_loss_smoothed(
         what two projections round their operands to may differ.
       spec: of the full lattice; checked here.
       scales: of the LM-only and the AM-only part.
-      options: of the tiles, and which recursion runs, in which engine; the adjoint tolerance does
-        not matter here.
+      options: of the tiles, and which recursion runs; the adjoint tolerance does not matter here.
       return_grad: also return the occupations, for ``get_rnnt_prune_ranges``.
       counters: adds up tiles and seconds of forward and backward.
 
@@ -70,7 +70,8 @@ def tiled_rnnt_loss_smoothed(
       Sums over classes and sites accumulate in the result's dtype. Saved for backward: the parts,
       what remains of the classes (``[B, S+1, T]`` and smaller), and with ``am_only`` the unigram
       ``[C]``. Backward computes the projections and the exponentials again. On CUDA three device
-      syncs, a copy of B numbers to the device in each direction, and what k2's recursion does.
+      syncs and a copy of B numbers to the device in each direction; half projections are multiplied
+      in half precision, into float32, where torch and the GPU do so.
 
     Source:
       k2.rnnt_loss_smoothed; Kuang et al., "Pruned RNN-T for fast, memory-efficient ASR training",
@@ -115,12 +116,14 @@ def tiled_arcs(
         itemsize=torch.finfo(am.dtype).bits // 8,
         workspace_bytes=options.workspace_on(am.device),
         casts_weight=am.casts_weight or lm.casts_weight,
+        rounds_gradient=am.rounds_gradient or lm.rounds_gradient,
         useful_rows=USEFUL_ROWS if am.device.type == "cpu" else USEFUL_ROWS_ON_DEVICE,
     )
     plan = make_plan([am.rows] * B if boundary is None else boundary[:, 3].tolist())
     unigram_plan = make_plan([0] * B) if scales.am_only != 0.0 else None
     ids = torch.cat((symbols, symbols.new_full((B, 1), spec.termination_symbol)), dim=1)
-    terms = simple_terms(am, lm, ids, plan, unigram_plan, counters)
+    kernels = row_kernels(options.engine, am.device)
+    terms = simple_terms(am, lm, ids, plan, unigram_plan, kernels, counters)
     unigram = None
     if terms.unigram_logp is not None and terms.unigram_log_mass is not None:
         px_unigram, py_unigram = terms.unigram_logp.unsqueeze(2).split((S, 1), dim=1)

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from panda_icefall.losses.simple_tiled.source import ALIGNMENT
+
 # A tile of fewer classes, or of fewer rows on a CPU, makes GEMMs that are bound by reading.
 USEFUL_CLASSES = 512
 LEAST_CLASSES = 64
@@ -37,7 +39,7 @@ class SimpleTilePlan:
 
     Attributes:
       classes: C.
-      tile_classes: classes of one tile.
+      tile_classes: classes of one tile; a multiple of ``ALIGNMENT`` where it is larger and not all.
       tile_bytes: bytes of the largest tile's scratch: two arrays for each of am and lm, the rows
         they are computed from, the weights of the selected classes and the gradients of both,
         and the weight where it has to be cast.
@@ -61,6 +63,7 @@ class SimpleTilePlan:
         workspace_bytes: int,
         *,
         casts_weight: bool = False,
+        rounds_gradient: bool = False,
         useful_rows: int = USEFUL_ROWS,
     ) -> SimpleTilePlan:
         """Choose the tile sizes for one workspace budget.
@@ -73,6 +76,7 @@ class SimpleTilePlan:
           itemsize: bytes of one number in the accumulation dtype.
           workspace_bytes: upper bound of ``tile_bytes``.
           casts_weight: whether a tile of each weight has to be cast first, in two steps.
+          rounds_gradient: whether a tile's gradients are written in half precision too.
           useful_rows: frames and states of a block beyond which it takes no more utterances.
 
         Raises:
@@ -86,7 +90,8 @@ class SimpleTilePlan:
             chosen = states * (am_width + lm_width)
             numbers = frames * am_width + states * lm_width + chosen
             numbers += tile_classes * (frames + states)
-            return 2 * itemsize * utterances * numbers + tile_classes * weight_bytes
+            rounded = tile_classes * (frames + states) * 2 if rounds_gradient else 0
+            return utterances * (2 * itemsize * numbers + rounded) + tile_classes * weight_bytes
 
         least = tile_bytes(1, 1, 1)
         if workspace_bytes < least:
@@ -121,11 +126,12 @@ class SimpleTilePlan:
         sizes = [(len(block.utterances), block.end - block.begin) for block in blocks]
         fixed = max((tile_bytes(n, frames, 0) for n, frames in sizes), default=0)
         per_class = max((tile_bytes(*size, 1) - tile_bytes(*size, 0) for size in sizes), default=1)
-        affordable = min(classes, max(1, (workspace_bytes - fixed) // per_class))
-        tiles = -(-classes // affordable)
-        tile_classes = -(-classes // tiles)
+        affordable = max(1, (workspace_bytes - fixed) // per_class)
+        step = ALIGNMENT if min(classes, affordable) >= ALIGNMENT else 1
+        tiles = -(-classes // (affordable // step * step))
+        tile_classes = -(-classes // (tiles * step)) * step
         largest = max((tile_bytes(*size, tile_classes) for size in sizes), default=0)
-        return cls(classes, tile_classes, largest, tuple(blocks))
+        return cls(classes, min(classes, tile_classes), largest, tuple(blocks))
 
     @property
     def tiles(self) -> int:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from panda_icefall.lattice.validation import HALVES, WIDE
 from panda_icefall.losses.simple_tiled.source import LogitBlock, LogitSource, Parts
+from panda_icefall.normalizer.tensor_cores import Gemms
 
 
 @dataclass(frozen=True)
@@ -19,11 +20,13 @@ class Projection(LogitSource):
 
     Attributes:
       head_dtype: dtype that all three are rounded to first, as autocast does for a linear layer;
-        the arithmetic after that is in float32, and the outputs are not rounded. None: all three
-        have one dtype, float32 or float64.
+        the outputs are float32 and not rounded. None: all three have one dtype, float32 or float64.
+      gemms: how matrices are multiplied. Of half ones the gradient of the logits is rounded to half
+        precision, as in the dense path, and weight and bias are cast once.
     """
 
     head_dtype: torch.dtype | None = None
+    gemms: Gemms = field(default_factory=lambda: Gemms(torch.float32, torch.float32))
 
     @classmethod
     def of(
@@ -39,15 +42,20 @@ class Projection(LogitSource):
         assert input is not None
         assert weight is not None
         _check_parts(input, weight, bias, head_dtype)
+        dtype = input.dtype if head_dtype is None else torch.float32
+        gemms = Gemms.of(weight, head_dtype, dtype)
         return cls(
             parts=tuple(parts),
-            dtype=input.dtype if head_dtype is None else torch.float32,
+            dtype=dtype,
             device=input.device,
             rows=input.shape[1],
             classes=weight.shape[0],
             width=input.shape[2],
-            casts_weight=head_dtype is not None,
+            casts_weight=head_dtype is not None and not gemms.widens,
+            gradient_dtype=gemms.operands,
+            merges_selected=gemms.holds_half,
             head_dtype=head_dtype,
+            gemms=gemms,
         )
 
     @property
@@ -58,9 +66,28 @@ class Projection(LogitSource):
         return _ProjectedRows(self, utterances, rows, grads or (None, None, None))
 
     def operand(self, tensor: Tensor) -> Tensor:
-        """What the linear layer reads, widened: products of half values are exact in float32."""
+        """What the linear layer reads: products of half values are exact in float32."""
         tensor = tensor if self.head_dtype is None else tensor.to(self.head_dtype)
-        return tensor.to(self.dtype)
+        return tensor.to(self.gemms.operands)
+
+    def widened(self, tensor: Tensor) -> Tensor:
+        """What the linear layer reads, in the dtype of the arithmetic."""
+        return self.operand(tensor).to(self.dtype)
+
+    def head_tile(self, name: str, low: int, high: int) -> Tensor | None:
+        """What is read of the weight or of the bias for a tile of classes.
+
+        Args:
+          name: "weight" or "bias".
+        """
+        part = self.parts[1 if name == "weight" else 2]
+        if part is None:
+            return None
+        if not self.gemms.widens:
+            return self.operand(part[low:high])
+        if name not in self._scratch:
+            self._scratch[name] = self.operand(part)
+        return self._scratch[name][low:high]
 
 
 def _check_parts(
@@ -108,38 +135,45 @@ class _ProjectedRows(LogitBlock):
         self._utterances, self._places = utterances, rows
         self._rows = source.operand(input[:, rows].index_select(0, utterances))
         self._input_grad, self._weight_grad, self._bias_grad = grads
-        self._row_grads = None if self._input_grad is None else torch.zeros_like(self._rows)
+        self._row_grads = None if self._input_grad is None else source.full(*self._rows.shape)
 
     def tile(self, low: int, high: int) -> Tensor:
-        rows, operand = self._rows.flatten(0, 1), self._source.operand
-        weight = operand(self._weight[low:high]).t()
-        out = self._source.buffer("tile", rows.shape[0], high - low)
-        if self._bias is None:
-            torch.mm(rows, weight, out=out)
+        source, rows = self._source, self._rows.flatten(0, 1)
+        tile = source.buffer("tile", (*self._rows.shape[:2], high - low))
+        weight = self._weight_tile(low, high).t()
+        bias = None if source.gemms.widens else source.head_tile("bias", low, high)
+        if bias is None:
+            source.gemms.multiply(rows, weight, out=tile.flatten(0, 1))
         else:
-            torch.addmm(operand(self._bias[low:high]), rows, weight, out=out)
-        return out.view(*self._rows.shape[:2], high - low)
+            source.gemms.add_product(bias, rows, weight, out=tile.flatten(0, 1))
+        return tile
+
+    def bias(self, low: int, high: int) -> Tensor | None:
+        return self._source.head_tile("bias", low, high) if self._source.gemms.widens else None
 
     def at(self, ids: Tensor) -> Tensor:
-        chosen = torch.bmm(self._weights_at(ids), self._rows.transpose(1, 2))
+        rows = self._rows.to(self._source.dtype)
+        chosen = torch.bmm(self._weights_at(ids), rows.transpose(1, 2))
         if self._bias is not None:
-            chosen += self._source.operand(self._bias[ids]).unsqueeze(2)
+            chosen += self._source.widened(self._bias[ids]).unsqueeze(2)
         return chosen
 
     def add(self, grad: Tensor, low: int, high: int) -> None:
-        flat = grad.flatten(0, 1)
+        flat, add_product = grad.flatten(0, 1), self._source.gemms.add_product
         if self._row_grads is not None:
-            self._row_grads.flatten(0, 1).addmm_(flat, self._source.operand(self._weight[low:high]))
+            total = self._row_grads.flatten(0, 1)
+            add_product(total, flat, self._weight_tile(low, high), out=total)
         if self._weight_grad is not None:
-            self._weight_grad[low:high].addmm_(flat.t(), self._rows.flatten(0, 1))
+            total = self._weight_grad[low:high]
+            add_product(total, flat.t(), self._rows.flatten(0, 1), out=total)
         if self._bias_grad is not None:
-            self._bias_grad[low:high] += flat.sum(dim=0)
+            self._bias_grad[low:high].add_(flat.sum(dim=0, dtype=self._source.dtype))
 
     def add_at(self, ids: Tensor, grad: Tensor) -> None:
         if self._row_grads is not None:
             self._row_grads.baddbmm_(grad.transpose(1, 2), self._weights_at(ids))
         if self._weight_grad is not None:
-            weights = torch.bmm(grad, self._rows).flatten(0, 1)
+            weights = torch.bmm(grad, self._rows.to(grad.dtype)).flatten(0, 1)
             self._weight_grad.index_add_(0, ids.flatten(), weights)
         if self._bias_grad is not None:
             self._bias_grad.index_add_(0, ids.flatten(), grad.sum(dim=2).flatten())
@@ -148,5 +182,10 @@ class _ProjectedRows(LogitBlock):
         if self._input_grad is not None and self._row_grads is not None:
             self._input_grad[:, self._places].index_add_(0, self._utterances, self._row_grads)
 
+    def _weight_tile(self, low: int, high: int) -> Tensor:
+        weight = self._source.head_tile("weight", low, high)
+        assert weight is not None
+        return weight
+
     def _weights_at(self, ids: Tensor) -> Tensor:
-        return self._source.operand(self._weight[ids])  # [n, K, D]
+        return self._source.widened(self._weight[ids])  # [n, K, D]

@@ -12,6 +12,8 @@ from torch import Tensor
 from panda_icefall.losses.logit_checks import WIDE, check_fit
 
 Parts = tuple[Tensor | None, ...]
+# Classes: of so many numbers rows begin at addresses that GEMMs and row kernels read in full width.
+ALIGNMENT = 64
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,10 @@ class LogitSource(ABC):
       classes: C.
       width: numbers of scratch that one row takes besides its classes.
       casts_weight: whether a tile of classes is cast before it is used.
+      gradient_dtype: dtype of the tiles that ``LogitBlock.add`` takes; None: the arithmetic's.
+      merges_selected: whether these tiles hold the gradient of the selected classes too, and
+        ``add_at`` is not called. Where tiles are rounded, what is left of the two where they cancel
+        would be lost otherwise.
     """
 
     parts: Parts
@@ -35,6 +41,8 @@ class LogitSource(ABC):
     classes: int
     width: int = 0
     casts_weight: bool = False
+    gradient_dtype: torch.dtype | None = None
+    merges_selected: bool = False
     _scratch: dict[str, Tensor] = field(default_factory=dict)
 
     @property
@@ -74,13 +82,37 @@ class LogitSource(ABC):
         """A new tensor of the arithmetic's dtype."""
         return torch.full(shape, value, dtype=self.dtype, device=self.device)
 
-    def buffer(self, name: str, *shape: int) -> Tensor:
-        """An uninitialised tensor, on the memory of the last one of this name where it fits."""
-        size = torch.Size(shape).numel()
+    def buffer(self, name: str, shape: Sequence[int], dtype: torch.dtype | None = None) -> Tensor:
+        """An uninitialised tile, on the memory of the last one of this name where it fits.
+
+        Args:
+          shape: ``[n, length, c]``. On CUDA the stride of rows is a multiple of ``ALIGNMENT``,
+            where there are more classes.
+          dtype: None: the arithmetic's.
+        """
+        n, length, classes = shape
+        stride = aligned(classes) if self.pads_rows else classes
+        size = n * length * stride
         if name not in self._scratch or self._scratch[name].numel() < size:
             self._scratch.pop(name, None)
-            self._scratch[name] = torch.empty(size, dtype=self.dtype, device=self.device)
-        return self._scratch[name][:size].view(shape)
+            self._scratch[name] = torch.empty(size, dtype=dtype or self.dtype, device=self.device)
+        return self._scratch[name][:size].view(n, length, stride)[:, :, :classes]
+
+    def gradient_tile(self, grad: Tensor) -> Tensor:
+        """Where a tile's gradient is written: itself, or a buffer of ``gradient_dtype``."""
+        if not self.rounds_gradient:
+            return grad
+        return self.buffer("rounded", grad.shape, self.gradient_dtype)
+
+    @property
+    def rounds_gradient(self) -> bool:
+        """Whether ``gradient_dtype`` is narrower than the arithmetic's."""
+        return self.gradient_dtype not in (None, self.dtype)
+
+    @property
+    def pads_rows(self) -> bool:
+        """Whether rows of a ragged tile begin where those of a full one would."""
+        return self.device.type == "cuda"
 
     def release(self) -> None:
         """Give the buffers back."""
@@ -94,13 +126,17 @@ class LogitBlock(ABC):
     def tile(self, low: int, high: int) -> Tensor:
         """``[n, length, high - low]``, classes ``[low, high)``, in the source's buffer "tile"."""
 
+    def bias(self, low: int, high: int) -> Tensor | None:
+        """What is still to be added to the tile, ``[high - low]``; None: nothing."""
+        return None
+
     @abstractmethod
     def at(self, ids: Tensor) -> Tensor:
         """``[n, K, length]``, all rows at the classes ``ids``, int64 ``[n, K]``."""
 
     @abstractmethod
     def add(self, grad: Tensor, low: int, high: int) -> None:
-        """Add the gradient ``[n, length, high - low]`` of a tile."""
+        """Add the gradient ``[n, length, high - low]`` of a tile, in ``gradient_dtype``."""
 
     @abstractmethod
     def add_at(self, ids: Tensor, grad: Tensor) -> None:
@@ -109,6 +145,11 @@ class LogitBlock(ABC):
     @abstractmethod
     def close(self) -> None:
         """Add the gradients that were kept until the last tile."""
+
+
+def aligned(classes: int) -> int:
+    """Classes rounded up to a multiple of ``ALIGNMENT``, where they are more."""
+    return classes if classes <= ALIGNMENT else -(-classes // ALIGNMENT) * ALIGNMENT
 
 
 def check_sources(am: LogitSource, lm: LogitSource, symbols: Tensor) -> None:
@@ -134,32 +175,3 @@ def check_sources(am: LogitSource, lm: LogitSource, symbols: Tensor) -> None:
     if 0 in am.shape:
         raise ValueError(f"am: got shape {am.shape}, expected [B, T, C], none of them 0")
     check_fit(lm.shape, am.shape, symbols)
-
-
-def raise_peak(peak: Tensor, tile: Tensor) -> Tensor:
-    """Raise running maxima in place to those of a further tile of classes.
-
-    Args:
-      peak: ``[n, length]``, -inf before the first tile.
-      tile: ``[n, length, c]``.
-
-    Returns:
-      ``[n, length]``, the factors of what was summed before: 0 where that was nothing.
-    """
-    before = peak.clone()
-    torch.maximum(peak, tile.amax(dim=2), out=peak)
-    return before.sub_(_subtrahend(peak)).exp_()
-
-
-def exp_below_(tile: Tensor, peak: Tensor) -> Tensor:
-    """``exp(tile - peak)`` in place, of a tile ``[n, length, c]`` and maxima ``[n, length]``.
-
-    In forward and backward alike: rounded in another way, the gradient of a softmax would no
-    longer sum to 0.
-    """
-    return tile.sub_(_subtrahend(peak).unsqueeze(2)).exp_()
-
-
-def _subtrahend(peak: Tensor) -> Tensor:
-    """0 for -inf, which minus itself is no number; NaN and +inf stay, so that they show."""
-    return peak.masked_fill(peak == float("-inf"), 0.0)

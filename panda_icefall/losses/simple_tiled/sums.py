@@ -16,11 +16,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from panda_icefall.losses.simple_tiled.plan import SimpleTilePlan
-from panda_icefall.losses.simple_tiled.source import LogitSource, exp_below_, raise_peak
+from panda_icefall.losses.simple_tiled.rows import RowKernels
+from panda_icefall.losses.simple_tiled.source import LogitSource
 from panda_icefall.losses.simple_tiled.unigram import unigram_of
 
 NEG_INF = float("-inf")
@@ -66,6 +66,7 @@ def sum_over_classes(
     ids: Tensor,
     plan: SimpleTilePlan,
     unigram_plan: SimpleTilePlan | None,
+    kernels: RowKernels,
 ) -> Sums:
     """The sums, from one pass over the classes; a unigram takes two of lm before it.
 
@@ -74,6 +75,7 @@ def sum_over_classes(
       ids: int64 ``[B, S+1]``, the symbols and, in the last column, the blank.
       plan: the tiles.
       unigram_plan: tiles of the states alone; None where no unigram is wanted.
+      kernels: of the tiles' rows.
     """
     (B, states), T = ids.shape, am.rows
     sums = Sums(
@@ -81,13 +83,13 @@ def sum_over_classes(
         lm_peak=lm.full(B, states, value=NEG_INF),
         mass=am.full(B, states, T, value=1.0),
         lm_mass=lm.full(B, states, value=1.0),
-        unigram=None if unigram_plan is None else unigram_of(lm, unigram_plan),
+        unigram=None if unigram_plan is None else unigram_of(lm, unigram_plan, kernels),
         unigram_mass=None if unigram_plan is None else am.full(B, T, value=1.0),
         am_selected=am.full(B, states, T),
         lm_selected=lm.full(B, states, states),
     )
     for utterances, live in plan.blocks_on(ids.device):
-        _sum_block(am, lm, ids, plan, sums, utterances, live)
+        _sum_block(am, lm, ids, plan, kernels, sums, utterances, live)
     return sums
 
 
@@ -96,6 +98,7 @@ def _sum_block(
     lm: LogitSource,
     ids: Tensor,
     plan: SimpleTilePlan,
+    kernels: RowKernels,
     sums: Sums,
     utterances: Tensor,
     live: slice,
@@ -106,16 +109,16 @@ def _sum_block(
     am_peak = am.full(n, frames, value=NEG_INF)
     lm_peak = lm.full(n, states, value=NEG_INF)
     mass, lm_mass = am.full(n, states, frames), lm.full(n, states)
-    unigram_mass = am.full(n, frames)
+    unigram_mass = None if sums.unigram is None else am.full(n, frames)
     for low, high in plan.class_tiles():
-        am_tile, lm_tile = am_rows.tile(low, high), lm_rows.tile(low, high)
-        am_factor, lm_factor = raise_peak(am_peak, am_tile), raise_peak(lm_peak, lm_tile)
-        am_exp, lm_exp = exp_below_(am_tile, am_peak), exp_below_(lm_tile, lm_peak)
+        am_exp, lm_exp = am_rows.tile(low, high), lm_rows.tile(low, high)
+        weights = None if sums.unigram is None else sums.unigram[low:high]
+        am_factor = kernels.fold_(
+            am_exp, am_peak, am_rows.bias(low, high), weights=weights, weighted=unigram_mass
+        )
+        lm_factor = kernels.fold_(lm_exp, lm_peak, lm_rows.bias(low, high), mass=lm_mass)
         mass.mul_(lm_factor.unsqueeze(2)).mul_(am_factor.unsqueeze(1))
         mass.baddbmm_(lm_exp, am_exp.transpose(1, 2))
-        lm_mass.mul_(lm_factor).add_(lm_exp.sum(dim=2))
-        if sums.unigram is not None:
-            unigram_mass.mul_(am_factor).add_(torch.matmul(am_exp, sums.unigram[low:high]))
     chosen = ids[utterances]
     sums.am_peak[utterances, live] = am_peak
     sums.lm_peak[utterances] = lm_peak
@@ -123,5 +126,5 @@ def _sum_block(
     sums.lm_mass[utterances] = lm_mass
     sums.am_selected[utterances, :, live] = am_rows.at(chosen).sub_(am_peak.unsqueeze(1))
     sums.lm_selected[utterances] = lm_rows.at(chosen).sub_(lm_peak.unsqueeze(1))
-    if sums.unigram_mass is not None:
+    if sums.unigram_mass is not None and unigram_mass is not None:
         sums.unigram_mass[utterances, live] = unigram_mass

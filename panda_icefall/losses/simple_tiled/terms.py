@@ -12,6 +12,7 @@ from torch import Tensor
 from panda_icefall.first_order import first_order_only
 from panda_icefall.losses.simple_tiled.gradients import Adjoints, add_gradients
 from panda_icefall.losses.simple_tiled.plan import SimpleTilePlan
+from panda_icefall.losses.simple_tiled.rows import RowKernels
 from panda_icefall.losses.simple_tiled.source import LogitSource
 from panda_icefall.losses.simple_tiled.sums import Masses, sum_over_classes
 from panda_icefall.normalizer import TileCounters
@@ -45,6 +46,7 @@ def simple_terms(
     ids: Tensor,
     plan: SimpleTilePlan,
     unigram_plan: SimpleTilePlan | None,
+    kernels: RowKernels,
     counters: TileCounters | None = None,
 ) -> SimpleTerms:
     """The terms of the arcs, differentiable once in the parts of both sources.
@@ -55,6 +57,7 @@ def simple_terms(
       ids: int64 ``[B, S+1]``, the symbols and, in the last column, the blank.
       plan: the tiles; frames outside its blocks have no meaning.
       unigram_plan: tiles of the states alone, for the unigram; None where it is not wanted.
+      kernels: of the tiles' rows.
       counters: adds up tiles and seconds, or None.
 
     Saved for backward: the parts, the ids, the masses, the maxima, the unigram.
@@ -65,7 +68,7 @@ def simple_terms(
     One device sync, to know that.
     """
     counters = TileCounters() if counters is None else counters
-    call = _Call(am.remake, lm.remake, len(am.parts), plan, unigram_plan, counters)
+    call = _Call(am.remake, lm.remake, len(am.parts), plan, unigram_plan, kernels, counters)
     with no_autocast(am.device):
         return SimpleTerms(*_SimpleTerms.apply(call, ids, *am.parts, *lm.parts))
 
@@ -79,6 +82,7 @@ class _Call:
     am_parts: int
     plan: SimpleTilePlan
     unigram_plan: SimpleTilePlan | None
+    kernels: RowKernels
     counters: TileCounters
 
     def sources(self, parts: Sequence[Tensor | None]) -> tuple[LogitSource, LogitSource]:
@@ -99,7 +103,7 @@ class _SimpleTerms(torch.autograd.Function):
     ) -> tuple[Tensor | None, ...]:
         am, lm = call.sources(parts)
         with call.counters.timed("forward", ids.device):
-            sums = sum_over_classes(am, lm, ids, call.plan, call.unigram_plan)
+            sums = sum_over_classes(am, lm, ids, call.plan, call.unigram_plan, call.kernels)
         call.counters.add(tiles_forward=call.tiles)
         ctx.call = call
         least = _tiny(sums.mass) / torch.finfo(sums.mass.dtype).eps
@@ -129,7 +133,7 @@ class _SimpleTerms(torch.autograd.Function):
         lm_grads = lm.zeros_of_parts(needs[call.am_parts :])
         with no_autocast(ids.device), call.counters.timed("backward", ids.device):
             add_gradients(
-                am, lm, ids, call.plan, call.unigram_plan, sums,
+                am, lm, ids, call.plan, call.unigram_plan, call.kernels, sums,
                 _adjoints(ids, sums, ctx.reaches_peaks, *grads), am_grads, lm_grads,
             )  # fmt: skip
         call.counters.add(tiles_backward=call.tiles)

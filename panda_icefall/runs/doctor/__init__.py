@@ -27,7 +27,7 @@ def examine(recipe: Path | None = None, icefall_root: Path | None = None) -> Dia
         *environment.examine_versions(),
         environment.examine_torch(torch),
         *environment.examine_gpus(torch),
-        environment.examine_triton(),
+        environment.examine_triton(ask("triton") if torch.gpus else Answer()),
         *k2_build.examine_k2(k2, torch, Answer() if k2 is None else ask("k2")),
         k2_build.examine_routing(ask("routing")),
         environment.examine_lhotse(ask("lhotse")),

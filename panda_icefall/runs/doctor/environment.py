@@ -181,10 +181,25 @@ def examine_versions() -> list[Finding]:
     ]
 
 
-def examine_triton() -> Finding:
-    """The installed triton; nothing needs it on CPU."""
+def examine_triton(tried: Answer) -> Finding:
+    """The installed triton, and whether it works on the GPUs; nothing needs it on CPU.
+
+    Args:
+      tried: What compiling a kernel for each GPU gave in a child process; no facts without GPUs.
+    """
     version = installed_version("triton")
-    return ok("triton", version or "not installed; losses are computed by torch alone")
+    if version is None:
+        return ok("triton", "not installed; losses are computed by torch alone")
+    reasons = {f"{gpu}: {why}" for gpu, why in tried.facts.items() if why is not None}
+    if tried.error is not None:
+        reasons.add(tried.error)
+    if not reasons:
+        return ok("triton", f"{version}; it works on the GPU" if tried.facts else version)
+    return warning(
+        "triton",
+        f"{version} does not work, so losses are computed by torch alone ({'; '.join(reasons)})",
+        "install a C compiler (gcc) and Python's headers (python3-dev), which Triton calls",
+    )
 
 
 def examine_packages() -> list[Finding]:

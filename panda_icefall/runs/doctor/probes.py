@@ -36,8 +36,8 @@ def ask(probe: str) -> Answer:
     """Run one probe in a child process with this process's ``sys.path``.
 
     Args:
-      probe: ``k2`` (import it, read its build), ``routing`` (apply, list what was replaced) or
-        ``lhotse`` (import it, make a sampler).
+      probe: ``k2`` (import it, read its build), ``routing`` (apply, list what was replaced),
+        ``lhotse`` (import it, make a sampler) or ``triton`` (compile and run a kernel on each GPU).
     """
     command = [sys.executable, "-c", _CHILD, json.dumps(sys.path), probe]
     try:
@@ -97,8 +97,18 @@ def _probe_lhotse() -> dict[str, Any]:
     return {"version": lhotse.__version__}
 
 
+def _probe_triton() -> dict[str, Any]:
+    import torch
+
+    from panda_icefall.engine_choice import why_not_triton
+
+    gpus = [torch.device("cuda", index) for index in range(torch.cuda.device_count())]
+    return {str(gpu): why_not_triton(gpu) for gpu in gpus}
+
+
 _PROBES: dict[str, Callable[[], dict[str, Any]]] = {
     "k2": _probe_k2,
     "routing": _probe_routing,
     "lhotse": _probe_lhotse,
+    "triton": _probe_triton,
 }

@@ -1,11 +1,12 @@
 """Packages beside k2 and torch, and the memory log."""
 
 import importlib.metadata
+import re
 
 import pytest
 import torch
 
-from panda_icefall.runs.doctor import environment
+from panda_icefall.runs.doctor import environment, probes
 from panda_icefall.runs.doctor.environment import (
     examine_lhotse,
     examine_memory_log,
@@ -49,13 +50,37 @@ def test_installed_packages_are_listed_and_absent_ones_are_warnings(installed):
     }
     assert found["kaldialign"].text == "0.9"
     assert found["sentencepiece"].advice == "pip install sentencepiece"
-    assert examine_triton().text == "3.0"
+    assert examine_triton(Answer()).text == "3.0"
 
 
 def test_an_absent_triton_needs_nothing_done(installed):
     installed()
-    assert examine_triton().level == "ok"
-    assert "torch alone" in examine_triton().text
+    assert examine_triton(Answer()).level == "ok"
+    assert "torch alone" in examine_triton(Answer()).text
+
+
+@pytest.mark.parametrize(
+    ("tried", "level", "text"),
+    [
+        (Answer({"cuda:0": None}), "ok", "3.7; it works on the GPU"),
+        (
+            Answer({"cuda:0": "no cc"}),
+            "warning",
+            r"3.7 does not work, .*torch alone \(cuda:0: no cc",
+        ),
+        (Answer(error="killed by SIGSEGV"), "warning", r"torch alone \(killed by SIGSEGV\)"),
+    ],
+)
+def test_a_triton_that_compiles_nothing_is_a_warning(installed, tried, level, text):
+    installed(triton="3.7")
+    finding = examine_triton(tried)
+    assert finding.level == level
+    assert re.match(f".*{text}", finding.text)
+
+
+def test_without_gpus_no_kernel_is_tried(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    assert probes._probe_triton() == {}
 
 
 def test_a_sampler_that_cannot_be_made_is_a_problem(fake_package):
