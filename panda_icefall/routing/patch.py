@@ -70,6 +70,7 @@ def apply(
     - The ``apply`` of a custom autograd function that was bound before.
     - Hooks of modules that look for tensors: they do not see recorded ones. Logged once.
     - Other losses; CTC is reached where ``ctc=True`` asks for it.
+    - CUDA graphs: a loss inside a capture is refused, as it reads values back from the device.
 
     Args:
       model: until ``revert`` its ``simple_am_proj`` and ``simple_lm_proj``, with or without a
