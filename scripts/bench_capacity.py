@@ -158,7 +158,8 @@ def main() -> None:
         "workspace_mib": args.workspace_mib,
         "device": args.device,
     }
-    with measuring("capacity", settings, args.json or results.default_path("capacity")) as rows:
+    target = args.json or results.default_path("capacity", device=args.device)
+    with measuring("capacity", settings, target) as rows:
         rows += [row for name in args.recipes for row in bench_recipe(name, args)]
 
 

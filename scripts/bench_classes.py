@@ -94,7 +94,8 @@ def main() -> None:
         "workspace_mib": args.workspace_mib,
         "device": args.device,
     }
-    with measuring("classes", settings, args.json or results.default_path("classes")) as rows:
+    target = args.json or results.default_path("classes", device=args.device)
+    with measuring("classes", settings, target) as rows:
         rows += [row for arm in args.arms for row in sweep(arm, shape, args)]
         rows.sort(key=lambda row: row["C"])
         add_time_ratios(rows)

@@ -185,7 +185,8 @@ def main() -> None:
         "workspace_mib": args.workspace_mib,
         "device": args.device,
     }
-    with measuring("ctc", settings, args.json or results.default_path("ctc")) as rows:
+    target = args.json or results.default_path("ctc", device=args.device)
+    with measuring("ctc", settings, target) as rows:
         for C in args.classes:
             rows += bench(Shape(args.B, args.T, C, args.D, args.shortest, args.device), args)
 

@@ -122,7 +122,9 @@ def main() -> None:
     check_counts(parser, args, "repeats")
     inputs = chosen_inputs(parser, args)
     facts = {"carrying_share": carrying_share(inputs)}
-    target = args.json or results.default_path("loss", args.corpus, args.adjoints)
+    target = args.json or results.default_path(
+        "loss", args.corpus, args.adjoints, device=args.device
+    )
     with measuring("loss", settings_of(args, inputs), target, facts) as rows, saved(inputs) as path:
         for part in args.parts:
             arms = [a for a in arms_of(part) if not args.arms or a in ("dense", *args.arms)]

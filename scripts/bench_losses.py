@@ -142,7 +142,8 @@ def main() -> None:
     }
     words = ["losses", *(args.public or []), args.adjoints]
     make = LossInputs.random if args.adjoints == "random" else peaked_inputs
-    with measuring("losses", settings, args.json or results.default_path(*words)) as rows:
+    target = args.json or results.default_path(*words, device=args.device)
+    with measuring("losses", settings, target) as rows:
         for name, shape in shapes.items():
             try:
                 inputs = make(shape, torch.device(args.device))

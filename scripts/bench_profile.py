@@ -7,12 +7,15 @@ functions that do them; the rest is what is left. By kind: torch's profiler, who
 the small operations dearer than they are. `matrix products alone` is the step's GEMMs by plain
 torch.mm and torch.bmm at the sizes of its tiles (benchmarks/gemm_limit.py): no step can be faster.
 
+`--syncs` lists where a step would wait for a GPU, on any machine, and measures nothing.
+
 Inputs are those of bench_loss.py.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections import Counter
 from typing import Any
 
 import torch
@@ -23,6 +26,7 @@ from benchmarks.gemm_limit import products_of, recorded_gemms
 from benchmarks.inputs import LossInputs
 from benchmarks.options import check_counts, make_parser
 from benchmarks.profile import WHOLE, kinds_of, parts_of
+from benchmarks.syncs import Syncs
 from benchmarks.tables import measuring
 from benchmarks.timing import seconds_of, times
 
@@ -32,6 +36,7 @@ PRODUCTS = "matrix products alone"
 def get_parser() -> argparse.ArgumentParser:
     p = make_parser(__doc__)
     add_inputs(p)
+    p.add_argument("--syncs", action="store_true", help="list where a step waits for the device")
     return p
 
 
@@ -61,12 +66,26 @@ def bench(inputs: LossInputs, args: argparse.Namespace) -> list[dict[str, Any]]:
     ]
 
 
+def print_waits(step: Step) -> None:
+    """One line per place at which a step's host waits for the device, and how often."""
+    with Syncs() as syncs:
+        step.run()
+    for wait, count in Counter(syncs.waits).items():
+        print(f"{count} x {wait.operation:16} {wait.place or '(not in panda_icefall)'}")
+    print(f"{len(syncs.waits)} waits in a step, forward and backward")
+
+
 def main() -> None:
     parser = get_parser()
     args = parser.parse_args()
     check_counts(parser, args, "repeats")
     inputs = chosen_inputs(parser, args)
-    target = args.json or results.default_path("profile", args.corpus, args.adjoints)
+    if args.syncs:
+        print_waits(Step.make("panda", "whole", inputs, args.workspace_mib))
+        return
+    target = args.json or results.default_path(
+        "profile", args.corpus, args.adjoints, device=args.device
+    )
     with measuring("profile", settings_of(args, inputs), target) as rows:
         rows += bench(inputs, args)
 

@@ -63,7 +63,9 @@ def main() -> None:
     if min(args.sizes_mib) <= 0 or args.workspace_mib is not None:
         parser.error(f"--sizes-mib: got {args.sizes_mib}, expected sizes above 0 here only")
     inputs = chosen_inputs(parser, args)
-    target = args.json or results.default_path("workspace", args.corpus, args.adjoints)
+    target = args.json or results.default_path(
+        "workspace", args.corpus, args.adjoints, device=args.device
+    )
     settings = settings_of(args, inputs)
     with measuring("workspace", settings, target) as rows, saved(inputs) as path:
         rows += bench(inputs, path, args)

@@ -104,7 +104,7 @@ class BandLayout:
 
     def by_site(self, steps: Tensor) -> tuple[Tensor, Tensor]:
         """Symbol and blank arcs ``[B, T, s_range]`` out of step order, 0 where there is none."""
-        steps[-1] = 0
+        steps[-1:].zero_()
         return steps[self.symbol_index], steps[self.blank_index]
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -9,6 +11,7 @@ HALVES = (torch.float16, torch.bfloat16)
 WIDE = (torch.float32, torch.float64)
 RNNT_TYPES = ("regular", "modified", "constrained")
 BOUNDARY_FIELDS = "[s_begin, t_begin, s_end, t_end]"
+Numbers = Tensor | int
 
 
 def widened(values: Tensor) -> Tensor:
@@ -38,9 +41,15 @@ def check_boundary_form(boundary: Tensor, B: int, device: torch.device) -> None:
 
 def boundary_violations(boundary: Tensor, S: int, T: int) -> Tensor:
     """Rows of ``boundary`` that leave the ``(S, T)`` lattice: bool ``[B]``, not yet synced."""
-    s_begin, t_begin, s_end, t_end = boundary.unbind(1)
+    return ~is_inside_lattice(*boundary.unbind(1), S=S, T=T)
+
+
+def is_inside_lattice(
+    s_begin: Numbers, t_begin: Numbers, s_end: Numbers, t_end: Numbers, *, S: int, T: int
+) -> Any:
+    """Whether rows of a boundary lie in the ``(S, T)`` lattice: of tensors ``[B]``, or of ints."""
     inside = (s_begin >= 0) & (s_begin <= s_end) & (s_end <= S)
-    return ~(inside & (t_begin >= 0) & (t_begin <= t_end) & (t_end <= T))
+    return inside & (t_begin >= 0) & (t_begin <= t_end) & (t_end <= T)
 
 
 def boundary_error(boundary: Tensor, S: int, T: int) -> ValueError:

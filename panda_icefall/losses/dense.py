@@ -8,11 +8,12 @@ from torch import Tensor
 from panda_icefall.dynamo import opaque
 from panda_icefall.lattice.validation import widened
 from panda_icefall.losses.heads import HeadLogProbs, head_of
+from panda_icefall.losses.lattice_checks import check_spec
 from panda_icefall.losses.lattices.full import Loss, loss_of_arcs, symbol_arcs
 from panda_icefall.losses.lattices.pruned import pruned_px_py
 from panda_icefall.losses.logit_checks import check_floats
 from panda_icefall.losses.sites import next_symbols
-from panda_icefall.losses.spec import LatticeSpec, check_spec
+from panda_icefall.losses.spec import LatticeSpec
 
 
 @opaque

@@ -7,12 +7,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from panda_icefall.losses.host_values import on_host
+from panda_icefall.losses.lattice_checks import check_form
+from panda_icefall.losses.sites import FullSites
 from panda_icefall.losses.spec import LatticeSpec
 
 _INTEGERS = (torch.int16, torch.int32, torch.int64)
 
 
-def spec_of_lengths(
+def sites_of_utterances(
     targets: Tensor,
     logit_lengths: Tensor,
     target_lengths: Tensor,
@@ -27,12 +30,13 @@ def spec_of_lengths(
     delay_penalty: float = 0.0,
     reduction: str | None = "mean",
     fastemit_lambda: float = 0.0,
-) -> LatticeSpec:
+) -> FullSites:
     """The full lattice of utterances that begin at their first frame; all is checked here.
 
     Args:
       targets: integers ``[B, S]``; what lies beyond an utterance's length is not read.
       logit_lengths, target_lengths: integers ``[B]``, 1 to T frames and 0 to S symbols.
+      blank: in ``[0, classes)``.
       classes: that the targets may have.
       forbidden: classes that they may not have, the blanks.
       durations: frames that symbols and blanks pass, where they pass any of these.
@@ -41,6 +45,7 @@ def spec_of_lengths(
     Raises:
       ValueError: a shape or a value; of a value the utterance is named.
       TypeError: a dtype.
+      RuntimeError: a CUDA graph is being captured.
 
     One device sync.
     """
@@ -64,90 +69,79 @@ def spec_of_lengths(
     inside = torch.arange(S, device=symbols.device) < states[:, None]
     is_bad = (symbols < 0) | (symbols >= classes)
     is_bad |= (symbols >= forbidden.start) & (symbols < forbidden.stop)
-    if durations is not None:
-        needed = _frames_needed(frames, states, durations)
-    else:
-        needed = states * int(rnnt_type != "regular") + int(is_final_blank)
-    wrong = torch.stack(
-        [
-            (frames < 1) | (frames > T),
-            (states < 0) | (states > S),
-            (is_bad & inside).any(dim=1),
-            frames < needed,
-        ]
-    )
-    if bool(wrong.any()):
-        raise _error(wrong, symbols, frames, states, needed, inside & is_bad, T, classes, forbidden)
-    boundary = torch.stack((torch.zeros_like(frames), torch.zeros_like(frames), states, frames), 1)
-    return LatticeSpec(
+    is_bad &= inside
+    begin = torch.zeros_like(frames)
+    spec = LatticeSpec(
         symbols=torch.where(inside, symbols, torch.full_like(symbols, blank)),
         termination_symbol=blank,
-        boundary=boundary,
+        boundary=torch.stack((begin, begin, states, frames), dim=1),
         rnnt_type=rnnt_type,
         delay_penalty=delay_penalty,
         reduction=reduction,
         fastemit_lambda=fastemit_lambda,
         is_final_blank=is_final_blank,
     )
+    check_form(spec, classes, T)
+    lengths, transcripts, has_bad = on_host(frames, states, is_bad.any(dim=1))
+    _check_lengths("logit_lengths", lengths, 1, T, "; drop utterances without frames")
+    _check_lengths("target_lengths", transcripts, 0, S, "")
+    if any(has_bad):
+        raise _target_error(has_bad.index(1), symbols, is_bad, classes, forbidden)
+    for b, (t, s) in enumerate(zip(lengths, transcripts)):
+        needed = s * int(rnnt_type != "regular") + int(is_final_blank)
+        if durations is not None:
+            needed = _frames_needed(t, s, durations)
+        if t < needed:
+            raise ValueError(
+                f"logit_lengths: got {t} frames for utterance b={b} with {s} symbols, expected at "
+                f"least {needed}, as its arcs pass whole frames here; drop such utterances"
+            )
+    return FullSites.of_checked(spec, T, [(0, 0, s, t) for s, t in zip(transcripts, lengths)])
 
 
-def _error(
-    wrong: Tensor,
-    symbols: Tensor,
-    frames: Tensor,
-    states: Tensor,
-    needed: Tensor,
-    bad: Tensor,
-    T: int,
-    classes: int,
-    forbidden: range,
+def _check_lengths(name: str, lengths: Sequence[int], least: int, most: int, advice: str) -> None:
+    letter = "T" if least else "S"
+    for b, length in enumerate(lengths):
+        if not least <= length <= most:
+            raise ValueError(
+                f"{name}: got {length} for utterance b={b}, expected {least} to {letter}={most}"
+                f"{advice}"
+            )
+
+
+def _target_error(
+    b: int, symbols: Tensor, is_bad: Tensor, classes: int, forbidden: range
 ) -> ValueError:
-    """The error that names the first utterance for the first reason."""
-    reason, b = wrong.nonzero()[0].tolist()
-    t, s, S = int(frames[b]), int(states[b]), symbols.shape[1]
-    if reason == 0:
-        return ValueError(
-            f"logit_lengths: got {t} for utterance b={b}, expected 1 to T={T}; drop utterances "
-            "without frames"
-        )
-    if reason == 1:
-        return ValueError(f"target_lengths: got {s} for utterance b={b}, expected 0 to S={S}")
-    if reason == 2:
-        at = int(bad[b].int().argmax())
-        blanks = f", and not {forbidden.start} to {forbidden.stop - 1}, the blanks"
-        if len(forbidden) == 1:
-            blanks = f", and not {forbidden.start}, the blank"
-        return ValueError(
-            f"targets: got id {int(symbols[b, at])} for utterance b={b} at s={at}, expected "
-            f"0 <= id < {classes}{blanks if forbidden else ''}"
-        )
+    """The error that names the first target of an utterance that is no class."""
+    at = int(is_bad[b].int().argmax())
+    blanks = f", and not {forbidden.start} to {forbidden.stop - 1}, the blanks"
+    if len(forbidden) == 1:
+        blanks = f", and not {forbidden.start}, the blank"
     return ValueError(
-        f"logit_lengths: got {t} frames for utterance b={b} with {s} symbols, expected at least "
-        f"{int(needed[b])}, as its arcs pass whole frames here; drop such utterances"
+        f"targets: got id {int(symbols[b, at])} for utterance b={b} at s={at}, expected "
+        f"0 <= id < {classes}{blanks if forbidden else ''}"
     )
 
 
-def _frames_needed(frames: Tensor, states: Tensor, durations: Sequence[int]) -> Tensor:
-    """The frames of each utterance where some path passes them, else the next number that one does.
+def _frames_needed(frames: int, states: int, durations: Sequence[int]) -> int:
+    """An utterance's frames where some path passes them, else the next number that one does.
 
     A path has a symbol arc of any duration for each symbol, and at least one blank arc, which is
     the last, of a duration above 0.
     """
+    least = min(durations)
     if 1 in durations:  # then every number from the least on
-        return (states + 1) * min(durations) + int(min(durations) == 0)
+        return (states + 1) * least + int(least == 0)
     blanks = [duration for duration in durations if duration > 0]
-    found = []
-    for T, S in zip(frames.tolist(), states.tolist()):
-        most = T + S * min(durations) + 2 * max(durations) ** 2
-        reached = {0}
-        for _ in range(S):
-            reached = {n + d for n in reached for d in durations if n + d <= most}
-        passed = sorted({n + d for n in reached for d in blanks})
-        ends: set[int] = set()
-        while passed:
-            n = passed.pop(0)
-            if n not in ends and n <= most:
-                ends.add(n)
-                passed += [n + d for d in blanks]
-        found.append(min((n for n in ends if n >= T), default=most))
-    return frames.new_tensor(found)
+    most = frames + states * least + 2 * max(durations) ** 2
+    reached = {0}
+    for _ in range(states):
+        reached = {n + d for n in reached for d in durations if n + d <= most}
+    passed = sorted({n + d for n in reached for d in blanks})
+    ends: set[int] = set()
+    while passed:
+        n = passed.pop(0)
+        if n not in ends and n <= most:
+            ends.add(n)
+            passed += [n + d for d in blanks]
+    return min((n for n in ends if n >= frames), default=most)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from panda_icefall.dynamo import opaque
 from panda_icefall.losses.heads import HeadLogProbs, PlainHead
-from panda_icefall.losses.lengths import spec_of_lengths
+from panda_icefall.losses.lengths import sites_of_utterances
 from panda_icefall.losses.logit_checks import check_floats
 from panda_icefall.losses.selected import loss_of_log_probs, selected_transducer_loss
 from panda_icefall.losses.sites import FullSites
@@ -121,17 +121,16 @@ def sites_of_lengths(
     """The sites of torchaudio's lattice, or of optimized_transducer's, from its arguments.
 
     Raises:
-      ValueError, TypeError: as ``spec_of_lengths`` and ``check_spec``.
+      ValueError, TypeError: as ``sites_of_utterances``.
     """
     at = classes + blank if blank < 0 else blank
     if not 0 <= at < classes:
         raise ValueError(f"blank: got {blank}, expected a class of {classes}, or -1, the last one")
-    spec = spec_of_lengths(
+    return sites_of_utterances(
         targets, logit_lengths, target_lengths,
         T=T, blank=at, classes=classes, forbidden=range(0), is_final_blank=one_sym_per_frame,
         rnnt_type="modified" if one_sym_per_frame else "regular", reduction=reduction,
     )  # fmt: skip
-    return FullSites.of(spec, classes, T)
 
 
 def _loss(table: RowTable, sites: FullSites, clamp: float, *, is_normalised: bool) -> Tensor:

@@ -13,6 +13,7 @@ from panda_icefall.losses.lattices.full import DEFAULT, loss_of_full_sites
 from panda_icefall.losses.lattices.pruned import loss_of_retained_sites
 from panda_icefall.losses.sites import FullSites, LatticeSites, RetainedSites, SiteLogProbs
 from panda_icefall.normalizer import RowLogits, TileCounters, TileOptions
+from panda_icefall.normalizer.checks import check_rows
 from panda_icefall.normalizer.op import select
 
 # The loss of the sites' log-probs in nats, reduced as their lattice says.
@@ -30,6 +31,7 @@ def selected_transducer_loss(
     clamp: float | None = None,
     counters: TileCounters | None = None,
     observer: Callable[[SiteLogProbs], None] | None = None,
+    has_unknown_rows: bool = False,
 ) -> Tensor:
     """Transducer loss of a joiner whose last layer is linear, or none.
 
@@ -46,6 +48,8 @@ def selected_transducer_loss(
       clamp: as of ``panda_icefall.normalizer.op.select``.
       counters: totals to add to.
       observer: called with the log-probs, detached, before the loss is computed from them.
+      has_unknown_rows: the tables of ``logits`` may be read at rows that they do not have; that
+        takes a device sync to know.
 
     Returns:
       Negated total log-prob in nats: ``[B]`` for "none", else a scalar. float64 for float64 rows,
@@ -63,8 +67,10 @@ def selected_transducer_loss(
     head.check(blank, logits.classes)
     assert clamp is None or head.takes_clamp
     log_probs = functools.partial(
-        select, live=sites.live, options=options, counters=counters, clamp=clamp
+        select, live=sites.evaluated, options=options, counters=counters, clamp=clamp
     )
+    if has_unknown_rows:
+        check_rows(logits.rows)
     found = head.of_rows(logits, sites.next_symbols(), blank, log_probs)
     if observer is not None:
         observer(sites.observed(found.target, found.blank, found.log_z))

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from panda_icefall.losses.spec import LatticeSpec, check_spec
+from panda_icefall.losses.host_values import Boundary
+from panda_icefall.losses.lattice_checks import check_form, check_spec, check_values
+from panda_icefall.losses.spec import LatticeSpec
+from panda_icefall.normalizer import KnownSites
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,12 +39,12 @@ class LatticeSites(ABC):
     Attributes:
       spec: the lattice.
       T: frames of the padded batch.
-      live: bool ``[N]``, sites that the loss can read; None: all of them.
+      evaluated: those of the sites that the loss can read.
     """
 
     spec: LatticeSpec
     T: int
-    live: Tensor | None
+    evaluated: KnownSites
 
     @abstractmethod
     def next_symbols(self) -> Tensor:
@@ -62,22 +65,32 @@ class LatticeSites(ABC):
 
 @dataclass(frozen=True, eq=False)
 class RetainedSites(LatticeSites):
-    """The sites of a pruned lattice: those of its ``ranges``, padding included."""
+    """The sites of a pruned lattice: those of its ``ranges``, padding included.
+
+    Attributes:
+      live: bool ``[B, T, s_range]``, sites inside the boundary; None: all of them.
+    """
 
     spec: LatticeSpec
     T: int
-    live: Tensor | None
+    evaluated: KnownSites
+    live: Tensor | None = None
 
     @classmethod
     def of(cls, spec: LatticeSpec, num_classes: int) -> RetainedSites:
-        """The sites of a lattice, which is checked here.
+        """The sites of a lattice, which is checked here, in one device sync.
 
         Raises:
           ValueError, TypeError: as ``check_spec``.
         """
-        check_spec(spec, num_classes)
-        live = None if spec.boundary is None else inside_boundary(spec.band, spec.boundary)
-        return cls(spec, spec.band.shape[1], None if live is None else live.reshape(-1))
+        check_form(spec, num_classes)
+        T = spec.band.shape[1]
+        if spec.boundary is None:
+            check_values(spec, num_classes, follows=True)
+            return cls(spec, T, KnownSites())
+        live = inside_boundary(spec.band, spec.boundary)
+        count = check_values(spec, num_classes, counted=live, follows=True).count
+        return cls(spec, T, KnownSites.of(live.reshape(-1), count), live)
 
     def next_symbols(self) -> Tensor:
         spec = self.spec
@@ -95,7 +108,8 @@ class RetainedSites(LatticeSites):
     def observed(self, target: Tensor, blank: Tensor, log_z: Tensor) -> SiteLogProbs:
         shape = self.spec.band.shape
         live = inside_boundary(self.spec.band, None) if self.live is None else self.live
-        return SiteLogProbs(*(x.detach().view(shape) for x in (target, blank, log_z, live)))
+        target, blank, log_z = (x.detach().view(shape) for x in (target, blank, log_z))
+        return SiteLogProbs(target, blank, log_z, live)
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,23 +124,37 @@ class FullSites(LatticeSites):
     spec: LatticeSpec
     T: int
     position: Tensor
-    live: Tensor | None = None
+    evaluated: KnownSites = field(default_factory=KnownSites)
 
     @classmethod
     def of(cls, spec: LatticeSpec, num_classes: int, T: int) -> FullSites:
-        """The sites of a lattice, which is checked here; one more device sync for their number.
+        """The sites of a lattice, which is checked here, in one device sync.
 
         Raises:
           ValueError, TypeError: as ``check_spec``.
         """
-        check_spec(spec, num_classes, T)
+        return cls.of_checked(spec, T, check_spec(spec, num_classes, T).boundary)
+
+    @classmethod
+    def of_checked(cls, spec: LatticeSpec, T: int, rows: Boundary) -> FullSites:
+        """The sites of a lattice that was checked, whose boundary has these ``rows``."""
         B, S = spec.symbols.shape
-        device = spec.symbols.device
+        N = sum((t_end - t) * (s_end - s + 1) for s, t, s_end, t_end in rows)
+        site = torch.arange(N, device=spec.symbols.device)
         if spec.boundary is None:
-            return cls(spec, T, torch.arange(B * T * (S + 1), device=device))
-        states = torch.arange(S + 1, device=device).expand(B, T, S + 1)
-        inside = inside_boundary(states, spec.boundary).flatten()
-        return cls(spec, T, inside.nonzero().squeeze(1))
+            return cls(spec, T, site)
+        # From N, which the host knows: nonzero() of a mask would wait for the device once more.
+        s_begin, t_begin, s_end, t_end = spec.boundary.unbind(dim=1)
+        states = s_end - s_begin + 1  # [B]
+        sites = (t_end - t_begin) * states
+        utterance = torch.repeat_interleave(sites, output_size=N)  # [N]
+        first = (torch.arange(B, device=site.device) * T + t_begin) * (S + 1) + s_begin
+        # The site within its utterance, of which each frame skips S + 1 - states places.
+        within = site - (sites.cumsum(dim=0) - sites).index_select(0, utterance)
+        frame = torch.div(within, states.index_select(0, utterance), rounding_mode="floor")
+        skipped = (S + 1 - states).index_select(0, utterance).mul_(frame)
+        position = skipped.add_(within).add_(first.index_select(0, utterance))
+        return cls(spec, T, position)
 
     @property
     def states(self) -> int:

@@ -9,9 +9,10 @@ from torch import Tensor
 
 from panda_icefall.dynamo import opaque
 from panda_icefall.lattice.validation import widened
+from panda_icefall.losses.lattice_checks import check_spec
 from panda_icefall.losses.lattices.full import Loss, loss_of_arcs, symbol_arcs
 from panda_icefall.losses.logit_checks import check_logits
-from panda_icefall.losses.spec import LatticeSpec, check_spec
+from panda_icefall.losses.spec import LatticeSpec
 
 
 class Scales(NamedTuple):

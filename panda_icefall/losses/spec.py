@@ -1,4 +1,4 @@
-"""The arguments that every transducer loss has, and their checks, before any work."""
+"""The arguments that every transducer loss has, and the checks of those that are no tensors."""
 
 from __future__ import annotations
 
@@ -11,13 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from panda_icefall.dynamo import opaque
-from panda_icefall.lattice.validation import (
-    boundary_error,
-    boundary_violations,
-    check_boundary_form,
-    check_rnnt_type,
-)
+from panda_icefall.lattice.validation import check_rnnt_type
 
 REDUCTIONS = ("none", "mean", "sum")
 
@@ -92,7 +86,7 @@ class LatticeOptions:
 class LatticeSpec(LatticeOptions):
     """The lattice of a batch: what it emits, its states, and the options of its loss.
 
-    As given: each loss checks it once, by ``check_spec``.
+    As given: each loss checks it once, see ``panda_icefall.losses.lattice_checks``.
 
     Attributes:
       symbols: int64 ``[B, S]``, ids in ``[0, C)``, the padding included.
@@ -126,81 +120,6 @@ class LatticeSpec(LatticeOptions):
         return self.ranges
 
 
-@opaque
-def check_lattice_inputs(
-    symbols: Tensor,
-    ranges: Tensor | None,
-    termination_symbol: int,
-    boundary: Tensor | None,
-    rnnt_type: str,
-    reduction: str | None,
-    *,
-    num_classes: int,
-    T: int | None = None,
-) -> None:
-    """Refuse lattice inputs that no loss can be computed from, saying what is wrong and where.
-
-    Args:
-      symbols, ranges, termination_symbol, boundary, rnnt_type, reduction: as in ``LatticeSpec``.
-      num_classes, T: as in ``check_spec``.
-
-    Raises:
-      ValueError, TypeError: as ``check_spec``.
-    """
-    spec = LatticeSpec(
-        symbols=symbols, termination_symbol=termination_symbol, ranges=ranges,
-        boundary=boundary, rnnt_type=rnnt_type, reduction=reduction,
-    )  # fmt: skip
-    check_spec(spec, num_classes, T)
-
-
-def check_spec(spec: LatticeSpec, num_classes: int, T: int | None = None) -> None:
-    """Refuse a lattice that no loss can be computed from, saying what is wrong and where.
-
-    Args:
-      spec: the types ``modified`` and ``constrained`` need ``T >= S``, of each utterance where
-        there is a boundary: one that is too short has no path, its loss is inf.
-      num_classes: C.
-      T: frames; needed only where there are no ranges.
-
-    Raises:
-      ValueError: a shape, a device, a value or an option.
-      TypeError: an index tensor is not int64, or ``termination_symbol`` is not an int.
-
-    The values of all tensors are read in one device sync.
-    """
-    symbols, ranges, boundary = spec.symbols, spec.ranges, spec.boundary
-    check_options(spec.rnnt_type, spec.reduction)
-    _check_numbers(spec)
-    _check_termination_symbol(spec.termination_symbol, num_classes)
-    if symbols.ndim != 2:
-        raise ValueError(f"symbols: got shape {tuple(symbols.shape)}, expected [B, S]")
-    _check_int64("symbols", symbols)
-    B, S = symbols.shape
-    if ranges is not None:
-        _check_ranges_form(ranges, symbols)
-        T = ranges.shape[1]
-    assert T is not None
-    if not spec.is_regular and boundary is None and T < S:
-        raise ValueError(
-            f"rnnt_type: got {spec.rnnt_type!r} with T={T} < S={S}, expected T >= S as each symbol "
-            "takes a frame; drop the utterances that are too short or use 'regular'"
-        )
-    if boundary is not None:
-        check_boundary_form(boundary, B, symbols.device)
-
-    flags = [((symbols < 0) | (symbols >= num_classes)).any()]
-    flags.append(flags[0] if ranges is None else _ranges_violations(ranges, S).any())
-    flags.append(flags[0] if boundary is None else boundary_violations(boundary, S, T).any())
-    bad_symbols, bad_ranges, bad_boundary = torch.stack(flags).tolist()
-    if bad_symbols:
-        raise _symbols_error(symbols, num_classes)
-    if ranges is not None and bad_ranges:
-        raise _ranges_error(ranges, S)
-    if boundary is not None and bad_boundary:
-        raise boundary_error(boundary, S, T)
-
-
 def check_options(rnnt_type: str, reduction: str | None) -> None:
     """Refuse an unknown ``rnnt_type`` or ``reduction``.
 
@@ -212,7 +131,12 @@ def check_options(rnnt_type: str, reduction: str | None) -> None:
         raise ValueError(f"reduction: got {reduction!r}, expected one of {', '.join(REDUCTIONS)}")
 
 
-def _check_numbers(options: LatticeOptions) -> None:
+def check_numbers(options: LatticeOptions) -> None:
+    """Refuse a weight of FastEmit or a delay penalty that no loss has.
+
+    Raises:
+      ValueError: naming it.
+    """
     if not 0 <= options.fastemit_lambda < float("inf"):
         raise ValueError(
             f"fastemit_lambda: got {options.fastemit_lambda}, expected 0 or more, finite"
@@ -221,59 +145,3 @@ def _check_numbers(options: LatticeOptions) -> None:
         raise ValueError(
             f"delay_penalty: got {options.delay_penalty}, expected a finite number of nats"
         )
-
-
-def _check_termination_symbol(termination_symbol: int, num_classes: int) -> None:
-    if not isinstance(termination_symbol, int):
-        raise TypeError(
-            f"termination_symbol: got {type(termination_symbol).__name__}, expected int; "
-            "call int() on it"
-        )
-    if not 0 <= termination_symbol < num_classes:
-        raise ValueError(
-            f"termination_symbol: got {termination_symbol}, expected 0 <= id < C={num_classes}"
-        )
-
-
-def _check_int64(name: str, ids: Tensor) -> None:
-    if ids.dtype != torch.int64:
-        raise TypeError(f"{name}: got {ids.dtype}, expected torch.int64; call {name}.long()")
-
-
-def _check_ranges_form(ranges: Tensor, symbols: Tensor) -> None:
-    B, S = symbols.shape
-    if ranges.ndim != 3 or ranges.shape[0] != B or not 1 <= ranges.shape[2] <= S + 1:
-        raise ValueError(
-            f"ranges: got shape {tuple(ranges.shape)}, expected [B, T, s_range] = "
-            f"[{B}, T, 1..{S + 1}] for symbols of shape {tuple(symbols.shape)}"
-        )
-    _check_int64("ranges", ranges)
-    if ranges.device != symbols.device:
-        raise ValueError(
-            f"ranges: got device {ranges.device}, expected that of symbols, {symbols.device}"
-        )
-
-
-def _ranges_violations(ranges: Tensor, S: int) -> Tensor:
-    """Frames whose states leave ``[0, S]`` or are not consecutive, bool ``[B, T]``."""
-    first = ranges[:, :, :1]
-    s_range = ranges.shape[2]
-    skips = (ranges - first != torch.arange(s_range, device=ranges.device)).any(dim=2)
-    first = first.squeeze(2)
-    return skips | (first < 0) | (first > S + 1 - s_range)
-
-
-def _symbols_error(symbols: Tensor, num_classes: int) -> ValueError:
-    b, s = ((symbols < 0) | (symbols >= num_classes)).nonzero()[0].tolist()
-    return ValueError(
-        f"symbols: got id {int(symbols[b, s])} for utterance b={b} at s={s}, "
-        f"expected 0 <= id < C={num_classes}; pad with a class id"
-    )
-
-
-def _ranges_error(ranges: Tensor, S: int) -> ValueError:
-    b, t = _ranges_violations(ranges, S).nonzero()[0].tolist()
-    return ValueError(
-        f"ranges: got {ranges[b, t].tolist()} for utterance b={b} at t={t}, expected "
-        f"{ranges.shape[2]} consecutive states in 0..S={S}; use get_rnnt_prune_ranges"
-    )

@@ -1,5 +1,6 @@
 """Exact selected log-probs and their normaliser, computed in tiles, forward and backward."""
 
+from panda_icefall.normalizer.checks import KnownSites
 from panda_icefall.normalizer.counters import TileCounters, TileTotals
 from panda_icefall.normalizer.head import RowLogits
 from panda_icefall.normalizer.op import selected_log_probs
@@ -9,6 +10,7 @@ from panda_icefall.normalizer.program import RowProgram, RowTable, Slot, Step
 from panda_icefall.normalizer.workspace import auto_workspace_bytes
 
 __all__ = [
+    "KnownSites",
     "RowLogits",
     "RowProgram",
     "RowTable",

@@ -2,10 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
+from panda_icefall.cuda_graphs import check_not_captured
 from panda_icefall.normalizer.head import RowLogits
+from panda_icefall.normalizer.program import RowProgram
+
+
+@dataclass(frozen=True, eq=False)
+class KnownSites:
+    """Sites of a call of which the caller has seen to it that ids and table rows are in range.
+
+    Attributes:
+      index: int64 ``[n]``, the live ones, ascending; None: all are.
+    """
+
+    index: Tensor | None = None
+
+    @classmethod
+    def of(cls, live: Tensor, count: int) -> KnownSites:
+        """Of a mask, bool ``[N]``, of which ``count`` are True."""
+        if count == live.shape[0]:
+            return cls()
+        # Not nonzero(), which would wait for the device.
+        return cls(live.to(torch.uint8).sort(descending=True, stable=True).indices[:count])
 
 
 def live_sites(logits: RowLogits, ids: Tensor, live: Tensor | None) -> Tensor | None:
@@ -13,31 +37,49 @@ def live_sites(logits: RowLogits, ids: Tensor, live: Tensor | None) -> Tensor | 
 
     Raises:
       ValueError: a class id or a table row is out of range.
+      RuntimeError: a CUDA graph is being captured.
     """
-    program, classes = logits.rows, logits.classes
-    if program.sites == 0:
+    classes = logits.classes
+    if logits.rows.sites == 0:
         return None
+    check_not_captured("selected_log_probs")
     used = ids if live is None else torch.where(live[:, None], ids, torch.zeros_like(ids))
-    bounds = [used.min(), used.max()]
-    for table in program.tables:
-        if table.index is not None:
-            bounds += [table.index.min(), table.index.max()]
-    count = used.new_tensor(program.sites) if live is None else live.sum()
-    low, high, *index_bounds, live_count = torch.stack([*bounds, count]).tolist()
+    bounds = [used.min(), used.max(), *_row_bounds(logits.rows)]
+    if live is not None:
+        bounds.append(live.sum())
+    low, high, *others = torch.stack(bounds).tolist()
     if low < 0 or high >= classes:
         wrong = low if low < 0 else high
         raise ValueError(f"selected_ids: got class {wrong}, expected 0 <= id < {classes} (C)")
+    _check_row_bounds(logits.rows, others)
+    return None if live is None else KnownSites.of(live, others[-1]).index
+
+
+def check_rows(program: RowProgram) -> None:
+    """Refuse tables that are read at rows that they do not have; one device sync.
+
+    Raises:
+      ValueError: naming the first such table by its size.
+    """
+    bounds = _row_bounds(program) if program.sites else []
+    if bounds:
+        _check_row_bounds(program, torch.stack(bounds).tolist())
+
+
+def _row_bounds(program: RowProgram) -> list[Tensor]:
+    """The first and the last row of each table with an index that a site reads."""
+    indices = [table.index for table in program.tables if table.index is not None]
+    return [bound for index in indices for bound in (index.min(), index.max())]
+
+
+def _check_row_bounds(program: RowProgram, bounds: Sequence[int]) -> None:
     indexed = [t for t in program.tables if t.index is not None]
-    for table, first, last in zip(indexed, index_bounds[::2], index_bounds[1::2]):
+    for table, first, last in zip(indexed, bounds[::2], bounds[1::2]):
         if first < 0 or last >= table.values.shape[0]:
             raise ValueError(
                 f"rows: a table of {table.values.shape[0]} rows is read at "
                 f"{first if first < 0 else last}; every index must lie inside the table"
             )
-    if live is None or live_count == program.sites:
-        return None
-    # Not nonzero(), which would wait for the device once more.
-    return live.to(torch.uint8).sort(descending=True, stable=True).indices[:live_count]
 
 
 def check_form(logits: RowLogits, ids: Tensor, mask: Tensor | None, live: Tensor | None) -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from panda_icefall.dynamo import opaque
-from panda_icefall.normalizer.checks import check_form, live_sites
+from panda_icefall.normalizer.checks import KnownSites, check_form, live_sites
 from panda_icefall.normalizer.counters import TileCounters
 from panda_icefall.normalizer.engine import row_kernels
 from panda_icefall.normalizer.head import RowLogits
@@ -64,8 +64,7 @@ def selected_log_probs(
       live sites, and backward once, for the number of sites that matter; with a tolerance of 0 not
       at all. Equal inputs give bitwise
       equal results on a CPU, and on CUDA under ``torch.use_deterministic_algorithms`` (backward
-      then syncs three times); between runs only with a ``workspace_bytes`` of their own, because
-      the one by the device looks at the free memory of a GPU.
+      then syncs three times).
     """
     found = select(
         RowLogits(RowProgram.of(rows), weight, bias, head_dtype),
@@ -98,7 +97,7 @@ def select(
     ids: Tensor,
     mask: Tensor | None = None,
     *,
-    live: Tensor | None,
+    live: Tensor | KnownSites | None,
     options: TileOptions,
     counters: TileCounters | None,
     clamp: float | None = None,
@@ -107,15 +106,16 @@ def select(
 
     Args:
       ids, mask: its ``selected_ids`` and ``selected_mask``.
+      live: its own, or sites that are known: then no value is checked, and forward does not sync.
       clamp: the gradient of each cost with respect to the logits is clipped to
         ``[-clamp, clamp]``, element by element, before it is multiplied by that of the cost;
         None: it is not.
     """
-    check_form(logits, ids, mask, live)
+    check_form(logits, ids, mask, None if isinstance(live, KnownSites) else live)
     kernels = row_kernels(options.engine, ids.device)
     if mask is not None:
         ids = torch.where(mask, ids, torch.zeros_like(ids))
-    sites = live_sites(logits, ids, live)
+    sites = live.index if isinstance(live, KnownSites) else live_sites(logits, ids, live)
     program, weight, bias = logits.rows, logits.weight, logits.bias
     counters = TileCounters() if counters is None else counters
     evaluated = program.sites if sites is None else sites.shape[0]

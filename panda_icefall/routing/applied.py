@@ -28,6 +28,7 @@ from panda_icefall.routing.hosts import (
     names_of,
     warn_of_other_names,
 )
+from panda_icefall.routing.model_search import ModelSearch, module_at
 from panda_icefall.routing.observing import forget_blind_hooks
 from panda_icefall.routing.projections import DeferredProjection
 from panda_icefall.routing.recorded_joiners import RecordedJoiner, find_joiners
@@ -80,6 +81,7 @@ class Applied:
         self._has_simple_loss = any(s.kind is Kind.SIMPLE_LOSS for _, s, _ in found)
         self._searched: set[str] = set()  # classes of models, whose projections were looked for
         self._searched_for_ctc: set[str] = set()
+        self._search = ModelSearch()
         self._routes_ctc = False
         self._parked: list[Replacement] = []  # of CTC, while that is not routed
         warn_of_other_names(found, said)
@@ -89,6 +91,10 @@ class Applied:
 
     def _swaps(self, found: list[HostFunction]) -> list[Swap]:
         return [Swap.of(m, s.name, _OURS[s.kind](f, self._state)) for m, s, f in found]
+
+    def search_again(self, model: nn.Module) -> None:
+        """Look into a model anew: its modules may be others than when it was searched."""
+        self._search.forget(model)
 
     def record_model(self, model: Any) -> list[Recorded]:
         """Record a model's projections and joiners; gives those that were not recorded already.
@@ -124,17 +130,22 @@ class Applied:
     def _projections(self, model: nn.Module) -> list[RecordedProjection]:
         options = self._state.options
         names = None if options is None else options.projections
+        asked = None if names is None else tuple(names.items())
         # Of a model in DDP; no attribute of the recipe's own is read, which may be computed.
         name = type(model._modules.get("module") or model).__name__
         found: dict[str, tuple[nn.Module, type[DeferredProjection]]] = {}
         if self._has_simple_loss:
-            of_simple = find_projections(model, names)
+            of_simple = self._search.modules(
+                model, ("simple", asked), lambda model: find_projections(model, names)
+            )
             found.update((path, (module, DeferredProjection)) for path, module in of_simple.items())
             if name not in self._searched:
                 self._searched.add(name)
                 self._state.unrecorded += unrecorded(model, name, of_simple)
         if options is not None and options.routes_ctc:
-            of_ctc = find_ctc_heads(model, names)
+            of_ctc = self._search.modules(
+                model, ("ctc", asked), lambda model: find_ctc_heads(model, names)
+            )
             found.update((path, (module, CtcLogits)) for path, module in of_ctc.items())
             if not of_ctc and name not in self._searched_for_ctc:
                 self._searched_for_ctc.add(name)
@@ -147,9 +158,12 @@ class Applied:
 
     def _joiners(self, model: nn.Module) -> list[RecordedJoiner]:
         report = self._state.counters.count_joint
+        found = self._search.modules(model, "joiners", find_joiners)
+        owners = [module_at(model, path.rpartition(".")[0]) for path in found]
         return [
             RecordedJoiner(module, owner, f"{path}.forward", report)
-            for path, (module, owner) in find_joiners(model).items()
+            for (path, module), owner in zip(found.items(), owners)
+            if owner is not None
         ]
 
     def forget(self, replacements: Sequence[Replacement]) -> None:

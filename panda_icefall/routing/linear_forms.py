@@ -108,7 +108,11 @@ def _apply(
         return joint.derive(Table(F.linear(node.values, weight, bias), node.by_symbol))
     # float64 is left alone by autocast.
     cast = None if node.dtype == torch.float64 else autocast_dtype(joint.device)
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise NotRecordableError
     with torch.no_grad(), no_autocast(joint.device):
+        # torch says what it refuses, and the dtype; of no class, as a cast of all takes their size.
         sample = torch.empty((0, node.width), dtype=node.dtype, device=joint.device)
-        dtype = linear(sample, weight, bias, cast).dtype
+        of_none = None if bias is None else bias[:0]
+        dtype = linear(sample, weight[:0], of_none, cast).dtype
     return joint.derive(Linear(node, weight, bias, cast, dtype))

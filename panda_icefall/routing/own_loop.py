@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from panda_icefall.cuda_graphs import check_not_captured
 from panda_icefall.dynamo import opaque
 from panda_icefall.losses.heads import Head
-from panda_icefall.losses.lengths import spec_of_lengths
+from panda_icefall.losses.lengths import sites_of_utterances
 from panda_icefall.losses.pruning import check_pruning_form
 from panda_icefall.losses.selected import LatticeLoss, loss_of_log_probs, selected_transducer_loss
 from panda_icefall.losses.sites import FullSites, LatticeSites, RetainedSites
@@ -121,8 +122,8 @@ def transducer_loss(
       ValueError: a shape or a value does not fit; of a value the utterance is named.
       TypeError: a dtype does not fit.
 
-    Device syncs: three before the tiles, for the lengths, the lattice and the number of sites; then
-    those of ``selected_log_probs`` and of the recursion.
+    Device syncs: one in forward, for all that is read of the lengths and targets, one in backward,
+    and those of the recursion.
     """
     variant = Variant(use_hat_loss, big_blank_durations, durations, sigma, omega)
     if one_sym_per_frame:
@@ -155,14 +156,13 @@ def transducer_loss(
         tokens = classes - variant.duration_classes
         at = tokens + blank if blank < 0 else blank
         variant.check_classes(blank, at, classes)
-        spec = spec_of_lengths(
+        return sites_of_utterances(
             targets.to(am.device), logit_lengths, target_lengths,
             T=T, blank=at, classes=tokens, forbidden=range(at - variant.big_blanks, at + 1),
             durations=variant.durations,
             is_final_blank=one_sym_per_frame, rnnt_type=rnnt_type, delay_penalty=delay_penalty,
             reduction=reduction, fastemit_lambda=fastemit_lambda,
         )  # fmt: skip
-        return FullSites.of(spec, tokens, T)
 
     joints = (
         AxisTensor(encoder_out, False, grid, _refuse, is_private=True),
@@ -256,6 +256,7 @@ def _loss(
     options: TileOptions,
 ) -> Tensor:
     """The loss of a joiner that is recorded, or called where it cannot be."""
+    check_not_captured("a transducer loss of PANDA's")
     variant.check_clamp(clamp)
     is_clamped = clamp > 0
     head, lattice_loss = variant.chosen()

@@ -71,6 +71,7 @@ def apply(
     - The ``apply`` of a custom autograd function that was bound before.
     - Hooks of modules that look for tensors: they do not see recorded ones. Logged once.
     - Other losses; CTC is reached where ``ctc=True`` asks for it.
+    - CUDA graphs: a loss inside a capture is refused, as it reads values back from the device.
 
     Args:
       model: until ``revert`` its ``simple_am_proj`` and ``simple_lm_proj``, with or without a
@@ -78,8 +79,8 @@ def apply(
         no am and lm of all classes. So is its ``joiner``, or ``joint``, while the model's forward
         runs, for the losses of the full lattice. None: the simple loss is computed in tiles from
         the am and lm that it is given, and a full lattice from its logits, by the host.
-      workspace_mib: upper bound of a tile's scratch, in MiB. None: chosen from the caches and the
-        free memory of the device, see ``panda_icefall.normalizer.auto_workspace_bytes``.
+      workspace_mib: upper bound of a tile's scratch, in MiB. None: by the caches of the device, see
+        ``panda_icefall.normalizer.auto_workspace_bytes``.
       adjoint_tolerance: share of the absolute adjoint mass that backward may leave out, in
         ``[0, 1)``; None: half the eps of the accumulation dtype. 0: none.
       engine: "torch", "triton" or "auto": Triton's kernels on CUDA where it is installed (they need
@@ -117,6 +118,7 @@ def apply(
     _state.options = options
     _applied.route_ctc(options.routes_ctc)
     if model is not None:
+        _applied.search_again(model)
         _applied.record_model(model)
 
 

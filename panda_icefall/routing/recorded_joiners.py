@@ -92,15 +92,11 @@ def _depths() -> dict[int, int]:
     return _now.__dict__.setdefault("depths", {})
 
 
-def find_joiners(model: nn.Module) -> dict[str, tuple[nn.Module, nn.Module]]:
-    """Modules called ``joiner``, ``joiner_...`` or, as in WeNet, ``joint``, and who has them.
-
-    By their full names.
-    """
-    modules = dict(model.named_modules())
+def find_joiners(model: nn.Module) -> dict[str, nn.Module]:
+    """Modules called ``joiner``, ``joiner_...`` or, as in WeNet, ``joint``, by their full names."""
     return {
-        path: (module, modules[path.rpartition(".")[0]])
-        for path, module in modules.items()
+        path: module
+        for path, module in model.named_modules()
         if is_joiner_name(path.rpartition(".")[2])
     }
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from panda_icefall.cuda_graphs import check_not_captured
 from panda_icefall.dynamo import opaque
 from panda_icefall.losses.heads import PlainHead, head_of
 from panda_icefall.losses.of_logits import sites_of_lengths
@@ -90,6 +91,7 @@ def compute(logits: SiteTensor, arguments: Mapping[str, Any], state: RoutingStat
       ValueError, TypeError: as ``full_sites``; or a packed joiner was given other lengths.
     """
     assert state.options is not None
+    check_not_captured("a transducer loss of PANDA's")
     clamp = arguments.get("clamp", -1)
     head = head_of(bool(arguments.get("use_hat_loss", False)))
     is_shift_free = clamp <= 0 and isinstance(head, PlainHead)

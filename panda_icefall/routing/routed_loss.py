@@ -16,6 +16,7 @@ from panda_icefall.normalizer import RowLogits, TileCounters, TileOptions
 from panda_icefall.normalizer.autocast import no_autocast
 from panda_icefall.routing.graph import in_order, row_program
 from panda_icefall.routing.heads import linear_head
+from panda_icefall.routing.joint_sites import RangesSites
 from panda_icefall.routing.nodes import NODES, Node, Operand, Operation, Table
 from panda_icefall.routing.observing import Observer, is_observed
 from panda_icefall.routing.site_tensor import SiteTensor
@@ -78,18 +79,25 @@ def compute(
     # k2 1.23.4 does not have it.
     use_hat_loss = bool(arguments.get("use_hat_loss", False))
     _check_lm_rows(logits.node, symbols)
+    sites = RetainedSites.of(LatticeSpec.of(arguments), logits.width)
     # A joiner that was run without gradients has none, wherever the loss is computed.
     with torch.set_grad_enabled(torch.is_grad_enabled() and logits.grad_enabled):
         loss = selected_transducer_loss(
             row_logits(logits, is_shift_free=not use_hat_loss),
-            RetainedSites.of(LatticeSpec.of(arguments), logits.width),
+            sites,
             head_of(use_hat_loss),
             options,
             counters=counters,
             observer=observer,
+            has_unknown_rows=not _is_of_ranges(logits, ranges),
         )
     # Losses of half logits stay in float32, where their sums were made.
     return loss.to(logits.dtype) if logits.dtype in (torch.float32, torch.float64) else loss
+
+
+def _is_of_ranges(logits: SiteTensor, ranges: Tensor) -> bool:
+    """Whether the joint reads lm at the very ranges of the loss, which are checked."""
+    return isinstance(logits.sites, RangesSites) and logits.sites.ranges is ranges
 
 
 def _are_given(logits: SiteTensor) -> bool:

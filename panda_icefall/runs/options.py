@@ -147,7 +147,7 @@ class PandaOptions:
     workspace_mib: float | None = option(
         None, _number(float, "a number of MiB above 0", lambda v: 0 < v < math.inf), "loss",
         "Upper bound of a tile's scratch memory, in MiB; the default is chosen from the device's "
-        "caches and free memory. The loss does not depend on it.",
+        "caches. The loss does not depend on it.",
     )  # fmt: skip
     adjoint_tolerance: float | None = option(
         None, _number(float, "a number in [0, 1)", lambda v: 0.0 <= v < 1.0), "loss",
@@ -204,7 +204,8 @@ class PandaOptions:
     )  # fmt: skip
     memory_log: Path | None = option(  # noqa: RUF009 - a plain field
         None, _log_path, "run",
-        "Write memory, time and loss counters to this file, one row per training step and phase.",
+        "Write memory, time and loss counters to this file, one row per training step and phase. "
+        "On CUDA it waits for the device, and resets torch's peaks, at each part of a step.",
         metavar="FILE.jsonl",
     )  # fmt: skip
     batch_seed: int | None = option(

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from panda_icefall.losses.heads import HeadLogProbs
-from panda_icefall.losses.lengths import spec_of_lengths
+from panda_icefall.losses.lengths import sites_of_utterances
 from panda_icefall.losses.selected import loss_of_log_probs
-from panda_icefall.losses.sites import FullSites, RetainedSites, next_symbols
+from panda_icefall.losses.sites import RetainedSites, next_symbols
 from panda_icefall.losses.spec import LatticeSpec
 from panda_icefall.losses.variant import Variant
 
@@ -39,17 +39,16 @@ def dense_loss(
     variant = Variant(**variant_options)
     B, T, S1, classes = logits.shape
     tokens = classes - variant.duration_classes
-    spec = spec_of_lengths(
+    sites = sites_of_utterances(
         symbols, frames, states,
         T=T, blank=blank, classes=tokens, forbidden=range(blank - variant.big_blanks, blank + 1),
         is_final_blank=one_sym_per_frame,
         rnnt_type="modified" if one_sym_per_frame else rnnt_type,
         reduction="sum", fastemit_lambda=fastemit_lambda,
     )  # fmt: skip
-    sites = FullSites.of(spec, tokens, T)
     head, lattice_loss = variant.chosen()
     end = symbols.new_full((B, 1), blank)
-    targets = torch.cat((spec.symbols, end), dim=1).unsqueeze(1).expand(B, T, S1)
+    targets = torch.cat((sites.spec.symbols, end), dim=1).unsqueeze(1).expand(B, T, S1)
     found = _rows(head.of_logits(logits, targets, blank), sites.position)
     return loss_of_log_probs(found, sites, lattice_loss)
 

@@ -25,10 +25,10 @@ TIMED: dict[str, tuple[str, ...]] = {
         "panda_icefall.losses.lattices.pruned.banded_recursion",
     ),
     "checks": (
-        "panda_icefall.losses.sites.check_spec",
+        "panda_icefall.losses.sites.check_form",
+        "panda_icefall.losses.sites.check_values",
         "panda_icefall.losses.simple_tiled.loss.check_spec",
         "panda_icefall.normalizer.op.check_form",
-        "panda_icefall.normalizer.op.live_sites",
     ),
     "bands": ("panda_icefall.rnnt.get_rnnt_prune_ranges",),
 }

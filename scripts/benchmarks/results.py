@@ -162,9 +162,10 @@ def read(path: Path) -> dict[str, Any]:
     return document
 
 
-def default_path(*words: str) -> Path:
-    """``results/<words>-<lane>.json``."""
-    return RESULTS / ("-".join([*words, "k2" if HAS_K2 else "modern"]) + ".json")
+def default_path(*words: str, device: str = "cpu") -> Path:
+    """``results/<words>-<lane>.json``, of a GPU ``results/<words>-<lane>-cuda.json``."""
+    lane = "k2" if HAS_K2 else "modern"
+    return RESULTS / ("-".join([*words, lane, *([] if device == "cpu" else [device])]) + ".json")
 
 
 def merged(document: dict[str, Any], keys: Sequence[str]) -> list[list[Row]]:

@@ -416,3 +416,13 @@ def test_the_marker_holds_the_options(data_dir):
     marker = json.loads((data_dir / ".corpus_complete.json").read_text())
     assert marker["num_train"] == 24
     assert marker["num_words"] == 80
+
+
+@pytest.mark.parametrize("has_gpus", [True, False])
+def test_each_rank_trains_on_a_gpu_of_its_own(recipe, monkeypatch, has_gpus):
+    current = []
+    monkeypatch.setattr(recipe.process.torch.cuda, "is_available", lambda: has_gpus)
+    monkeypatch.setattr(recipe.process.torch.cuda, "set_device", current.append)
+    device = recipe.process.training_device(3)
+    assert str(device) == ("cuda:3" if has_gpus else "cpu")
+    assert current == ([device] if has_gpus else [])

@@ -1,4 +1,4 @@
-"""The workspace of those who give none: by the caches of a CPU, by L2 and free memory of a GPU."""
+"""The workspace of those who give none: by the caches of a CPU, by the L2 of a GPU."""
 
 import types
 
@@ -8,7 +8,7 @@ import torch
 from panda_icefall.normalizer import TileCounters, options, selected_log_probs, workspace
 from panda_icefall.normalizer.workspace import MIB, auto_workspace_bytes, last_level_cache_bytes
 
-CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+CPU = torch.device("cpu")
 
 
 @pytest.fixture
@@ -43,30 +43,53 @@ def test_a_cpu_gives_half_of_its_last_cache_within_bounds(caches, sizes, expecte
     assert auto_workspace_bytes(CPU) == expected * MIB
 
 
+@pytest.fixture
+def gpus(monkeypatch):
+    """Sets what torch says about the GPUs, by their numbers; counts how often it is asked."""
+    asked = []
+
+    def install(*properties):
+        def told(index):
+            asked.append(index)
+            return properties[index]
+
+        monkeypatch.setattr(torch.cuda, "get_device_properties", told)
+        workspace._gpu_workspace_bytes.cache_clear()
+        return asked
+
+    yield install
+    workspace._gpu_workspace_bytes.cache_clear()
+
+
+def gpu(cache_mib, memory_mib):
+    known = {} if cache_mib is None else {"L2_cache_size": cache_mib * MIB}
+    return types.SimpleNamespace(total_memory=memory_mib * MIB, **known)
+
+
 @pytest.mark.parametrize(
-    ("cache_mib", "free_mib", "unused_mib", "expected"),
+    ("cache_mib", "memory_mib", "expected"),
     [
-        (50, 80_000, 0, 100),
-        (6, 80_000, 0, 64),
-        (None, 80_000, 0, 64),
-        (500, 80_000, 0, 256),
-        (50, 500, 0, 50),
-        (50, 500, 300, 100),
-        (50, 0, 0, 100 / 128),
+        (50, 80_000, 100),
+        (6, 16_000, 64),
+        (None, 16_000, 64),
+        (500, 80_000, 256),
+        (50, 4096, 64),
+        (None, 640, 10),
     ],
 )
-def test_a_gpu_gives_twice_its_l2_and_little_of_the_free_memory(
-    monkeypatch, cache_mib, free_mib, unused_mib, expected
-):
-    known = {} if cache_mib is None else {"L2_cache_size": cache_mib * MIB}
-    for name, value in {
-        "get_device_properties": types.SimpleNamespace(**known),
-        "mem_get_info": (free_mib * MIB, 10**12),
-        "memory_reserved": (100 + unused_mib) * MIB,
-        "memory_allocated": 100 * MIB,
-    }.items():
-        monkeypatch.setattr(torch.cuda, name, lambda device, value=value: value)
-    assert auto_workspace_bytes(CUDA) == expected * MIB
+def test_a_gpu_gives_twice_its_l2_and_little_of_its_memory(gpus, cache_mib, memory_mib, expected):
+    gpus(gpu(cache_mib, memory_mib))
+    assert auto_workspace_bytes(torch.device("cuda", 0)) == expected * MIB
+
+
+def test_a_gpu_is_asked_once_whatever_is_allocated(gpus, monkeypatch):
+    asked = gpus(gpu(50, 80_000), gpu(6, 80_000))
+    for name in ("memory_stats", "memory_allocated", "memory_reserved", "mem_get_info"):
+        monkeypatch.setattr(torch.cuda, name, None)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    sizes = [auto_workspace_bytes(torch.device(name)) // MIB for name in 3 * ["cuda:0", "cuda"]]
+    assert sizes == 3 * [100, 64]
+    assert asked == [0, 1]
 
 
 def tiles(hidden_dim, workspace_bytes):

@@ -1,6 +1,8 @@
 """Projections are found by name, and finding them runs nothing of the model."""
 
+import gc
 import logging
+import weakref
 
 import pytest
 import torch
@@ -11,6 +13,9 @@ from torch.nn.utils import parametrizations, parametrize
 
 import panda_icefall
 from panda_icefall.routing import find_projections, recording_projections
+from panda_icefall.routing.model_search import ModelSearch
+from panda_icefall.routing.recorded_joiners import has_recorded_joiner
+from panda_icefall.routing.recorded_projections import recorded_projection
 
 ESPNET = {"am": "am_proj", "lm": "lm_proj"}
 
@@ -188,3 +193,65 @@ def test_a_model_without_them_is_told_how_to_name_its_own_once(k2, caplog):
     assert 'projections={"am": NAME, "lm": NAME}' in message
     assert "--panda-projections am=NAME,lm=NAME" in message
     assert "candidates: joint.am_projection, joint.lm_projection, encoder" in message
+
+
+def test_a_model_is_searched_once_while_what_was_found_is_there(k2, monkeypatch):
+    model, walks = toy_simple.Transducer(), []
+    named_modules = nn.Module.named_modules
+
+    def counted(module, *args, **kwargs):
+        walks.append(module)
+        return named_modules(module, *args, **kwargs)
+
+    def recorded():
+        with recording_projections(model):
+            return {r.name for r in map(recorded_projection, model.modules()) if r is not None}
+
+    panda_icefall.apply()
+    assert recorded() == {"simple_am_proj", "simple_lm_proj"}
+    monkeypatch.setattr(nn.Module, "named_modules", counted)
+    for _ in range(3):
+        with recording_projections(model):
+            assert recorded_projection(model.simple_am_proj) is not None
+    assert walks == []
+    # Another one in its place is found, and one that is gone is not.
+    model.simple_am_proj = nn.Linear(toy_simple.D_AM, toy.C)
+    assert recorded() == {"simple_am_proj", "simple_lm_proj"}
+    del model.simple_lm_proj
+    assert recorded() == {"simple_am_proj"}
+    model.simple_lm_proj = nn.Linear(toy_simple.D_LM, toy.C)
+    panda_icefall.apply(model)  # looks again, for what came later
+    assert recorded_projection(model.simple_lm_proj) is not None
+
+
+def test_other_names_are_another_search(k2):
+    model = toy_simple.Transducer()
+    panda_icefall.apply()
+    with recording_projections(model):
+        assert recorded_projection(model.encoder) is None
+    panda_icefall.apply(projections={"am": "encoder"})
+    with recording_projections(model):
+        assert recorded_projection(model.encoder) is not None
+        assert recorded_projection(model.simple_am_proj) is None
+
+
+def test_a_search_keeps_no_model_alive():
+    search, model = ModelSearch(), toy_simple.Transducer()
+    assert set(search.modules(model, "all", find_projections)) == {
+        "simple_am_proj", "simple_lm_proj"
+    }  # fmt: skip
+    gone = weakref.ref(model)
+    del model
+    gc.collect()
+    assert gone() is None
+
+
+def test_a_joiner_is_recorded_with_the_module_that_has_it(k2):
+    model = nn.Module()
+    model.inner = nn.Module()
+    model.joiner, model.inner.joiner = nn.Linear(2, 3), nn.Linear(2, 3)
+    panda_icefall.apply()
+    for _ in range(2):
+        with recording_projections(model):
+            assert has_recorded_joiner(model)
+            assert has_recorded_joiner(model.inner)

@@ -3,8 +3,10 @@
 import counted
 import pytest
 import torch
+import torch.nn.functional as F
 import toy
 import toy_joiner
+from dispatch import LargestTensor
 from torch import nn
 
 import panda_icefall
@@ -120,6 +122,32 @@ def test_autocast_that_only_the_joiner_sees_is_captured(k2):
     with panda_icefall.patched():
         logits = joiner(*k2.do_rnnt_pruning(data.am, data.lm, data.ranges))
     assert logits.dtype == torch.bfloat16
+
+
+def test_under_autocast_no_head_is_cast_to_learn_its_dtype(k2):
+    joiner, data = toy.TanhJoiner(), toy.batch(k2)
+    joiner.output_linear = torch.nn.Linear(toy.X, 5000)
+    with panda_icefall.patched():
+        pruned = k2.do_rnnt_pruning(data.am, data.lm, data.ranges)
+        with torch.autocast("cpu", dtype=torch.bfloat16), LargestTensor() as largest:
+            logits = joiner(*pruned)
+        assert logits.dtype == torch.bfloat16
+    assert largest.elements < 100
+
+
+@pytest.mark.parametrize("use_autocast", [False, True])
+def test_a_head_that_does_not_fit_is_refused_as_by_torch(k2, use_autocast):
+    data = toy.batch(k2)
+    heads = {
+        "mat1 and mat2": (torch.zeros(5, toy.X + 1), None),
+        "expand|match|size": (torch.zeros(5, toy.X), torch.zeros(4)),
+    }
+    for message, (weight, bias) in heads.items():
+        with panda_icefall.patched():
+            am, lm = k2.do_rnnt_pruning(data.am, data.lm, data.ranges)
+            autocast = torch.autocast("cpu", dtype=torch.bfloat16, enabled=use_autocast)
+            with autocast, pytest.raises(RuntimeError, match=message):
+                F.linear(am + lm, weight, bias)
 
 
 def test_forward_hooks_that_look_for_tensors_pass_the_deferred_object_by(k2):

@@ -1,10 +1,14 @@
 """Peaks and caps of measured processes."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from benchmarks.child import Job, measure
 from benchmarks.inputs import LossInputs
-from benchmarks.memory import PeakMeter, is_out_of_memory
+from benchmarks.memory import PeakMeter, cap_memory, is_out_of_memory
+from benchmarks.packages import HAS_K2
+from benchmarks.results import default_path
 from benchmarks.shapes import LossShape
 
 pytestmark = pytest.mark.slow
@@ -84,3 +88,25 @@ def test_inputs_come_back_from_their_file_as_they_were(tmp_path):
 def test_impossible_sizes_are_refused(sizes, match):
     with pytest.raises(ValueError, match=match):
         LossShape(**sizes)
+
+
+def test_a_gpu_is_capped_by_its_number(monkeypatch):
+    capped = []
+
+    def cap(fraction, device):
+        capped.append((fraction, torch.cuda._utils._get_device_index(device)))
+
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", cap)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 2)
+    monkeypatch.setattr(
+        torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=8 * MIB)
+    )
+    for name in ("cuda", "cuda:1"):
+        cap_memory(2 * MIB, torch.device(name))
+    assert capped == [(0.25, 2), (0.25, 1)]
+
+
+def test_the_figures_of_a_gpu_have_a_file_of_their_own():
+    lane = "k2" if HAS_K2 else "modern"
+    assert default_path("loss", "random").name == f"loss-random-{lane}.json"
+    assert default_path("loss", device="cuda").name == f"loss-{lane}-cuda.json"

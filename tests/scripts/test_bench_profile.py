@@ -6,6 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import bench_all
+import bench_profile
 import pytest
 import torch
 from benchmarks import profile, tables
@@ -86,6 +87,17 @@ def test_a_profile_is_written(script):
     assert {"the whole step", "matrix products alone", "pruned forward", "elementwise"} <= names
     assert all(len(row["samples_s"]) <= 2 for row in session["rows"])
     assert "Where a step's time goes, random adjoints" in tables.title(figures)
+
+
+def test_the_waits_of_a_step_are_listed(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["bench_profile.py", "--syncs", *TINY])
+    bench_profile.main()
+    said = capsys.readouterr().out
+    assert "losses/host_values.py: on_host" in said
+    *_, total = said.splitlines()
+    assert total.endswith("waits in a step, forward and backward")
+    # k2's recursion reads the boundary of each of the two losses, in Python.
+    assert int(total.split()[0]) <= 4 + 2 * HAS_K2
 
 
 def test_the_whole_list_says_its_commands_and_minutes(monkeypatch, capsys):

@@ -85,6 +85,8 @@ def _loss(arcs: list[DurationArcs], sites: LatticeSites, dtype: torch.dtype) -> 
     B, S = spec.symbols.shape
     boundary = spec.boundary
     if boundary is None:
-        boundary = spec.symbols.new_tensor([0, 0, S, sites.T]).expand(B, 4)
-    scores = duration_recursion(arcs, frames=boundary[:, 3], states=boundary[:, 2])
+        frames, states = (spec.symbols.new_full((B,), n) for n in (sites.T, S))
+    else:
+        frames, states = boundary[:, 3], boundary[:, 2]
+    scores = duration_recursion(arcs, frames=frames, states=states)
     return spec.loss_of(scores).to(dtype)

@@ -6,11 +6,14 @@ With both scales 0 it is the simple loss.
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from panda_icefall.dynamo import opaque
+from panda_icefall.losses.lattice_checks import check_spec
 from panda_icefall.losses.lattices.full import Loss, loss_of_arcs, symbol_arcs
 from panda_icefall.losses.logit_checks import check_logits
 from panda_icefall.losses.simple_tiled.logits import Logits
@@ -23,7 +26,7 @@ from panda_icefall.losses.simple_tiled.rows import row_kernels
 from panda_icefall.losses.simple_tiled.source import LogitSource, check_sources
 from panda_icefall.losses.simple_tiled.terms import simple_terms
 from panda_icefall.losses.smoothed import Scales, mixed_arcs
-from panda_icefall.losses.spec import LatticeSpec, check_spec
+from panda_icefall.losses.spec import LatticeSpec
 from panda_icefall.normalizer import TileCounters, TileOptions
 from panda_icefall.normalizer.autocast import no_autocast
 
@@ -69,9 +72,10 @@ def tiled_rnnt_loss_smoothed(
     Note:
       Sums over classes and sites accumulate in the result's dtype. Saved for backward: the parts,
       what remains of the classes (``[B, S+1, T]`` and smaller), and with ``am_only`` the unigram
-      ``[C]``. Backward computes the projections and the exponentials again. On CUDA three device
-      syncs and a copy of B numbers to the device in each direction; half projections are multiplied
-      in half precision, into float32, where torch and the GPU do so.
+      ``[C]``. Backward computes the projections and the exponentials again. On CUDA two device
+      syncs in forward, for all that is read of the lattice and for the smallest mass, none in
+      backward; and what k2's recursion does. Half projections are multiplied in half precision,
+      into float32, where torch and the GPU do so.
 
     Source:
       k2.rnnt_loss_smoothed; Kuang et al., "Pruned RNN-T for fast, memory-efficient ASR training",
@@ -83,9 +87,10 @@ def tiled_rnnt_loss_smoothed(
     else:
         am, lm = _source(am), _source(lm)
         check_sources(am, lm, spec.symbols)
-    check_spec(spec, am.classes, am.rows)
+    known = check_spec(spec, am.classes, am.rows)
     with no_autocast(am.device):
-        px, py = tiled_arcs(lm, am, spec, scales, options, counters)
+        t_ends = [t_end for *_, t_end in known.boundary]
+        px, py = tiled_arcs(lm, am, spec, scales, options, counters, t_ends)
         px = symbol_arcs(px, py, spec)
         return loss_of_arcs(px, py, spec, return_grad, tiles=options, is_checked=True)
 
@@ -97,11 +102,15 @@ def tiled_arcs(
     scales: Scales,
     options: TileOptions,
     counters: TileCounters | None = None,
+    t_ends: Sequence[int] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Symbol arcs ``[B, S, T]`` and blank arcs ``[B, S+1, T]``, nats, in the dtype of arithmetic.
 
     Equal to what ``k2.get_rnnt_logprobs_smoothed`` gives at the frames of each utterance; the
     values after them are finite and mean nothing.
+
+    Args:
+      t_ends: those of the boundary, on the host; None: there is no boundary.
 
     Raises:
       ValueError: the workspace cannot hold one utterance with a single class.
@@ -119,8 +128,15 @@ def tiled_arcs(
         rounds_gradient=am.rounds_gradient or lm.rounds_gradient,
         useful_rows=USEFUL_ROWS if am.device.type == "cpu" else USEFUL_ROWS_ON_DEVICE,
     )
-    plan = make_plan([am.rows] * B if boundary is None else boundary[:, 3].tolist())
-    unigram_plan = make_plan([0] * B) if scales.am_only != 0.0 else None
+    as_given = torch.arange(B, device=am.device)
+    by_length = as_given
+    if boundary is not None:  # sorted as by the plan, so that the host has nothing to copy there
+        by_length = boundary[:, 3].sort(descending=True, stable=True).indices
+    plan = make_plan([am.rows] * B if t_ends is None else t_ends)
+    plan = replace(plan, order=by_length)
+    unigram_plan = None
+    if scales.am_only != 0.0:
+        unigram_plan = replace(make_plan([0] * B), order=as_given)
     ids = torch.cat((symbols, symbols.new_full((B, 1), spec.termination_symbol)), dim=1)
     kernels = row_kernels(options.engine, am.device)
     terms = simple_terms(am, lm, ids, plan, unigram_plan, kernels, counters)

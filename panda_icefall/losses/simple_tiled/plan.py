@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -45,12 +45,15 @@ class SimpleTilePlan:
         and the weight where it has to be cast.
       blocks: all utterances, the longest first, and all frames up to the last that the longest of
         a block needs; the others lie outside every boundary.
+      order: int64 ``[B]`` on the device, the utterances, the longest first; None: copied there when
+        it is asked for.
     """
 
     classes: int
     tile_classes: int
     tile_bytes: int
     blocks: tuple[Block, ...]
+    order: Tensor | None = field(default=None, compare=False)
 
     @classmethod
     def make(
@@ -143,10 +146,15 @@ class SimpleTilePlan:
         step = self.tile_classes
         return [(low, min(low + step, self.classes)) for low in range(0, self.classes, step)]
 
-    def blocks_on(self, device: torch.device) -> Iterator[tuple[Tensor, slice]]:
-        """Each block's utterances, int64 ``[n]`` on the device, and its frames; one copy to it."""
-        order = [b for block in self.blocks for b in block.utterances]
-        parts = torch.tensor(order, device=device, dtype=torch.int64).split(
-            [len(block.utterances) for block in self.blocks]
-        )
-        return zip(parts, (slice(block.begin, block.end) for block in self.blocks))
+    def blocks_on(self, device: torch.device) -> list[tuple[Tensor, slice]]:
+        """Each block's utterances, int64 ``[n]`` on the device, and its frames."""
+        order = self.order
+        if order is None:
+            utterances = [b for block in self.blocks if block.begin == 0 for b in block.utterances]
+            order = torch.tensor(utterances, device=device, dtype=torch.int64)
+        blocks, begin, end = [], 0, 0
+        for block in self.blocks:
+            if block.begin == 0:  # else further frames of the same utterance
+                begin, end = end, end + len(block.utterances)
+            blocks.append((order[begin:end], slice(block.begin, block.end)))
+        return blocks

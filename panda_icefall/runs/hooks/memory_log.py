@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -162,6 +163,13 @@ class MemoryLogging(Hook):
         """
         if self._log is None:
             self._log = MemoryLog(self._path, epoch.rank, self._options, epoch.device)
+            if epoch.device.type == "cuda":
+                logging.info(
+                    "panda: the memory log resets the peak statistics of %s at each part of a "
+                    "step: torch.cuda.max_memory_allocated() is that of the part, and the log and "
+                    "the summary have that of the run",
+                    epoch.device,
+                )
         self._recorder = PhaseRecorder(
             self._log,
             epoch.ledger,

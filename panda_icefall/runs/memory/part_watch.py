@@ -76,8 +76,7 @@ class PartWatch:
         children = () if model is None else model.named_children()
         self._encoders = [module for name, module in children if "encoder" in name]
         self._projections = [] if model is None else list(find_projections(model, names).values())
-        joiners = {} if model is None else find_joiners(model)
-        self._joiners = [joiner for joiner, _ in joiners.values()]
+        self._joiners = [] if model is None else list(find_joiners(model).values())
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
         self._swaps = Swaps()
 
@@ -219,7 +218,7 @@ class PartMeter:
         The seconds of the whole are the sum, and its peak the largest, of its parts.
         """
         assert self._is_running, "finish() without start()"
-        self._book(self.current)
+        self._book(self.current, self._probe.read())
         self._is_running = False
         first, *rest = self._parts.values()
         return sum(rest, first), self._parts
@@ -230,11 +229,10 @@ class PartMeter:
 
     def _cut(self, before: str) -> None:
         if self.current != before:
-            self._book(before)
-            self._probe.start()
+            self._book(before, self._probe.cut())
 
-    def _book(self, name: str) -> None:
-        reading = self._probe.read()  # waits for the device: the clock is read after it
+    def _book(self, name: str, reading: MemoryReading) -> None:
+        # The reading has waited for the device: the clock is read after it.
         now = time.perf_counter()
         part = Part(now - self._since, 1, reading)
         self._since = now

@@ -29,6 +29,7 @@ class MemoryReading:
       peak_bytes: The largest ``current_bytes`` since the probe was started.
       reserved_bytes: What the CUDA caching allocator holds; ``None`` on CPU.
       is_since_start: The peak could not be reset and is that of the whole process.
+      peak_reserved_bytes: The largest ``reserved_bytes`` since the probe was started.
     """
 
     device: str
@@ -36,6 +37,7 @@ class MemoryReading:
     peak_bytes: int
     reserved_bytes: int | None = None
     is_since_start: bool = False
+    peak_reserved_bytes: int | None = None
 
     def as_row(self) -> dict[str, Any]:
         """The reading under the names that the memory log uses."""
@@ -51,6 +53,7 @@ class MemoryReading:
             "allocated_bytes": self.current_bytes,
             "reserved_bytes": self.reserved_bytes,
             "peak_bytes": self.peak_bytes,
+            "peak_reserved_bytes": self.peak_reserved_bytes,
         }
 
 
@@ -73,6 +76,9 @@ class Part:
         reading = replace(
             other.reading,
             peak_bytes=max(self.reading.peak_bytes, other.reading.peak_bytes),
+            peak_reserved_bytes=_larger(
+                self.reading.peak_reserved_bytes, other.reading.peak_reserved_bytes
+            ),
             is_since_start=self.reading.is_since_start or other.reading.is_since_start,
         )
         stretches = self.stretches + other.stretches
@@ -92,7 +98,8 @@ class MemoryProbe:
 
     Args:
       device: A CPU or CUDA device. On CUDA, starting and reading synchronise, and starting resets
-        the allocator's peak for the whole process.
+        the allocator's peaks for the whole process, ``torch.cuda.max_memory_allocated`` and
+        ``max_memory_reserved``.
     """
 
     def __init__(self, device: str | torch.device) -> None:
@@ -101,9 +108,20 @@ class MemoryProbe:
 
     def start(self) -> None:
         """Begin a stretch: the next :meth:`read` gives the peak since now."""
-        _earlier_peak_bytes[str(self.device)] = process_peak_bytes(self.device)
+        peak_bytes = process_peak_bytes(self.device)
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
+        self._begin(peak_bytes)
+
+    def cut(self) -> MemoryReading:
+        """:meth:`read` and :meth:`start` at once: the device is asked once."""
+        reading = self.read()
+        self._begin(_at_least_earlier(self.device, reading.peak_bytes))
+        return reading
+
+    def _begin(self, peak_bytes: int) -> None:
+        _earlier_peak_bytes[str(self.device)] = peak_bytes
+        if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
             return
         try:
@@ -116,11 +134,14 @@ class MemoryProbe:
         """The memory now and its peak since :meth:`start`."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
+            # Each of torch's functions for one of these asks for all of them.
+            statistics = torch.cuda.memory_stats(self.device)
             return MemoryReading(
                 device=str(self.device),
-                current_bytes=torch.cuda.memory_allocated(self.device),
-                peak_bytes=torch.cuda.max_memory_allocated(self.device),
-                reserved_bytes=torch.cuda.memory_reserved(self.device),
+                current_bytes=statistics.get("allocated_bytes.all.current", 0),
+                peak_bytes=statistics.get("allocated_bytes.all.peak", 0),
+                reserved_bytes=statistics.get("reserved_bytes.all.current", 0),
+                peak_reserved_bytes=statistics.get("reserved_bytes.all.peak", 0),
             )
         current, peak = _resident_set()
         return MemoryReading(
@@ -139,7 +160,15 @@ def process_peak_bytes(device: torch.device) -> int:
     """
     is_cuda = device.type == "cuda"
     now = torch.cuda.max_memory_allocated(device) if is_cuda else _resident_set()[1]
-    return max(_earlier_peak_bytes.get(str(device), 0), now)
+    return _at_least_earlier(device, now)
+
+
+def _at_least_earlier(device: torch.device, peak_bytes: int) -> int:
+    return max(_earlier_peak_bytes.get(str(device), 0), peak_bytes)
+
+
+def _larger(one: int | None, other: int | None) -> int | None:
+    return other if one is None or other is None else max(one, other)
 
 
 def return_free_memory() -> None:

@@ -5,13 +5,16 @@ import contextlib
 import dataclasses
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from panda_icefall.runs import PandaOptions, UsageError, run_recipe
 from panda_icefall.runs.atomic_file import finite_json
+from panda_icefall.runs.hooks.memory_log import MemoryLogging
 from panda_icefall.runs.memory.log import MemoryLog, rank_path, read_last_run
+from panda_icefall.runs.memory.part_watch import PartMeter
 from panda_icefall.runs.memory.probe import MemoryProbe, process_peak_bytes
 
 PHASES = ["compute_loss", "backward_update"]
@@ -177,6 +180,77 @@ def test_what_strict_json_lacks_is_spelt_out():
         "b": [1.5, "-inf"],
         "c": [True, None],
     }
+
+
+class Allocator:
+    """What torch.cuda tells of a GPU that is not there; counts what it is asked for."""
+
+    def __init__(self, monkeypatch):
+        self.current = self.peak = self.reserved = self.peak_reserved = 0
+        self.asked = []
+        for name in ("synchronize", "memory_stats", "reset_peak_memory_stats"):
+            monkeypatch.setattr(torch.cuda, name, getattr(self, name))
+        monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: self.peak)
+
+    def hold(self, allocated, reserved):
+        self.current, self.reserved = allocated, reserved
+        self.peak, self.peak_reserved = (
+            max(self.peak, allocated), max(self.peak_reserved, reserved)
+        )  # fmt: skip
+
+    def synchronize(self, device):
+        self.asked.append("synchronize")
+
+    def memory_stats(self, device):
+        self.asked.append("memory_stats")
+        return {
+            "allocated_bytes.all.current": self.current, "allocated_bytes.all.peak": self.peak,
+            "reserved_bytes.all.current": self.reserved,
+            "reserved_bytes.all.peak": self.peak_reserved,
+        }  # fmt: skip
+
+    def reset_peak_memory_stats(self, device):
+        self.asked.append("reset")
+        self.peak, self.peak_reserved = self.current, self.reserved
+
+
+def test_a_gpu_is_asked_once_at_each_cut(monkeypatch):
+    allocator, device = Allocator(monkeypatch), torch.device("cuda", 3)
+    meter = PartMeter(MemoryProbe(device))
+    allocator.hold(7, 70)
+    allocator.hold(5, 70)
+    meter.start()
+    allocator.asked.clear()
+    allocator.hold(30, 80)
+    allocator.hold(10, 60)
+    meter.enter("losses")
+    assert allocator.asked == ["synchronize", "memory_stats", "reset"]
+    allocator.hold(20, 65)
+    allocator.hold(11, 64)
+    meter.leave("losses")
+    allocator.hold(12, 90)
+    whole, parts = meter.finish()
+    assert parts["losses"].reading.as_row() == {
+        "device": "cuda:3", "allocated_bytes": 11, "reserved_bytes": 64, "peak_bytes": 20,
+        "peak_reserved_bytes": 65,
+    }  # fmt: skip
+    assert (whole.reading.peak_bytes, whole.reading.peak_reserved_bytes) == (30, 90)
+    assert process_peak_bytes(device) == 30  # the resets left out of it
+
+
+def test_that_peaks_are_reset_is_said(monkeypatch, caplog, tmp_path):
+    Allocator(monkeypatch)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a GPU")
+    hook = MemoryLogging(tmp_path / "m.jsonl", PandaOptions())
+    epoch = SimpleNamespace(
+        rank=0, device=torch.device("cuda", 0), ledger=None, arguments={}, model=torch.nn.Module()
+    )
+    with caplog.at_level("INFO"):
+        for _ in range(2):
+            with hook.epoch(epoch):
+                pass
+    assert caplog.text.count("the memory log resets the peak statistics of cuda:0") == 1
+    assert json.loads((tmp_path / "m.jsonl").read_text())["memory"]["peak_reserved_bytes"] == 0
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

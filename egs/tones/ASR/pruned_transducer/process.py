@@ -26,6 +26,15 @@ def setup_logger(exp_dir: Path, rank: int, world_size: int) -> None:
     )
 
 
+def training_device(rank: int) -> torch.device:
+    """This rank's GPU, made the current one, so that none lands on rank 0's; else the CPU."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    device = torch.device("cuda", rank)
+    torch.cuda.set_device(device)
+    return device
+
+
 def setup_dist(rank: int, world_size: int, master_port: int) -> None:
     """Join the process group: nccl where CUDA is, else gloo."""
     os.environ["MASTER_ADDR"] = "localhost"

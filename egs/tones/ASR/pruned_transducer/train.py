@@ -32,7 +32,7 @@ from lhotse.utils import fix_random_seed
 from metrics import MetricsTracker
 from model import Transducer
 from params import AttributeDict, str2bool
-from process import make_grad_scaler, setup_dist, setup_logger
+from process import make_grad_scaler, setup_dist, setup_logger, training_device
 from tokens import encode_texts, load_bpe_model
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel as DDP
@@ -270,12 +270,12 @@ def run(rank: int, world_size: int, args: argparse.Namespace) -> None:
     exp_dir = Path(params.exp_dir)
     setup_logger(exp_dir, rank, world_size)
     fix_random_seed(params.seed)
+    device = training_device(rank)
     if world_size > 1:
         setup_dist(rank, world_size, params.master_port)
     sp = load_bpe_model(params)
     logging.info("Training started: %s", dict(params))
 
-    device = torch.device("cuda", rank) if torch.cuda.is_available() else torch.device("cpu")
     model: nn.Module = get_model(params).to(device)
     logging.info("Number of model parameters: %d", sum(p.numel() for p in model.parameters()))
     optimizer = torch.optim.AdamW(
