@@ -38,8 +38,9 @@ def get_parser() -> argparse.ArgumentParser:
 
 def bench(inputs: LossInputs, args: argparse.Namespace) -> list[dict[str, Any]]:
     """One row per part and per kind of operation."""
-    step = Step.make("panda", "whole", inputs, args.workspace_mib)
-    step.run()
+    step = Step.make("panda", "whole", inputs, args.workspace_mib, args.dtype)
+    for _ in range(1 + args.warm_ups):
+        step.run()
     gemms = recorded_gemms(step)
     flops = sum(product.flops for product in products_of(step))
     samples: dict[tuple[str, str], list[float]] = {}
@@ -67,7 +68,9 @@ def main() -> None:
     args = parser.parse_args()
     check_counts(parser, args, "repeats")
     inputs = chosen_inputs(parser, args)
-    target = args.json or results.default_path("profile", args.corpus, args.adjoints)
+    target = args.json or results.default_path(
+        "profile", args.corpus, args.adjoints, device=args.device, dtype=args.dtype
+    )
     with measuring("profile", settings_of(args, inputs), target) as rows:
         rows += bench(inputs, args)
 
