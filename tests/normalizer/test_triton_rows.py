@@ -13,6 +13,7 @@ from panda_icefall.normalizer import selected_log_probs, torch_rows
 pytest.importorskip("triton", reason="needs triton: pip install triton")
 # In the interpreter numpy tells of -inf minus -inf, and of what older Tritons do with it.
 pytestmark = [
+    pytest.mark.cuda,
     pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning"),
     pytest.mark.filterwarnings("ignore:Conversion of an array:DeprecationWarning"),
 ]
