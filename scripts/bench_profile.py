@@ -67,6 +67,8 @@ def main() -> None:
     parser = get_parser()
     args = parser.parse_args()
     check_counts(parser, args, "repeats")
+    if args.device == "cuda":  # whose kernels run when the host has gone on
+        parser.error("--device: got cuda, expected cpu; see validate_gpu.py --only audit")
     inputs = chosen_inputs(parser, args)
     target = args.json or results.default_path(
         "profile", args.corpus, args.adjoints, device=args.device, dtype=args.dtype

@@ -15,7 +15,7 @@ WARM_UPS, REPEATS = 3, 7
 
 def run(setting: Setting) -> None:
     adjoints = adjoints_here(setting)[0]
-    inputs = batch(setting, setting.size(adjoints, "random"), 5537)
+    inputs = batch(setting, setting.size(adjoints, "random"), setting.size(5537, 40))
     for precision in setting.size(("bf16", "fp32"), ("bf16",)):
         for arm in ("panda", "panda-torch", "dense"):
             for part in ("whole", "simple", "pruned"):

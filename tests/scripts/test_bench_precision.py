@@ -2,7 +2,9 @@
 
 import json
 import re
+import sys
 
+import bench_profile
 import pytest
 import torch
 from benchmarks import memory, options, results, tables
@@ -143,6 +145,14 @@ def test_what_is_not_there_is_refused(monkeypatch, capsys, words, match):
     with pytest.raises(SystemExit):
         options.make_parser("").parse_args(words)
     assert re.search(match, capsys.readouterr().err)
+
+
+def test_the_profile_is_the_hosts_and_says_so(monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(sys, "argv", ["bench_profile.py", "--device", "cuda"])
+    with pytest.raises(SystemExit):
+        bench_profile.main()
+    assert "expected cpu; see validate_gpu.py --only audit" in capsys.readouterr().err
 
 
 def test_on_cuda_kernels_are_compiled_before_anything_is_timed(monkeypatch):

@@ -10,6 +10,7 @@ from benchmarks import device_events
 from benchmarks.arms import Step
 from benchmarks.gemm_limit import products_of
 from benchmarks.inputs import LossInputs
+from benchmarks.precision import is_supported
 from gpu_validation import bench, large_offsets, losses, op, products, tables, tests, training
 from gpu_validation.report import REPO, Report, Setting, error_text
 from gpu_validation.roofline import best_seconds, tile_rates
@@ -62,7 +63,7 @@ def test_error_texts_name_no_folder():
     assert "test_gpu_sections.py" in error_text(caught.value)
 
 
-@pytest.mark.parametrize("name", op.DTYPES)
+@pytest.mark.parametrize("name", [name for name in op.DTYPES if is_supported(name, CPU)])
 def test_the_gates_of_the_op_fail_where_it_is_wrong(name):
     dtype = op.DTYPES[name]
     data = op.gates.in_dtype(op.gates.values("flat", 29, 0, 24, 5), dtype)
@@ -230,6 +231,11 @@ def test_methods_are_told_beside_the_dense_loss_and_the_roofline():
     assert panda["of the GEMM rate"] == pytest.approx(0.25)
     assert panda["quartiles"] == "4 to 8"
     assert k2["ms"] == "out of memory"
+    assert tables.goals(sections) == [
+        {"adjoints": "trained", "of dense": pytest.approx(0.4), "goal, at most": 0.5,
+         "of the GEMM rate": pytest.approx(0.25), "goal, at least": 0.5}
+    ]  # fmt: skip
+    assert tables.goals({}) == []
     lines = tables.table([dense, panda, k2])
     assert len({line.count("|") for line in lines}) == 1
     assert tables.table([]) == []
