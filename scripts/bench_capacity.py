@@ -118,8 +118,11 @@ def bench_recipe(name: str, args: argparse.Namespace) -> list[dict[str, Any]]:
         def peak_of(duration: float, arm: str = arm) -> Measured:
             shape = shape_with(RECIPES[name].batch(duration), args)
             measured = measure(
-                Job(arm, "whole", shape, None, args.workspace_mib, device=args.device)
-            )
+                Job(
+                    arm, "whole", shape, None, args.workspace_mib,
+                    device=args.device, precision=args.dtype,
+                )
+            )  # fmt: skip
             peak_mib = measured.peak_bytes / 2**20
             print(f"{name} {ARMS[arm].label} {duration:.1f} s: {peak_mib:.0f} MiB", flush=True)
             return measured
@@ -157,8 +160,9 @@ def main() -> None:
         "recipes": {name: vars(RECIPES[name]) for name in args.recipes},
         "workspace_mib": args.workspace_mib,
         "device": args.device,
+        "dtype": args.dtype,
     }
-    target = args.json or results.default_path("capacity", device=args.device)
+    target = args.json or results.default_path("capacity", device=args.device, dtype=args.dtype)
     with measuring("capacity", settings, target) as rows:
         rows += [row for name in args.recipes for row in bench_recipe(name, args)]
 

@@ -37,7 +37,7 @@ def get_parser() -> argparse.ArgumentParser:
     add_shape(p, "B", "T", "S", "s_range", "H", "D")
     p.add_argument("--classes", type=int, nargs="+", default=CLASSES, help="ascending")
     p.add_argument("--cap-gib", type=float, default=4.0)
-    p.add_argument("--arms", nargs="+", choices=arms_of("pruned"), default=arms_of("pruned"))
+    p.add_argument("--arms", nargs="+", choices=sorted(ARMS), help="all if not given")
     return p
 
 
@@ -51,7 +51,7 @@ def sweep(arm: str, shape: LossShape, args: argparse.Namespace) -> list[dict[str
         measured = measure(
             Job(
                 arm, "pruned", at_C, None, args.workspace_mib, int(args.cap_gib * 2**30),
-                args.device, repeats,
+                args.device, repeats, args.dtype, args.warm_ups,
             )
         )  # fmt: skip
         head_bytes = 4 * C * (shape.H + 1)
@@ -93,10 +93,13 @@ def main() -> None:
         "cap_bytes": int(args.cap_gib * 2**30),
         "workspace_mib": args.workspace_mib,
         "device": args.device,
+        "dtype": args.dtype,
     }
-    target = args.json or results.default_path("classes", device=args.device)
+    target = args.json or results.default_path("classes", device=args.device, dtype=args.dtype)
+    available = arms_of("pruned", args.device, args.dtype)
     with measuring("classes", settings, target) as rows:
-        rows += [row for arm in args.arms for row in sweep(arm, shape, args)]
+        for arm in available:
+            rows += sweep(arm, shape, args) if not args.arms or arm in args.arms else []
         rows.sort(key=lambda row: row["C"])
         add_time_ratios(rows)
 

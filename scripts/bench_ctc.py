@@ -27,6 +27,7 @@ import torch
 from benchmarks import results
 from benchmarks.memory import CHILD_ENVIRONMENT, PeakMeter
 from benchmarks.options import check_counts, make_parser
+from benchmarks.precision import autocast, float32_products
 from benchmarks.tables import measuring
 from benchmarks.timing import interleaved_samples, times
 from torch import Tensor, nn
@@ -76,11 +77,14 @@ class CtcLoss(nn.Module):
             reduction="sum",
         )
 
-    def step(self) -> list[Tensor]:
+    def step(self, precision: str) -> list[Tensor]:
         """The loss and all gradients, of one draw of the dropout."""
         torch.manual_seed(2)
-        loss = self()
-        return [loss.detach(), *torch.autograd.grad(loss, [self.encoder_out, *self.parameters()])]
+        with float32_products(precision):
+            with autocast(precision, self.encoder_out.device):
+                loss = self()
+            leaves = [self.encoder_out, *self.parameters()]
+            return [loss.detach(), *torch.autograd.grad(loss, leaves)]
 
 
 def applied(arm: str, model: CtcLoss, workspace_mib: float | None) -> Any:
@@ -90,28 +94,28 @@ def applied(arm: str, model: CtcLoss, workspace_mib: float | None) -> Any:
     return panda_icefall.patched(model, ctc=True, strict=True, workspace_mib=workspace_mib)
 
 
-def peak_here(arm: str, shape: Shape, workspace_mib: float | None) -> int:
+def peak_here(arm: str, shape: Shape, workspace_mib: float | None, precision: str) -> int:
     """Bytes of one step at its peak, in this process, in which nothing else ran."""
     small = CtcLoss(Shape(2, 9, 8, 8, 1.0, shape.device))
     with applied(arm, small, workspace_mib):
-        small.step()
+        small.step(precision)
     model = CtcLoss(shape)
     meter = PeakMeter(torch.device(shape.device))
     with applied(arm, model, workspace_mib):
         meter.start()
-        found = model.step()
+        found = model.step(precision)
         peak = meter.peak_bytes()
     del found
     return peak
 
 
-def peak_of(arm: str, shape: Shape, workspace_mib: float | None) -> int:
+def peak_of(arm: str, shape: Shape, workspace_mib: float | None, precision: str) -> int:
     """``peak_here`` in a fresh process.
 
     Raises:
       RuntimeError: the process failed.
     """
-    given = json.dumps([arm, asdict(shape), workspace_mib])
+    given = json.dumps([arm, asdict(shape), workspace_mib, precision])
     done = subprocess.run(
         [sys.executable, str(Path(__file__).resolve()), "--child", given],
         capture_output=True,
@@ -126,18 +130,18 @@ def peak_of(arm: str, shape: Shape, workspace_mib: float | None) -> int:
 
 def bench(shape: Shape, args: argparse.Namespace) -> list[dict[str, Any]]:
     """One row per method."""
-    peaks = {arm: peak_of(arm, shape, args.workspace_mib) for arm in ARMS}
+    peaks = {arm: peak_of(arm, shape, args.workspace_mib, args.dtype) for arm in ARMS}
     model = CtcLoss(shape)
 
     def step_of(arm: str) -> list[Tensor]:
         with applied(arm, model, args.workspace_mib):
-            return model.step()
+            return model.step(args.dtype)
 
     found = {arm: step_of(arm) for arm in ARMS}
     with ctc_losses_in_float64():
-        exact_loss, *exact_grads = model.step()
+        exact_loss, *exact_grads = model.step("fp32")
     works = {arm: lambda arm=arm: step_of(arm) for arm in ARMS}
-    samples = interleaved_samples(works, args.repeats, torch.device(args.device))
+    samples = interleaved_samples(works, args.repeats, torch.device(args.device), args.warm_ups)
     timed = {arm: times(seconds) for arm, seconds in samples.items()}
     rows = []
     for arm, label in ARMS.items():
@@ -174,8 +178,8 @@ def get_parser() -> argparse.ArgumentParser:
 
 def main() -> None:
     if sys.argv[1:2] == ["--child"]:
-        arm, shape, workspace_mib = json.loads(sys.argv[2])
-        print(peak_here(arm, Shape(**shape), workspace_mib))
+        arm, shape, workspace_mib, precision = json.loads(sys.argv[2])
+        print(peak_here(arm, Shape(**shape), workspace_mib, precision))
         return
     parser = get_parser()
     args = parser.parse_args()
@@ -184,8 +188,9 @@ def main() -> None:
         "shape": {"B": args.B, "T": args.T, "D": args.D, "shortest": args.shortest},
         "workspace_mib": args.workspace_mib,
         "device": args.device,
+        "dtype": args.dtype,
     }
-    target = args.json or results.default_path("ctc", device=args.device)
+    target = args.json or results.default_path("ctc", device=args.device, dtype=args.dtype)
     with measuring("ctc", settings, target) as rows:
         for C in args.classes:
             rows += bench(Shape(args.B, args.T, C, args.D, args.shortest, args.device), args)

@@ -71,16 +71,18 @@ def bench_part(
     device = torch.device(args.device)
     peaks = {
         arm: measure(
-            Job(arm, part, inputs.shape, str(path), args.workspace_mib, device=args.device)
+            Job(
+                arm, part, inputs.shape, str(path), args.workspace_mib,
+                device=args.device, precision=args.dtype, warm_ups=args.warm_ups,
+            )
         )
         for arm in arms
-    }
-    steps = {arm: Step.make(arm, part, inputs, args.workspace_mib) for arm in arms}
+    }  # fmt: skip
+    steps = {arm: Step.make(arm, part, inputs, args.workspace_mib, args.dtype) for arm in arms}
     reference = Reference(steps["dense"])
     agreements = {arm: reference.against(steps[arm]) for arm in arms}
-    works = {arm: step.run for arm, step in steps.items()}
     gemms = {f"limit of {arm}": recorded_gemms(steps[arm]) for arm in arms if ARMS[arm].is_routed}
-    samples = interleaved_samples({**works, **gemms}, args.repeats, device)
+    samples = interleaved_samples({**steps, **gemms}, args.repeats, device, args.warm_ups)
     timed = {name: times(seconds) for name, seconds in samples.items()}
     return [
         {
@@ -123,11 +125,12 @@ def main() -> None:
     inputs = chosen_inputs(parser, args)
     facts = {"carrying_share": carrying_share(inputs)}
     target = args.json or results.default_path(
-        "loss", args.corpus, args.adjoints, device=args.device
+        "loss", args.corpus, args.adjoints, device=args.device, dtype=args.dtype
     )
     with measuring("loss", settings_of(args, inputs), target, facts) as rows, saved(inputs) as path:
         for part in args.parts:
-            arms = [a for a in arms_of(part) if not args.arms or a in ("dense", *args.arms)]
+            available = arms_of(part, args.device, args.dtype)
+            arms = [a for a in available if not args.arms or a in ("dense", *args.arms)]
             rows += bench_part(part, arms, inputs, path, args)
 
 

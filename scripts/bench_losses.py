@@ -43,12 +43,17 @@ from benchmarks.tables import measuring
 from benchmarks.timing import interleaved_samples, times
 
 CLASSES = (500, 4336, 65536)
+# The others differ from these by their lattice alone, which has no classes.
+MEASURED = [
+    "regular", "modified", "one-symbol-per-frame", "HAT", "FastEmit", "multi-blank", "TDT",
+    "multi-blank, pruned", "TDT, pruned",
+]  # fmt: skip
 SHAPE = LossShape(B=4, T=60, S=15)
 
 
 def get_parser() -> argparse.ArgumentParser:
     p = make_parser(__doc__)
-    p.add_argument("--losses", nargs="+", choices=LOSSES, default=list(LOSSES))
+    p.add_argument("--losses", nargs="+", choices=LOSSES, default=MEASURED)
     p.add_argument("--arms", nargs="+", choices=LABELS, help="all that are installed if not given")
     p.add_argument("--adjoints", choices=("random", "peaked"), default="random")
     p.add_argument("--classes", type=int, nargs="+", default=CLASSES)
@@ -78,15 +83,23 @@ def bench_loss(
     arms = [arm for arm in arms_of(loss) if not args.arms or arm in args.arms]
     cap = int(args.cap_gib * 2**30)
     peaks = {
-        arm: measure(Job(arm, loss, inputs.shape, str(path), args.workspace_mib, cap, args.device))
+        arm: measure(
+            Job(
+                arm, loss, inputs.shape, str(path), args.workspace_mib, cap, args.device,
+                precision=args.dtype, warm_ups=args.warm_ups,
+            )
+        )
         for arm in arms
-    }
+    }  # fmt: skip
     fitting = [arm for arm in arms if not peaks[arm].is_out_of_memory]
-    steps = {arm: LossStep.make(arm, loss, inputs, args.workspace_mib) for arm in fitting}
+    steps = {
+        arm: LossStep.make(arm, loss, inputs, args.workspace_mib, args.dtype) for arm in fitting
+    }
     agreements = compared(steps)
     limits = {f"limit of {arm}": recorded_gemms(steps[arm]) for arm in fitting if arm == "panda"}
-    works = {**{arm: step.run for arm, step in steps.items()}, **limits}
-    samples = interleaved_samples(works, args.repeats, torch.device(args.device))
+    samples = interleaved_samples(
+        {**steps, **limits}, args.repeats, torch.device(args.device), args.warm_ups
+    )
     timed = {name: times(seconds) for name, seconds in samples.items()}
     for arm in arms:
         peak = asdict(peaks[arm])
@@ -139,10 +152,11 @@ def main() -> None:
         "cap_bytes": int(args.cap_gib * 2**30),
         "workspace_mib": args.workspace_mib,
         "device": args.device,
+        "dtype": args.dtype,
     }
     words = ["losses", *(args.public or []), args.adjoints]
+    target = args.json or results.default_path(*words, device=args.device, dtype=args.dtype)
     make = LossInputs.random if args.adjoints == "random" else peaked_inputs
-    target = args.json or results.default_path(*words, device=args.device)
     with measuring("losses", settings, target) as rows:
         for name, shape in shapes.items():
             try:

@@ -42,8 +42,9 @@ def get_parser() -> argparse.ArgumentParser:
 
 def bench(inputs: LossInputs, args: argparse.Namespace) -> list[dict[str, Any]]:
     """One row per part and per kind of operation."""
-    step = Step.make("panda", "whole", inputs, args.workspace_mib)
-    step.run()
+    step = Step.make("panda", "whole", inputs, args.workspace_mib, args.dtype)
+    for _ in range(1 + args.warm_ups):
+        step.run()
     gemms = recorded_gemms(step)
     flops = sum(product.flops for product in products_of(step))
     samples: dict[tuple[str, str], list[float]] = {}
@@ -79,12 +80,14 @@ def main() -> None:
     parser = get_parser()
     args = parser.parse_args()
     check_counts(parser, args, "repeats")
+    if args.device == "cuda":  # whose kernels run when the host has gone on
+        parser.error("--device: got cuda, expected cpu; see validate_gpu.py --only audit")
     inputs = chosen_inputs(parser, args)
     if args.syncs:
         print_waits(Step.make("panda", "whole", inputs, args.workspace_mib))
         return
     target = args.json or results.default_path(
-        "profile", args.corpus, args.adjoints, device=args.device
+        "profile", args.corpus, args.adjoints, device=args.device, dtype=args.dtype
     )
     with measuring("profile", settings_of(args, inputs), target) as rows:
         rows += bench(inputs, args)

@@ -39,7 +39,10 @@ def bench(inputs: LossInputs, args: argparse.Namespace) -> list[dict[str, Any]]:
     """One row per recursion."""
     device = torch.device(args.device)
     names = ["k2", "exact"] if has_k2_recursion(device) else ["exact"]
-    steps = {name: Step.make("panda", "whole", inputs, args.workspace_mib, name) for name in names}
+    steps = {
+        name: Step.make("panda", "whole", inputs, args.workspace_mib, args.dtype, recursion=name)
+        for name in names
+    }
     for step in steps.values():
         step.run()
     works = {name: step.run for name, step in steps.items()}
@@ -66,7 +69,9 @@ def main() -> None:
     args = parser.parse_args()
     check_counts(parser, args, "repeats")
     inputs = chosen_inputs(parser, args)
-    target = args.json or results.default_path("recursion", args.corpus, args.adjoints)
+    target = args.json or results.default_path(
+        "recursion", args.corpus, args.adjoints, device=args.device, dtype=args.dtype
+    )
     with measuring("recursion", settings_of(args, inputs), target) as rows:
         rows += bench(inputs, args)
 

@@ -36,14 +36,21 @@ def get_parser() -> argparse.ArgumentParser:
 def bench(inputs: LossInputs, path: Path, args: argparse.Namespace) -> list[dict[str, Any]]:
     """One row per size."""
     peaks = {
-        size: measure(Job("panda", "whole", inputs.shape, str(path), size, device=args.device))
+        size: measure(
+            Job(
+                "panda", "whole", inputs.shape, str(path), size,
+                device=args.device, precision=args.dtype, warm_ups=args.warm_ups,
+            )
+        )
+        for size in args.sizes_mib
+    }  # fmt: skip
+    steps = {
+        f"{size:g}": Step.make("panda", "whole", inputs, size, args.dtype)
         for size in args.sizes_mib
     }
-    steps = {f"{size:g}": Step.make("panda", "whole", inputs, size) for size in args.sizes_mib}
     for step in steps.values():
         step.run()
-    runs = {name: step.run for name, step in steps.items()}
-    samples = interleaved_samples(runs, args.repeats, torch.device(args.device))
+    samples = interleaved_samples(steps, args.repeats, torch.device(args.device), args.warm_ups)
     return [
         {
             "arm": "panda",
@@ -64,7 +71,7 @@ def main() -> None:
         parser.error(f"--sizes-mib: got {args.sizes_mib}, expected sizes above 0 here only")
     inputs = chosen_inputs(parser, args)
     target = args.json or results.default_path(
-        "workspace", args.corpus, args.adjoints, device=args.device
+        "workspace", args.corpus, args.adjoints, device=args.device, dtype=args.dtype
     )
     settings = settings_of(args, inputs)
     with measuring("workspace", settings, target) as rows, saved(inputs) as path:

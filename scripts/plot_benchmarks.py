@@ -33,6 +33,7 @@ _STYLE: dict[str, tuple[str, str]] = {
     "k2": ("#9a7b4f", "o"),
     "panda": (COLOURS["routed"], "s"),
     "panda-all-sites": ("#e8925f", "D"),
+    "panda-torch": ("#c9744f", "P"),
     "panda-no-model": ("#f3c6a5", "s"),
     "class-tiles": (COLOURS["twin"], "^"),
     "row-tiles": ("#3f8f5f", "v"),
@@ -218,7 +219,7 @@ def main() -> None:
     import matplotlib
 
     matplotlib.use("Agg")
-    for path in sorted(folder.glob("*.json")):
+    for path in results.documents(folder):
         figures = drawn(read(path))
         for name, draw in FIGURES.get(figures["benchmark"], {}).items():
             with styled():

@@ -82,12 +82,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--results", type=Path, default=results.RESULTS, help="folder of JSON")
     folder = parser.parse_args().results
-    paths = sorted(folder.glob("*.json"))
+    paths = results.documents(folder)
     if not paths:
         raise SystemExit(f"--results: got {folder} without JSON files, expected measured figures")
     figures_png = sorted(folder.glob("*.png"))
     pictures = [f"![{path.stem}]({path.name})" for path in figures_png]
     sections = [section(path.name, read(path)) for path in paths]
+    on_gpus = sorted(folder.glob("gpu-*.md"))
+    sections += [f"On a GPU: [{path.stem}]({path.name}) of `validate_gpu.py`." for path in on_gpus]
     (folder / "RESULTS.md").write_text("\n\n".join([HEAD.rstrip(), *pictures, *sections]) + "\n")
     print(folder / "RESULTS.md")
 

@@ -36,6 +36,8 @@ class Job:
       cap_bytes: what it may hold beside code, or None.
       device: ``cpu`` or ``cuda``.
       repeats: timed runs; 0: none, one run whose peak is measured.
+      precision: see `precision.PRECISIONS`.
+      warm_ups: runs before those that are measured: on CUDA kernels are compiled in them.
     """
 
     arm: str
@@ -46,6 +48,8 @@ class Job:
     cap_bytes: int | None = None
     device: str = "cpu"
     repeats: int = 0
+    precision: str = "fp32"
+    warm_ups: int = 0
 
 
 @dataclass(frozen=True)
@@ -75,11 +79,15 @@ class Measured:
 
 
 def step_of(
-    arm: str, part: str, inputs: LossInputs, workspace_mib: float | None = None
+    arm: str,
+    part: str,
+    inputs: LossInputs,
+    workspace_mib: float | None = None,
+    precision: str = "fp32",
 ) -> TrainingStep:
     """A step of a recipe's loss, or of a transducer loss by its name in `losses.LOSSES`."""
     kind = LossStep if part in LOSSES else Step
-    return kind.make(arm, part, inputs, workspace_mib)
+    return kind.make(arm, part, inputs, workspace_mib, precision)
 
 
 def measure(job: Job) -> Measured:
@@ -118,7 +126,7 @@ def run(job: Job) -> Measured:
     device = torch.device(job.device)
     # The BLAS keeps its buffers and the kernel mapped code, once for all: no method's own memory.
     warm_up = LossInputs.random(job.shape.warm_up(), device)
-    step_of(job.arm, job.part, warm_up, job.workspace_mib).run()
+    step_of(job.arm, job.part, warm_up, job.workspace_mib, job.precision).run()
     del warm_up
     if job.cap_bytes is not None:
         cap_memory(job.cap_bytes, device)
@@ -135,12 +143,17 @@ def _run(job: Job, device: torch.device) -> Measured:
         inputs = LossInputs.random(job.shape, device)
     else:
         inputs = LossInputs.load(Path(job.inputs), device)
-    step = step_of(job.arm, job.part, inputs, job.workspace_mib)
+    step = step_of(job.arm, job.part, inputs, job.workspace_mib, job.precision)
     inputs.parameters = None  # the model has copied them
+    for _ in range(job.warm_ups):
+        step.run()
+    step.begin()  # without the gradients of the last one
     meter = PeakMeter(device)
-    meter.start()
-    seconds = [seconds_of(step.run, device) for _ in range(max(1, job.repeats))]
-    peak_bytes = meter.peak_bytes()
+    with step.applied():
+        meter.start()
+        seconds = [seconds_of(step.compute, device) for _ in range(max(1, job.repeats))]
+        peak_bytes = meter.peak_bytes()
+    step.check()
     forward_share, backward_share = site_shares()
     sizes = {name: t.numel() * t.element_size() for name, t in step.gradients().items()}
     input_bytes = sum(sizes.pop(name) for name in ("encoder_out", "decoder_out"))

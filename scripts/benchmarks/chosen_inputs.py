@@ -31,7 +31,7 @@ def chosen_inputs(p: argparse.ArgumentParser, args: argparse.Namespace) -> LossI
         return LossInputs.random(shape, device)
     try:
         if args.checkpoint is None:
-            inputs = load(shape.H)
+            inputs = load(shape.H, classes=shape.C)
             _check_sizes(args, inputs.shape)
         else:
             inputs = trained_inputs(
@@ -40,9 +40,8 @@ def chosen_inputs(p: argparse.ArgumentParser, args: argparse.Namespace) -> LossI
     except (FileNotFoundError, ValueError) as error:
         p.error(str(error))
     if shape.C != inputs.shape.C:
-        name = "--adjoints" if args.checkpoint is None else "--checkpoint"
         p.error(
-            f"{name}: got one of {inputs.shape.C} classes, expected {shape.C} for "
+            f"--checkpoint: got one of {inputs.shape.C} classes, expected {shape.C} for "
             f"--corpus {args.corpus}; say --C {inputs.shape.C}"
         )
     return inputs.to(device)
@@ -59,7 +58,7 @@ def _check_sizes(args: argparse.Namespace, shape: LossShape) -> None:
         if given is not None and given != stored:
             raise ValueError(
                 f"--{name.replace('_', '-')}: got {given}, expected {stored}, as the stored "
-                "inputs have; only --H and --D, alike, can be chosen, or a --checkpoint"
+                "inputs have; only --C, and --H and --D alike, can be chosen, or a --checkpoint"
             )
 
 
@@ -71,4 +70,5 @@ def settings_of(args: argparse.Namespace, inputs: LossInputs) -> dict[str, Any]:
         "shape": vars(inputs.shape),
         "workspace_mib": args.workspace_mib,
         "device": args.device,
+        "dtype": args.dtype,
     }

@@ -60,6 +60,7 @@ def dense_pruned_loss(
     boundary: Tensor,
     blank: int,
     *,
+    rnnt_type: str = "regular",
     fastemit_lambda: float = 0.0,
     **variant_options: Any,
 ) -> Tensor:
@@ -70,7 +71,7 @@ def dense_pruned_loss(
     variant = Variant(**variant_options)
     spec = LatticeSpec(
         symbols=symbols, termination_symbol=blank, ranges=ranges, boundary=boundary,
-        reduction="sum", fastemit_lambda=fastemit_lambda,
+        rnnt_type=rnnt_type, reduction="sum", fastemit_lambda=fastemit_lambda,
     )  # fmt: skip
     sites = RetainedSites.of(spec, logits.shape[-1] - variant.duration_classes)
     head, lattice_loss = variant.chosen()

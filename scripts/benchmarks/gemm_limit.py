@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from benchmarks.precision import float32_products
 from benchmarks.steps import TrainingStep
 
 # Where the two operands stand among the arguments.
@@ -44,6 +45,13 @@ class Product:
         """Multiplications and additions."""
         size, columns = self.left[0], self.right[0][-1]
         return 2 * torch.Size(size).numel() * columns
+
+    @property
+    def bytes(self) -> int:
+        """Of both operands and of the result, each once and all in the operands' dtype."""
+        left, right = self.left[0], self.right[0]
+        numbers = sum(torch.Size(size).numel() for size in (left, right, (*left[:-1], right[-1])))
+        return numbers * torch.empty((), dtype=self.dtype).element_size()
 
 
 class _Notes(TorchDispatchMode):
@@ -78,8 +86,9 @@ def recorded_gemms(step: TrainingStep) -> Callable[[], None]:
     work = list(_prepared(products_of(step)))
 
     def run() -> None:
-        for product, left, right, out in work:
-            product(left, right, out=out)
+        with float32_products(step.precision):
+            for product, left, right, out in work:
+                product(left, right, out=out)
 
     run()
     return run

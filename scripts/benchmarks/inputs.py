@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -78,6 +78,20 @@ class LossInputs:
         plain["encoder_out"] = self.encoder_out.detach()
         plain["decoder_out"] = self.decoder_out.detach()
         torch.save({"shape": vars(self.shape), **plain}, path)
+
+    def repeated(self, times: int) -> LossInputs:
+        """The batch so many times over, as one batch."""
+        tensors = (self.encoder_out, self.decoder_out, self.symbols, self.boundary, self.ranges)
+        batch = [t.detach().repeat(times, *[1] * (t.dim() - 1)) for t in tensors]
+        shape = self.shape.with_batch(times * self.shape.B)
+        return LossInputs(shape, *batch, self.parameters).to(self.encoder_out.device)
+
+    def in_float64(self) -> LossInputs:
+        """The same values in float64, for a step that others are judged by."""
+        doubled = replace(
+            self, encoder_out=self.encoder_out.double(), decoder_out=self.decoder_out.double()
+        )
+        return doubled.to(self.encoder_out.device)
 
     def to(self, device: torch.device) -> LossInputs:
         """The same on a device; frames and predictions become leaves that take a gradient."""

@@ -16,6 +16,7 @@ from benchmarks.inputs import LossInputs
 from benchmarks.model import Joiner
 from benchmarks.packages import is_installed, package_version
 from benchmarks.steps import TrainingStep
+from panda_icefall.lattice.validation import widened
 
 BIG_BLANKS = [2, 4, 8]
 DURATIONS = [0, 1, 2, 3, 4]
@@ -53,10 +54,15 @@ LOSSES: dict[str, LossForm] = {
     "regular": LossForm(others=("torchaudio", "k2", "warprnnt_numba")),
     "modified": LossForm({"rnnt_type": "modified"}, others=("k2",)),
     "one-symbol-per-frame": LossForm({"one_sym_per_frame": True}),
+    "constrained": LossForm({"rnnt_type": "constrained"}, others=("k2",)),
     "HAT": LossForm({"use_hat_loss": True}),
     "FastEmit": LossForm({"fastemit_lambda": 0.01}),
     "multi-blank": LossForm(_MULTI_BLANK),
     "TDT": LossForm(_TDT),
+    "regular, pruned": LossForm(is_pruned=True),
+    "modified, pruned": LossForm({"rnnt_type": "modified"}, is_pruned=True),
+    "constrained, pruned": LossForm({"rnnt_type": "constrained"}, is_pruned=True),
+    "HAT, pruned": LossForm({"use_hat_loss": True}, is_pruned=True),
     "multi-blank, pruned": LossForm(_MULTI_BLANK, is_pruned=True),
     "TDT, pruned": LossForm(_TDT, is_pruned=True),
 }
@@ -90,6 +96,8 @@ class LossStep(TrainingStep):
       symbols, blank: in the order of the loss's classes. With big blanks or durations that is the
         symbols, the big blanks, the blank, the durations; else the blank is 0.
       workspace_mib: of PANDA; None: its default.
+      precision, scaled: see `TrainingStep`.
+      panda_options: further ones of `panda_icefall.transducer_loss` and its sibling.
     """
 
     arm: str
@@ -99,10 +107,18 @@ class LossStep(TrainingStep):
     symbols: Tensor
     blank: int
     workspace_mib: float | None = None
+    precision: str = "fp32"
+    scaled: Callable[[Tensor], Tensor] | None = None
+    panda_options: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def make(
-        cls, arm: str, part: str, inputs: LossInputs, workspace_mib: float | None = None
+        cls,
+        arm: str,
+        part: str,
+        inputs: LossInputs,
+        workspace_mib: float | None = None,
+        precision: str = "fp32",
     ) -> LossStep:
         """With a joiner of its own, which has a class more for each big blank and duration."""
         form, shape = LOSSES[part], inputs.shape
@@ -116,17 +132,20 @@ class LossStep(TrainingStep):
             _add_classes(model, form)
             symbols, blank = symbols - 1, shape.C - 1 + form.blanks
         model.to(device=inputs.encoder_out.device, dtype=inputs.encoder_out.dtype)
-        return cls(arm, part, inputs, model, symbols, blank, workspace_mib)
+        return cls(arm, part, inputs, model, symbols, blank, workspace_mib, precision)
 
-    def run(self) -> Tensor:
+    def compute(self) -> Tensor:
         self.begin()
-        am = self.model.encoder_proj(self.inputs.encoder_out)
-        lm = self.model.decoder_proj(self.inputs.decoder_out)
-        loss = self._method()(am, lm)
-        loss.backward()
+        return self.forward_and_backward(self._loss)
+
+    def check(self) -> None:
         if self.arm.startswith("panda"):
             self.check_counts(LABELS[self.arm], losses_routed=1, materialised={})
-        return loss.detach()
+
+    def _loss(self) -> Tensor:
+        am = self.model.encoder_proj(self.inputs.encoder_out)
+        lm = self.model.decoder_proj(self.inputs.decoder_out)
+        return self._method()(am, lm)
 
     def _method(self) -> Callable[[Tensor, Tensor], Tensor]:
         is_pruned = LOSSES[self.part].is_pruned
@@ -149,21 +168,21 @@ class LossStep(TrainingStep):
         )  # fmt: skip
 
     def _dense(self, am: Tensor, lm: Tensor) -> Tensor:
-        logits = self.model(am.unsqueeze(2), lm.unsqueeze(1))  # [B, T, S+1, C]
+        logits = widened(self.model(am.unsqueeze(2), lm.unsqueeze(1)))  # [B, T, S+1, C]
         return dense_loss(
             logits, self.symbols, self._frames(), self._states(), self.blank, **self._options()
         )
 
     def _dense_pruned(self, am: Tensor, lm: Tensor) -> Tensor:
         am_pruned, lm_pruned = panda_icefall.losses.do_rnnt_pruning(am, lm, self.inputs.ranges)
-        logits = self.model(am_pruned, lm_pruned)  # [B, T, s_range, C]
+        logits = widened(self.model(am_pruned, lm_pruned))  # [B, T, s_range, C]
         return dense_pruned_loss(
             logits, self._padded_symbols(), self.inputs.ranges, self.inputs.boundary, self.blank,
             **self._options(),
         )  # fmt: skip
 
     def _other(self, am: Tensor, lm: Tensor) -> Tensor:
-        logits = self.model(am.unsqueeze(2), lm.unsqueeze(1))
+        logits = widened(self.model(am.unsqueeze(2), lm.unsqueeze(1)))
         return other_losses.FUNCTIONS[self.arm](logits, self.inputs, **self._options())
 
     def _options(self) -> dict[str, Any]:
@@ -171,7 +190,11 @@ class LossStep(TrainingStep):
 
     def _panda_options(self) -> dict[str, Any]:
         tolerance = 0.0 if self.arm == "panda-all-sites" else None
-        return {"workspace_mib": self.workspace_mib, "adjoint_tolerance": tolerance}
+        return {
+            "workspace_mib": self.workspace_mib,
+            "adjoint_tolerance": tolerance,
+            **self.panda_options,
+        }
 
     def _states(self) -> Tensor:
         return self.inputs.boundary[:, 2]

@@ -56,7 +56,7 @@ class PeakMeter:
 def cap_memory(cap_bytes: int, device: torch.device) -> None:
     """Let this process hold at most `cap_bytes` more than it holds now (CUDA: in all)."""
     if device.type == "cuda":
-        # torch wants its number here.
+        # It takes no device without an index.
         index = torch.cuda.current_device() if device.index is None else device.index
         total = torch.cuda.get_device_properties(index).total_memory
         torch.cuda.set_per_process_memory_fraction(min(1.0, cap_bytes / total), index)

@@ -6,16 +6,51 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from benchmarks.precision import PRECISIONS, is_supported
 from benchmarks.shapes import LossShape
 
 SHAPE_OPTIONS = ("B", "T", "S", "s_range", "C", "H", "D")
+# Kernels are compiled and chosen in them; where they exist, the round that compares is enough.
+WARM_UPS = {"cpu": 0, "cuda": 3}
+
+
+class BenchParser(argparse.ArgumentParser):
+    """Refuses a device or a precision that is not there before anything is measured."""
+
+    def parse_args(self, *given: Any) -> Any:
+        args = super().parse_args(*given)
+        if args.device == "cuda" and not torch.cuda.is_available():
+            self.error("--device: got cuda, expected cpu: torch finds no GPU here")
+        if not is_supported(args.dtype, torch.device(args.device)):
+            self.error(
+                f"--dtype: got {args.dtype}, expected one that autocast of torch "
+                f"{torch.__version__} knows on {args.device}"
+            )
+        if args.warm_ups is None:
+            args.warm_ups = WARM_UPS[args.device]
+        elif args.warm_ups < 0:
+            self.error(f"--warm-ups: got {args.warm_ups}, expected at least 0")
+        return args
 
 
 def make_parser(doc: str) -> argparse.ArgumentParser:
-    """A parser with --device, --repeats, --workspace-mib and --json."""
-    p = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawTextHelpFormatter)
+    """A parser with --device, --dtype, --repeats, --warm-ups, --workspace-mib and --json."""
+    p = BenchParser(description=doc, formatter_class=argparse.RawTextHelpFormatter)
     p.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    p.add_argument(
+        "--dtype",
+        choices=PRECISIONS,
+        default="fp32",
+        help="tf32: float32 with TF32 products; bf16, fp16: forward under autocast",
+    )
     p.add_argument("--repeats", type=int, default=3, help="timed runs of each method")
+    p.add_argument(
+        "--warm-ups",
+        type=int,
+        help=f"runs before the timed ones; {WARM_UPS['cuda']} on CUDA, where kernels are compiled",
+    )
     p.add_argument("--workspace-mib", type=float, help="of PANDA's tiles; its default if not given")
     p.add_argument("--json", type=Path, help="write the figures here, not to scripts/results/")
     return p

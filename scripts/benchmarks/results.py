@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -18,8 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.table import Table
 
 from benchmarks.packages import HAS_K2, package_version
 
@@ -103,13 +102,14 @@ def begin(benchmark: str, settings: dict[str, Any], path: Path) -> dict[str, Any
       SystemExit: the file holds something else.
     """
     # As JSON gives it back: lists for tuples.
-    settings = json.loads(json.dumps(settings))
+    settings = json.loads(json.dumps({"dtype": "fp32", **settings}))
     if not path.exists():
         return {"benchmark": benchmark, "settings": settings, "sessions": []}
     document = read(path)
     given = (benchmark, settings, _versions(machine(settings.get("device", "cpu"))))
     machine_there = document["sessions"][-1]["machine"]
-    there = (document["benchmark"], document["settings"], _versions(machine_there))
+    settings_there = {"dtype": "fp32", **document["settings"]}  # older ones do not say so
+    there = (document["benchmark"], settings_there, _versions(machine_there))
     if given != there:
         raise SystemExit(
             f"{path}: got figures of {there}, expected those of {given} to add a session to; "
@@ -162,10 +162,23 @@ def read(path: Path) -> dict[str, Any]:
     return document
 
 
-def default_path(*words: str, device: str = "cpu") -> Path:
-    """``results/<words>-<lane>.json``, of a GPU ``results/<words>-<lane>-cuda.json``."""
+def documents(folder: Path) -> list[Path]:
+    """The documents of a folder, but for those of `validate_gpu.py`, which have another form."""
+    return [path for path in sorted(folder.glob("*.json")) if not path.name.startswith("gpu-")]
+
+
+def default_path(*words: str, device: str, dtype: str) -> Path:
+    """``results/<words>-<GPU>-<dtype>-<lane>.json``; on a CPU in float32 without the two."""
+    measured_on = [device_name(device)] if device != "cpu" else []
+    measured_in = [dtype] if device != "cpu" or dtype != "fp32" else []
     lane = "k2" if HAS_K2 else "modern"
-    return RESULTS / ("-".join([*words, lane, *([] if device == "cpu" else [device])]) + ".json")
+    return RESULTS / ("-".join([*words, *measured_on, *measured_in, lane]) + ".json")
+
+
+def device_name(device: str) -> str:
+    """A device as a part of a file's name: ``nvidia-h100-80gb-hbm3``."""
+    name = torch.cuda.get_device_name() if device == "cuda" else device
+    return re.sub("[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
 def merged(document: dict[str, Any], keys: Sequence[str]) -> list[list[Row]]:
@@ -188,6 +201,9 @@ def print_table(
     title: str, document: dict[str, Any], columns: Sequence[Column], keys: Sequence[str]
 ) -> None:
     """The rows of a document on the screen."""
+    from rich.console import Console
+    from rich.table import Table
+
     table = Table(title=title)
     for i, column in enumerate(columns):
         table.add_column(column.title, justify="right" if i > 1 else "left")

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from benchmarks.sites import SiteInputs
+from panda_icefall.lattice.validation import widened
 
 TILE_BYTES = 16 * 2**20
 
@@ -42,7 +43,7 @@ def _row_log_probs(
     sites: SiteInputs, tile_bytes: int, is_checkpointed: bool
 ) -> tuple[Tensor, Tensor]:
     def tile_log_probs(at: Tensor) -> Tensor:
-        logits = F.linear(sites.hidden(at), sites.weight, sites.bias)  # [n, C]
+        logits = widened(F.linear(sites.hidden(at), sites.weight, sites.bias))  # [n, C]
         return logits.gather(1, sites.ids[at]) - logits.logsumexp(dim=1, keepdim=True)
 
     tile_rows = max(1, tile_bytes // (sites.weight.shape[0] * sites.weight.element_size()))

@@ -8,7 +8,8 @@ the trained model; its numbers are the same on every machine.
 
 Widened to the joiner of a real recipe the model is the same one: every number of the narrow vectors
 stands `width / narrow` times, and what reads them is divided by that. So logits, loss and adjoints
-are those of the trained model, and matrix products have their real size.
+are those of the trained model, and matrix products have their real size. With another number of
+classes there are more or fewer of those that no text has, drawn from the same distribution.
 """
 
 from __future__ import annotations
@@ -77,20 +78,23 @@ def store(inputs: LossInputs, used: Tensor, path: Path) -> None:
     np.savez_compressed(path, **arrays)
 
 
-def load(width: int, path: Path = STORED) -> LossInputs:
+def load(width: int, path: Path = STORED, classes: int | None = None) -> LossInputs:
     """The batch at a width of joiner, encoder and decoder outputs.
 
     Args:
       width: H and D, a multiple of the trained model's.
+      classes: C; None: that of the trained model.
 
     Raises:
-      ValueError: it is none.
+      ValueError: the width is none, or there are fewer classes than the texts have.
     """
     with np.load(path) as arrays:
         stored = {name: torch.from_numpy(np.asarray(arrays[name])) for name in arrays.files}
     narrow = stored["encoder_out"].shape[2]
     if width < 1 or width % narrow:
         raise ValueError(f"--H: got {width}, expected a multiple of {narrow}, the trained width")
+    if classes is not None:
+        _renumber(stored, classes)
     times = width // narrow
     random = np.random.RandomState(SEED)
     parameters: dict[str, Tensor] = {}
@@ -119,6 +123,23 @@ def load(width: int, path: Path = STORED) -> LossInputs:
         stored["first_states"].long().unsqueeze(2) + torch.arange(s_range),
         parameters,
     ).to(torch.device("cpu"))
+
+
+def _renumber(stored: dict[str, Tensor], classes: int) -> None:
+    """Add classes that no text has, or leave some out, where the first of those stands.
+
+    Raises:
+      ValueError: there are fewer classes than the texts have.
+    """
+    used, more = stored["used"].long(), classes - int(stored["classes"])
+    first = int((used == torch.arange(len(used))).long().cumprod(dim=0).sum())
+    if classes < len(used):
+        raise ValueError(f"--C: got {classes}, expected at least {len(used)}, the trained symbols")
+    for name in ("used", "symbols"):
+        ids = stored[name].long()
+        stored[name] = torch.where(ids >= first, ids + more, ids)
+    assert len(stored["used"].unique()) == len(used), "unused classes stand in one place"
+    stored["classes"] = torch.tensor(classes)
 
 
 def with_own_band(inputs: LossInputs, path: Path) -> None:

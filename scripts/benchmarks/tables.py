@@ -151,7 +151,14 @@ COLUMNS: dict[str, list[Column]] = {
 
 
 def title(figures: dict[str, Any]) -> str:
-    """One line that says which problem a document's figures are of."""
+    """One line that says which problem a document's figures are of, and in which precision."""
+    settings = figures["settings"]
+    device, dtype = settings.get("device", "cpu"), settings.get("dtype", "fp32")
+    is_usual = (device, dtype) == ("cpu", "fp32")
+    return _problem(figures) + ("" if is_usual else f" ({device}, {dtype})")
+
+
+def _problem(figures: dict[str, Any]) -> str:
     settings = figures["settings"]
     shape = settings.get("shape", {})
     size = " ".join(f"{k}={v}" for k, v in shape.items() if k != "shortest")

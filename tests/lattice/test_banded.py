@@ -34,7 +34,7 @@ rnnt_types = pytest.mark.parametrize("rnnt_type", RNNT_TYPES)
 every_band = pytest.mark.parametrize("name", BANDS)
 
 
-@pytest.fixture(params=["torch", "triton"])
+@pytest.fixture(params=["torch", pytest.param("triton", marks=pytest.mark.cuda)])
 def recursion(request):
     """`banded_recursion` by one engine; Triton's kernels run on the GPU where there is one."""
     engine = request.param
@@ -71,7 +71,10 @@ def test_scores_and_gradients_are_those_of_a_loop_over_states(recursion, name, r
 
 @pytest.mark.parametrize(
     ("recursion", "seed"),
-    [*(("torch", seed) for seed in range(30)), *(("triton", seed) for seed in range(9))],
+    [
+        *(("torch", seed) for seed in range(30)),
+        *(pytest.param("triton", seed, marks=pytest.mark.cuda) for seed in range(9)),
+    ],
     indirect=["recursion"],
 )
 def test_any_band_and_boundary_give_the_score_of_a_loop_over_states(recursion, seed):

@@ -15,6 +15,7 @@ pytest.importorskip("triton", reason="needs triton: pip install triton")
 # In the interpreter numpy tells of -inf minus -inf, of exponentials of what lies after a row's
 # classes, and of what older Tritons do with it.
 pytestmark = [
+    pytest.mark.cuda,
     pytest.mark.filterwarnings("ignore:(invalid value|overflow) encountered:RuntimeWarning"),
     pytest.mark.filterwarnings("ignore:Conversion of an array:DeprecationWarning"),
 ]

@@ -8,7 +8,6 @@ from benchmarks.child import Job, measure
 from benchmarks.inputs import LossInputs
 from benchmarks.memory import PeakMeter, cap_memory, is_out_of_memory
 from benchmarks.packages import HAS_K2
-from benchmarks.results import default_path
 from benchmarks.shapes import LossShape
 
 pytestmark = pytest.mark.slow
@@ -104,9 +103,3 @@ def test_a_gpu_is_capped_by_its_number(monkeypatch):
     for name in ("cuda", "cuda:1"):
         cap_memory(2 * MIB, torch.device(name))
     assert capped == [(0.25, 2), (0.25, 1)]
-
-
-def test_the_figures_of_a_gpu_have_a_file_of_their_own():
-    lane = "k2" if HAS_K2 else "modern"
-    assert default_path("loss", "random").name == f"loss-random-{lane}.json"
-    assert default_path("loss", device="cuda").name == f"loss-{lane}-cuda.json"

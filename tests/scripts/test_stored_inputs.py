@@ -98,3 +98,33 @@ def test_a_missing_checkpoint_is_said(monkeypatch, capsys):
     with pytest.raises(SystemExit):
         make_trained_inputs.main()
     assert "--checkpoint: got absent.pt, expected an epoch-N.pt" in capsys.readouterr().err
+
+
+def test_other_numbers_of_classes_have_other_unused_ones(tmp_path):
+    inputs = trained_like()
+    used = torch.cat((torch.arange(2), torch.arange(50, 60)))  # as a tokenizer numbers them
+    inputs.symbols = torch.where(inputs.symbols > 1, inputs.symbols + 48, inputs.symbols)
+    stored_inputs.store(inputs, used, tmp_path / "inputs.npz")
+    given = stored_inputs.load(SHAPE.H, tmp_path / "inputs.npz")
+    for classes in (12, 75, 40_000):
+        loaded = stored_inputs.load(SHAPE.H, tmp_path / "inputs.npz", classes)
+        more = classes - SHAPE.C
+        assert SHAPE.C + more == loaded.shape.C
+        assert torch.equal(loaded.symbols[loaded.symbols > 1] - more,
+                           given.symbols[given.symbols > 1])  # fmt: skip
+        assert torch.equal(loaded.symbols > 1, given.symbols > 1)
+        for layer in stored_inputs.TO_CLASSES:
+            weight, before = (i.parameters[f"{layer}.weight"] for i in (loaded, given))
+            assert torch.equal(weight[:2], before[:2])
+            assert torch.equal(weight[-10:], before[-10:])
+        assert torch.isfinite(Step.make("panda", "pruned", loaded).run())
+    with pytest.raises(ValueError, match="--C: got 11, expected at least 12, the trained symbols"):
+        stored_inputs.load(SHAPE.H, tmp_path / "inputs.npz", 11)
+
+
+def test_a_repeated_batch_has_the_loss_that_often():
+    inputs = LossInputs.random(SHAPE, torch.device("cpu"))
+    thrice = inputs.repeated(3)
+    assert thrice.shape.B == 9
+    once = losses(inputs)
+    assert losses(thrice) == pytest.approx({part: 3 * loss for part, loss in once.items()})
