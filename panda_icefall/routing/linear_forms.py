@@ -110,5 +110,10 @@ def _apply(
     cast = None if node.dtype == torch.float64 else autocast_dtype(joint.device)
     with torch.no_grad(), no_autocast(joint.device):
         sample = torch.empty((0, node.width), dtype=node.dtype, device=joint.device)
-        dtype = linear(sample, weight, bias, cast).dtype
+        dtype = linear(sample, _held_here(weight), _held_here(bias), cast).dtype
     return joint.derive(Linear(node, weight, bias, cast, dtype))
+
+
+def _held_here(tensor: Any) -> Any:
+    """The part of a DTensor that this rank has; other tensors as they are."""
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
