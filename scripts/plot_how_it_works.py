@@ -1,6 +1,6 @@
 """Draw panda_icefall/how-it-works.png: what exists at one time, dense and with PANDA.
 
-    .venvs/modern/bin/python scripts/plot_how_it_works.py
+.venvs/modern/bin/python scripts/plot_how_it_works.py
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from pathlib import Path
 import matplotlib
 
 matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402
-from matplotlib.axes import Axes  # noqa: E402
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
 
 OUT = Path(__file__).resolve().parents[1] / "panda_icefall" / "how-it-works.png"
 KEPT, PASSING, LARGE = "#dbe7f3", "#fbe7b8", "#f3c6bf"

@@ -15,6 +15,7 @@ from panda_icefall.losses.sites import FullSites, LatticeSites, RetainedSites, S
 from panda_icefall.normalizer import RowLogits, TileCounters, TileOptions
 from panda_icefall.normalizer.checks import check_rows
 from panda_icefall.normalizer.op import select
+from panda_icefall.normalizer.sharded import with_local_shard
 
 # The loss of the sites' log-probs in nats, reduced as their lattice says.
 LatticeLoss = Callable[[HeadLogProbs, LatticeSites], Tensor]
@@ -40,7 +41,8 @@ def selected_transducer_loss(
     logits. Sites outside the utterances' boundary are not evaluated.
 
     Args:
-      logits: ``[N, C]`` of the sites, as what computes them.
+      logits: ``[N, C]`` of the sites, as what computes them. A weight that is a DTensor sharded on
+        its classes stays sharded; every rank of that group gives the same sites.
       sites: of a lattice that was checked for these classes.
       head: which log-probs of a site are read, see ``panda_icefall.losses.heads``.
       options: of the tiles, and which recursion runs; the engine is that of both.
@@ -63,6 +65,7 @@ def selected_transducer_loss(
       k2.rnnt_loss_pruned; Kuang et al., "Pruned RNN-T for fast, memory-efficient ASR training"
       (arXiv:2206.13236), section 3.
     """
+    logits = with_local_shard(logits)
     blank = sites.spec.termination_symbol
     head.check(blank, logits.classes)
     assert clamp is None or head.takes_clamp

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,6 +13,21 @@ from torch import Tensor
 from panda_icefall.normalizer.plan import ClassTile, TilePlan
 from panda_icefall.normalizer.program import RowProgram
 from panda_icefall.normalizer.tensor_cores import Gemms
+
+
+@dataclass(frozen=True, eq=False)
+class ClassShard:
+    """Which classes of a head this process has; other ranks of a group have the others.
+
+    Attributes:
+      low: the first of them.
+      classes: C, those of all ranks.
+      group: the ``torch.distributed.ProcessGroup``.
+    """
+
+    low: int
+    classes: int
+    group: Any
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,16 +41,20 @@ class RowLogits:
       bias: ``[C]`` floating point, or None; added in the dtype of the sums.
       head_dtype: dtype that rows and weight are rounded to first, as autocast does for a linear
         layer; arithmetic after that is in float32.
+      shard: of which of the C classes weight and bias are; None: of all.
     """
 
     rows: RowProgram
     weight: Tensor | None = None
     bias: Tensor | None = None
     head_dtype: torch.dtype | None = None
+    shard: ClassShard | None = None
 
     @property
     def classes(self) -> int:
         """C."""
+        if self.shard is not None:
+            return self.shard.classes
         return self.rows.width if self.weight is None else self.weight.shape[0]
 
     def part(self, low: int, high: int) -> RowLogits:
@@ -42,8 +62,14 @@ class RowLogits:
         if self.weight is None:
             rows = self.rows.then(lambda values: values[..., low:high], width=high - low)
             return RowLogits(rows, head_dtype=self.head_dtype)
+        shard = self.shard
+        if shard is not None:
+            part = ClassShard(max(shard.low - low, 0), high - low, shard.group)
+            held = self.weight.shape[0]
+            low, high = (min(max(at - shard.low, 0), held) for at in (low, high))
+            shard = part
         bias = None if self.bias is None else self.bias[low:high]
-        return RowLogits(self.rows, self.weight[low:high], bias, self.head_dtype)
+        return RowLogits(self.rows, self.weight[low:high], bias, self.head_dtype, shard)
 
     @property
     def dtype(self) -> torch.dtype:

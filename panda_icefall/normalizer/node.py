@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from panda_icefall.first_order import first_order_only
+from panda_icefall.freed import refuse_freed, shapes_of
 from panda_icefall.normalizer import tile_loop
 from panda_icefall.normalizer.autocast import no_autocast
 from panda_icefall.normalizer.counters import TileCounters
@@ -91,6 +92,7 @@ class SelectedLogProbs(torch.autograd.Function):
         call.counters.add(tiles_forward=len(plan.row_tiles()) * len(plan.class_tiles()))
         ctx.call = call
         indices = [table.index for table in program.tables]
+        ctx.shapes = shapes_of((weight, bias, *inputs))
         ctx.save_for_backward(
             weight, bias, live_ids, live_log_z, live_sites, *indices, *inputs
         )  # fmt: skip
@@ -110,6 +112,7 @@ class SelectedLogProbs(torch.autograd.Function):
         call: Call = ctx.call
         weight, bias, ids, log_z, live_sites, *rest = ctx.saved_tensors
         indices, inputs = rest[: call.tables], rest[call.tables :]
+        refuse_freed((weight, bias, *inputs), ctx.shapes)
         tables = [RowTable(values, index) for values, index in zip(inputs, indices)]
         program = RowProgram(tables, inputs[call.tables :], call.steps)
         with call.counters.timed("backward", ids.device), no_autocast(ids.device):

@@ -15,6 +15,7 @@ from panda_icefall.normalizer.head import RowLogits
 from panda_icefall.normalizer.node import Call, SelectedLogProbs
 from panda_icefall.normalizer.options import TileOptions
 from panda_icefall.normalizer.program import RowProgram
+from panda_icefall.normalizer.sharded import select_of_shard, with_local_shard
 
 
 @opaque
@@ -40,7 +41,9 @@ def selected_log_probs(
 
     Args:
       rows: ``[N, H]`` floating point, or the program that computes them.
-      weight, bias, head_dtype: as in ``RowLogits``.
+      weight, bias, head_dtype: as in ``RowLogits``. DTensors that are sharded on their classes,
+        ``Shard(0)``, make a vocabulary-parallel head: every rank of that group gives the same rows
+        and ids, and gets the same results; see ``panda_icefall.normalizer.sharded``.
       selected_ids: ``[N, K]`` int64 in ``[0, C)``, K >= 1. Duplicates in a row are legal.
       selected_mask: ``[N, K]`` bool; where False the log-prob is 0, its id is not read and no
         gradient flows. None: all are selected.
@@ -67,7 +70,7 @@ def selected_log_probs(
       then syncs three times).
     """
     found = select(
-        RowLogits(RowProgram.of(rows), weight, bias, head_dtype),
+        with_local_shard(RowLogits(RowProgram.of(rows), weight, bias, head_dtype)),
         selected_ids,
         selected_mask,
         live=live,
@@ -111,6 +114,10 @@ def select(
         ``[-clamp, clamp]``, element by element, before it is multiplied by that of the cost;
         None: it is not.
     """
+    if logits.shard is not None:
+        return select_of_shard(
+            select, logits, ids, mask, live=live, options=options, counters=counters, clamp=clamp
+        )
     check_form(logits, ids, mask, None if isinstance(live, KnownSites) else live)
     kernels = row_kernels(options.engine, ids.device)
     if mask is not None:

@@ -22,11 +22,14 @@ from panda_icefall.routing.nodes import (
 )
 
 
-def in_order(node: Node) -> list[Node]:
+def in_order(node: Node, *, is_read: bool = True) -> list[Node]:
     """The nodes that ``node`` depends on, itself last, each once, inputs before users.
 
+    Args:
+      is_read: whether their values will be; they are checked then.
+
     Raises:
-      PandaError: a tensor was changed in place since it was recorded.
+      PandaError: a tensor was changed in place since it was recorded, or its memory is gone.
     """
     order: list[Node] = []
     seen: set[int] = set()
@@ -36,7 +39,7 @@ def in_order(node: Node) -> list[Node]:
     while stack:
         item, is_ready = stack.pop()
         if is_ready:
-            if isinstance(item, LateInputs):
+            if is_read and isinstance(item, LateInputs):
                 item.check_unchanged()
             order.append(item)
         elif id(item) not in seen:

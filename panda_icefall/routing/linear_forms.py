@@ -113,6 +113,11 @@ def _apply(
     with torch.no_grad(), no_autocast(joint.device):
         # torch says what it refuses, and the dtype; of no class, as a cast of all takes their size.
         sample = torch.empty((0, node.width), dtype=node.dtype, device=joint.device)
-        of_none = None if bias is None else bias[:0]
-        dtype = linear(sample, weight[:0], of_none, cast).dtype
+        of_none = None if bias is None else _held_here(bias)[:0]
+        dtype = linear(sample, _held_here(weight)[:0], of_none, cast).dtype
     return joint.derive(Linear(node, weight, bias, cast, dtype))
+
+
+def _held_here(tensor: Any) -> Any:
+    """The part of a DTensor that this rank has; other tensors as they are."""
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor

@@ -23,6 +23,7 @@ from panda_icefall.routing.recorded_joiners import (
     running,
 )
 from panda_icefall.routing.recorded_projections import recorded_projection
+from panda_icefall.routing.sharded_modules import compute_dtypes, is_fully_sharded, sharded_forward
 from panda_icefall.routing.stand_in import StandIn, as_tensors
 
 # Modules that raised on a stand-in, and how counters name that.
@@ -35,8 +36,7 @@ _eager_stance: Any = None
 def module_call(original: Callable[..., Any]) -> Callable[..., Any]:
     """``nn.Module.__call__`` that knows projections, and stand-ins given or, to FSDP, taken."""
 
-    @functools.wraps(original)
-    def call(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    def run(self: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if _stand_ins((*args, *kwargs.values())):
             return _call_recorded(original, self, args, kwargs)
         if (recorded := recorded_arguments(self, args, kwargs)) is not None:
@@ -53,7 +53,23 @@ def module_call(original: Callable[..., Any]) -> Callable[..., Any]:
             result = as_tensors(result, "FullyShardedDataParallel")
         return result
 
+    @functools.wraps(original)
+    def call(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        if not is_fully_sharded(self):
+            return run(self, args, kwargs)
+        of_inputs, of_output = compute_dtypes(self)
+        args = tuple(_cast(value, of_inputs) for value in args)
+        kwargs = {name: _cast(value, of_inputs) for name, value in kwargs.items()}
+        with sharded_forward(self):
+            return _cast(run(self, args, kwargs), of_output)
+
     return call
+
+
+def _cast(value: Any, dtype: torch.dtype | None) -> Any:
+    """A stand-in of floating point numbers in another dtype; others as they are."""
+    is_cast = isinstance(value, StandIn) and dtype is not None and value.dtype.is_floating_point
+    return value.to(dtype) if is_cast else value
 
 
 def _stand_ins(arguments: tuple[Any, ...]) -> list[StandIn]:
@@ -80,10 +96,10 @@ def _is_called_by_fsdp(module: nn.Module) -> bool:
     return False
 
 
-def _is_sharded(module: nn.Module) -> bool:
-    """Whether FSDP, of either kind, takes its parameters away once its forward is over."""
+def _is_fsdp(module: nn.Module) -> bool:
+    """Whether it is FSDP (1), which takes its parameters away once its forward is over."""
     return any(
-        kind.__name__ in ("FullyShardedDataParallel", "FSDPModule")
+        kind.__name__ == "FullyShardedDataParallel"
         and kind.__module__.startswith("torch.distributed.")
         for kind in type(module).__mro__
     )
@@ -99,7 +115,7 @@ def _call_recorded(
     or it is wrong with tensors too, and then its own error is raised the second time. The second
     run begins with the random state and the buffers of the first; later calls begin with tensors.
     """
-    refusal = "FSDP" if _is_sharded(module) else _refusals.get(module)
+    refusal = "FSDP" if _is_fsdp(module) else _refusals.get(module)
     if refusal is not None:
         return original(module, *as_tensors(args, refusal), **as_tensors(kwargs, refusal))
     given = _stand_ins((*args, *kwargs.values()))

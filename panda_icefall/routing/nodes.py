@@ -8,11 +8,13 @@ from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
+from panda_icefall.freed import REMEDY, is_freed
 from panda_icefall.normalizer import RowTable
 from panda_icefall.routing.errors import PandaError
 from panda_icefall.routing.joint_sites import JointSites
+from panda_icefall.routing.sharded_modules import note_gathered
 
 
 class NotRecordableError(Exception):
@@ -27,12 +29,23 @@ class LateInputs:
     """
 
     reader: ClassVar[str] = "the joiner"
+    # Shape and version of each of its tensors as they were recorded.
+    _read: list[tuple[torch.Size, int]]
 
     def tensors(self) -> tuple[Tensor, ...]:
         raise TypeError("late inputs say which tensors they hold")
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "_versions", [version_of(t) for t in self.tensors()])
+        read = self.tensors()
+        object.__setattr__(self, "_read", [(t.shape, version_of(t)) for t in read])
+        note_gathered(read)
+
+    @property
+    def is_freed(self) -> bool:
+        """Whether the memory of one of them is gone, as between forwards of a sharded module."""
+        return any(
+            is_freed(tensor, shape) for tensor, (shape, _) in zip(self.tensors(), self._read)
+        )
 
     def check_unchanged(self) -> None:
         """Refuse to go on with values that their reader never saw.
@@ -40,12 +53,11 @@ class LateInputs:
         Raises:
           PandaError: a tensor was changed in place since it was recorded, or its memory is gone.
         """
-        for tensor, version in zip(self.tensors(), self._versions):  # type: ignore[attr-defined]
-            if _is_freed(tensor):
+        for tensor, (shape, version) in zip(self.tensors(), self._read):
+            if is_freed(tensor, shape):
                 raise PandaError(
-                    f"a tensor of shape {tuple(tensor.shape)} that {self.reader} read was freed "
-                    f"before the loss: got no memory for it; where FSDP shards parameters again "
-                    f"after forward, compute the loss inside the sharded module"
+                    f"a tensor of shape {tuple(shape)} that {self.reader} read was freed before "
+                    f"the loss: got no memory for it; {REMEDY}"
                 )
             if version_of(tensor) != version:
                 raise PandaError(
@@ -60,13 +72,6 @@ def version_of(tensor: Tensor) -> int:
     """How often a tensor was changed in place."""
     # Inference tensors count no versions.
     return 0 if tensor.is_inference() else tensor._version
-
-
-def _is_freed(tensor: Tensor) -> bool:
-    # Only a plain tensor has memory of its own; torch 1.13 does not tell.
-    if type(tensor) not in (Tensor, nn.Parameter) or not hasattr(tensor, "untyped_storage"):
-        return False
-    return tensor.numel() > 0 and tensor.untyped_storage().nbytes() == 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -175,7 +180,8 @@ class Linear(LateInputs):
 
     @property
     def width(self) -> int:
-        return self.weight.shape[0]
+        # Of the weight as it was recorded: ZeRO-3 leaves it without a shape.
+        return self._read[0][0][0]
 
 
 Node = Table | Operand | Operation | Linear

@@ -30,6 +30,7 @@ from panda_icefall.routing.nodes import Table
 from panda_icefall.routing.observing import current_observer
 from panda_icefall.routing.replaced import Options
 from panda_icefall.routing.routed_loss import row_logits, why_not
+from panda_icefall.routing.sharded_modules import in_forward_of
 from panda_icefall.routing.site_tensor import SiteTensor
 from panda_icefall.routing.status import LossTotals
 from panda_icefall.routing.torch_functions import name_of
@@ -88,6 +89,11 @@ def transducer_loss(
     it is given all of them, and its loss is computed from its logits. Both are logged once and
     counted in ``status()``. Recorded dropout draws the same numbers as dense, and keeps a byte for
     each of them.
+
+    Several processes: FSDP2 (``fully_shard``) gathers a recorded joiner again for the loss and for
+    its backward. A last layer whose weight and bias are DTensors sharded on the classes,
+    ``Shard(0)``, is vocabulary-parallel: every rank of that group gives the same batch, keeps its
+    own classes, and gets the same loss.
 
     Args:
       joiner: a module or function of ``(encoder_out, decoder_out)`` that gives logits.
@@ -281,11 +287,16 @@ def _loss(
         return loss_of_log_probs(found, sites, lattice_loss, options)
     sites = sites_of(logits.width)
     is_shift_free = not (is_clamped or variant.use_hat_loss)
-    loss = selected_transducer_loss(
-        row_logits(logits, is_shift_free=is_shift_free, position=_position(sites)),
-        sites, head, options,
-        lattice_loss=lattice_loss, clamp=bound, counters=counters.tiles, observer=observer,
-    )  # fmt: skip
+    recorded = logits
+
+    def selected() -> Tensor:
+        return selected_transducer_loss(
+            row_logits(recorded, is_shift_free=is_shift_free, position=_position(sites)),
+            sites, head, options,
+            lattice_loss=lattice_loss, clamp=bound, counters=counters.tiles, observer=observer,
+        )  # fmt: skip
+
+    loss = in_forward_of(recorded.tensors(), selected)
     counters.add(LossTotals(losses_routed=1))
     return loss
 

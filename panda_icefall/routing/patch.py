@@ -61,8 +61,9 @@ def apply(
 
     The model's own code runs unchanged, on objects that record what it does to them. They are no
     ``torch.Tensor``, and ``isinstance`` says so. What in torch needs real tensors gets them: custom
-    autograd functions, scripted functions, DDP and FSDP. A module that raises on a recorded
-    argument runs again on the tensor, and that is logged.
+    autograd functions, scripted functions, DDP and FSDP (its first kind; modules of FSDP2 stay
+    recorded). A module that raises on a recorded argument runs again on the tensor, and that is
+    logged.
 
     Not reached:
 

@@ -80,7 +80,7 @@ class DeferredProjection(StandIn):
         self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> DeferredProjection | None:
         """A product with a number per class, or a sum; None: neither."""
-        if len(args) != 2 or set(kwargs) - {"alpha"}:
+        if len(args) != 2 or set(kwargs) - {"alpha"} or self.call.is_freed:
             return None
         first, second = args
         sign = SIGN_OF.get(function)
@@ -137,6 +137,7 @@ class DeferredProjection(StandIn):
 def _may_be_added(first: DeferredProjection, second: DeferredProjection) -> bool:
     return (
         not (first.is_materialised or second.is_materialised)
+        and not (first.call.is_freed or second.call.is_freed)
         and first.grad_enabled == second.grad_enabled
         and (first.shape, first.device) == (second.shape, second.device)
         and (first.dtype == torch.float64) == (second.dtype == torch.float64)

@@ -17,6 +17,7 @@ from panda_icefall.normalizer import RowLogits, RowProgram, TileCounters, TileOp
 from panda_icefall.normalizer.autocast import autocast_dtype
 from panda_icefall.routing.ctc_head import CtcLogProbs
 from panda_icefall.routing.replaced import Function, RoutingState
+from panda_icefall.routing.sharded_modules import in_forward_of
 from panda_icefall.routing.stand_in import StandIn
 from panda_icefall.routing.status import LossTotals
 
@@ -92,14 +93,18 @@ def _compute(arguments: Mapping[str, Any], options: TileOptions, counters: TileC
         classes=C,
     )
     call = log_probs.call
-    call.check_unchanged()
-    rows = RowProgram.of(log_probs.rows().reshape(B * T, -1))
-    loss = selected_ctc_loss(
-        RowLogits(rows, call.weight, call.bias, call.cast),
-        targets,
-        options,
-        counters=counters,
-        reduction=arguments["reduction"],
-        zero_infinity=arguments["zero_infinity"],
-    )
+
+    def selected() -> Tensor:
+        call.check_unchanged()
+        rows = RowProgram.of(log_probs.rows().reshape(B * T, -1))
+        return selected_ctc_loss(
+            RowLogits(rows, call.weight, call.bias, call.cast),
+            targets,
+            options,
+            counters=counters,
+            reduction=arguments["reduction"],
+            zero_infinity=arguments["zero_infinity"],
+        )
+
+    loss = in_forward_of(call.tensors(), selected)
     return loss.to(log_probs.dtype) if log_probs.dtype in WIDE else loss

@@ -23,6 +23,7 @@ from panda_icefall.routing.joint_sites import GridSites, PackedSites
 from panda_icefall.routing.observing import current_observer
 from panda_icefall.routing.replaced import RoutingState
 from panda_icefall.routing.routed_loss import row_logits, why_not
+from panda_icefall.routing.sharded_modules import in_forward_of
 from panda_icefall.routing.site_tensor import SiteTensor
 from panda_icefall.routing.status import LossTotals
 
@@ -99,18 +100,23 @@ def compute(logits: SiteTensor, arguments: Mapping[str, Any], state: RoutingStat
     if isinstance(logits.sites, PackedSites):
         _check_lengths(logits.sites, arguments)
     sites = full_sites(arguments)
-    with torch.set_grad_enabled(torch.is_grad_enabled() and logits.grad_enabled):
-        loss = selected_transducer_loss(
+    options = state.options.tiles
+
+    def selected() -> Tensor:
+        return selected_transducer_loss(
             row_logits(
                 logits, is_shift_free=is_shift_free, position=None if is_packed else sites.position
             ),
             sites,
             head,
-            state.options.tiles,
+            options,
             clamp=clamp if clamp > 0 else None,
             counters=state.counters.tiles,
             observer=current_observer(),
         )
+
+    with torch.set_grad_enabled(torch.is_grad_enabled() and logits.grad_enabled):
+        loss = in_forward_of(logits.tensors(), selected)
     return loss.to(logits.dtype) if logits.dtype in (torch.float32, torch.float64) else loss
 
 

@@ -19,6 +19,7 @@ from panda_icefall.routing.heads import linear_head
 from panda_icefall.routing.joint_sites import RangesSites
 from panda_icefall.routing.nodes import NODES, Node, Operand, Operation, Table
 from panda_icefall.routing.observing import Observer, is_observed
+from panda_icefall.routing.sharded_modules import in_forward_of
 from panda_icefall.routing.site_tensor import SiteTensor
 
 
@@ -42,7 +43,11 @@ def row_logits(
       is_shift_free: whether the loss and its gradient stay the same when all logits of a site are
         shifted. A ``log_softmax`` changes nothing then but the normaliser, which observers see.
       position: int64 ``[N]``, the sites that are wanted; None: all.
+
+    Raises:
+      PandaError: a tensor was changed in place since it was recorded, or its memory is gone.
     """
+    in_order(logits.node)  # the head too, which is no part of the rows
     grad_mode = torch.set_grad_enabled(torch.is_grad_enabled() and logits.grad_enabled)
     with grad_mode, no_autocast(logits.device):
         head = linear_head(logits.node, is_shift_free=is_shift_free and not is_observed())
@@ -80,9 +85,9 @@ def compute(
     use_hat_loss = bool(arguments.get("use_hat_loss", False))
     _check_lm_rows(logits.node, symbols)
     sites = RetainedSites.of(LatticeSpec.of(arguments), logits.width)
-    # A joiner that was run without gradients has none, wherever the loss is computed.
-    with torch.set_grad_enabled(torch.is_grad_enabled() and logits.grad_enabled):
-        loss = selected_transducer_loss(
+
+    def selected() -> Tensor:
+        return selected_transducer_loss(
             row_logits(logits, is_shift_free=not use_hat_loss),
             sites,
             head_of(use_hat_loss),
@@ -91,6 +96,10 @@ def compute(
             observer=observer,
             has_unknown_rows=not _is_of_ranges(logits, ranges),
         )
+
+    # A joiner that was run without gradients has none, wherever the loss is computed.
+    with torch.set_grad_enabled(torch.is_grad_enabled() and logits.grad_enabled):
+        loss = in_forward_of(logits.tensors(), selected)
     # Losses of half logits stay in float32, where their sums were made.
     return loss.to(logits.dtype) if logits.dtype in (torch.float32, torch.float64) else loss
 
@@ -117,7 +126,7 @@ def _are_given(logits: SiteTensor) -> bool:
 
 def _check_lm_rows(head: Node, symbols: Tensor) -> None:
     """Refuse an ``lm`` with fewer states than the symbols need."""
-    for node in in_order(head):
+    for node in in_order(head, is_read=False):
         if isinstance(node, Table) and node.by_symbol and node.values.shape[1] <= symbols.shape[-1]:
             raise ValueError(
                 f"lm: got {node.values.shape[1]} states for symbols of shape "

@@ -16,6 +16,7 @@ from panda_icefall.losses.smoothed import Scales
 from panda_icefall.losses.spec import LatticeSpec
 from panda_icefall.normalizer import TileCounters, TileOptions
 from panda_icefall.routing.projections import DeferredProjection
+from panda_icefall.routing.sharded_modules import in_forward_of
 from panda_icefall.routing.stand_in import StandIn
 
 
@@ -56,15 +57,23 @@ def compute(arguments: Mapping[str, Any], options: TileOptions, *, counters: Til
       PandaError: what a projection read was changed in place since.
       ValueError, TypeError: as ``tiled_rnnt_loss_smoothed``.
     """
-    return tiled_rnnt_loss_smoothed(
-        _source(arguments["lm"]),
-        _source(arguments["am"]),
-        LatticeSpec.of(arguments),
-        Scales(arguments.get("lm_only_scale", 0.0), arguments.get("am_only_scale", 0.0)),
-        options,
-        return_grad=arguments["return_grad"],
-        counters=counters,
-    )
+    spec = LatticeSpec.of(arguments)
+    scales = Scales(arguments.get("lm_only_scale", 0.0), arguments.get("am_only_scale", 0.0))
+    am, lm = arguments["am"], arguments["lm"]
+
+    def tiled() -> Loss:
+        return tiled_rnnt_loss_smoothed(
+            _source(lm),
+            _source(am),
+            spec,
+            scales,
+            options,
+            return_grad=arguments["return_grad"],
+            counters=counters,
+        )
+
+    recorded = [value for value in (am, lm) if isinstance(value, DeferredProjection)]
+    return in_forward_of([tensor for value in recorded for tensor in value.tensors()], tiled)
 
 
 def _source(value: Tensor | DeferredProjection) -> Tensor | Projection:

@@ -79,7 +79,8 @@ class SiteTensor(StandIn):
         return self.grad_enabled and any(tensor.requires_grad for tensor in self.tensors())
 
     def tensors(self) -> tuple[Tensor, ...]:
-        nodes = [n for n in in_order(self.node) if not isinstance(n, Operation)]
+        order = in_order(self.node, is_read=False)
+        nodes = [n for n in order if not isinstance(n, Operation)]
         return tuple({id(t): t for n in nodes for t in n.tensors()}.values())
 
     def reading(self, tensors: Sequence[Tensor]) -> SiteTensor:

@@ -15,6 +15,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from panda_icefall.dynamo import opaque
 from panda_icefall.normalizer.autocast import no_autocast
 from panda_icefall.routing.errors import PandaError
+from panda_icefall.routing.sharded_modules import in_forward_of
 from panda_icefall.routing.torch_functions import FROM_SHAPE_AND_DTYPE, ON_THE_GRADIENT, name_of
 
 Report = Callable[[str], None]
@@ -128,7 +129,7 @@ class StandIn(ABC):
                 modes.enter_context(no_autocast(self.device))
                 # Not by the hooks of a checkpoint around this use, whose second run finds it made.
                 modes.enter_context(saved_tensors_hooks(_as_it_is, _as_it_is))
-                self._tensor = self.compute()
+                self._tensor = in_forward_of(self.tensors(), self.compute)
         return self._tensor
 
     @classmethod

@@ -27,6 +27,7 @@ from panda_icefall.runs.report.console import print_summary
 from panda_icefall.runs.session import TrainingSession
 from panda_icefall.runs.spawn import SpawnedChildren
 from panda_icefall.runs.termination import ended_by
+from panda_icefall.runs.torchrun import TorchrunRank, torchrun_rank
 
 __all__ = ["ExitStatus", "SupervisedRun", "supervised"]
 
@@ -82,10 +83,17 @@ def supervised(options: PandaOptions, train_py: Path) -> Iterator[SupervisedRun]
     """
     if options.memory_log is not None:
         check_writable(options.memory_log)
+    torchrun = torchrun_rank()
     session = TrainingSession(options)
+    if torchrun is not None:
+        session = TrainingSession(options, torchrun.rank, torchrun.folder)
     status = ExitStatus()
     ranks: list[RunOutcome] = []
-    scratch = tempfile.TemporaryDirectory(prefix="panda-icefall-")
+    scratch: contextlib.AbstractContextManager[str] = (
+        tempfile.TemporaryDirectory(prefix="panda-icefall-")
+        if torchrun is None
+        else torchrun.sharing_folder()
+    )
     with ended_by(signal.SIGTERM), scratch as folder:
         outcomes = Path(folder)
         children = SpawnedChildren(options, train_py, outcomes)
@@ -99,12 +107,13 @@ def supervised(options: PandaOptions, train_py: Path) -> Iterator[SupervisedRun]
         finally:
             session.uninstall()
             if run.is_installed:
-                ranks = _report(session, children.ranks, outcomes)
+                ranks = _report(session, children.ranks, outcomes, torchrun)
     run.exit_status = status.code
     if status.code != 0:
         return
     _verify_trained(options, ranks, train_py)
-    run.exit_status = _contract_status(ranks, session.console)
+    is_reported = torchrun is None or torchrun.is_first
+    run.exit_status = _contract_status(ranks, session.console if is_reported else None)
 
 
 class ExitStatus(contextlib.AbstractContextManager):
@@ -122,12 +131,28 @@ class ExitStatus(contextlib.AbstractContextManager):
         return True
 
 
-def _report(session: TrainingSession, spawned: list[int], outcome_folder: Path) -> list[RunOutcome]:
-    """Print the summary of a run that has begun, however it ended; returns every rank's outcome."""
+def _report(
+    session: TrainingSession,
+    spawned: list[int],
+    outcome_folder: Path,
+    torchrun: TorchrunRank | None,
+) -> list[RunOutcome]:
+    """Print the summary of a run that has begun, however it ended.
+
+    Returns:
+      Every rank's outcome; of torchrun's ranks but the first, which print nothing, their own.
+    """
+    expected = set(spawned)
+    if torchrun is not None and not spawned:
+        torchrun.leave()
+        if not torchrun.is_first:
+            return [session.outcome()]
+        torchrun.wait()
+        expected = set(torchrun.ranks)
     # Where children trained, this process did nothing worth a row of its own.
-    ranks = read_outcomes(outcome_folder) if spawned else [session.outcome()]
+    ranks = read_outcomes(outcome_folder) if expected else [session.outcome()]
     print_summary(ranks, session.console, session.options)
-    silent = sorted(set(spawned) - {outcome.rank for outcome in ranks})
+    silent = sorted(expected - {outcome.rank for outcome in ranks})
     if silent:
         session.console.print(f"No outcome was left by rank(s) {', '.join(map(str, silent))}.")
     return ranks
@@ -160,9 +185,9 @@ def _verify_trained(options: PandaOptions, ranks: list[RunOutcome], train_py: Pa
         )
 
 
-def _contract_status(outcomes: list[RunOutcome], console: Console) -> int:
+def _contract_status(outcomes: list[RunOutcome], console: Console | None) -> int:
     violated = [outcome for outcome in outcomes if outcome.violations]
-    for outcome in violated:
+    for outcome in violated if console is not None else ():
         for violation in outcome.violations:
             line = f"contract violated (rank {outcome.rank}): {violation}"
             console.print(line, style="red", markup=False, soft_wrap=True)

@@ -61,10 +61,23 @@ def test_durations_are_an_option_of_the_nemo_joint():
     assert peaks(said)["routed"] < 50
 
 
+@pytest.mark.skipif(torch.__version__ < "2.6", reason="DTensor is newer: runs in the modern lane")
+def test_a_vocabulary_in_three_uneven_parts_learns_as_a_whole_one():
+    said = printed("vocabulary_parallel.py", "--ranks", "3", "--steps", "10")
+    held = [int(n) for n in re.findall(r"rank \d holds (\d+) of 2000 classes", said)]
+    assert sorted(held) == [666, 667, 667]
+    assert re.search(r"loss and gradients agree: \de-\d\d of their size apart", said)
+    losses = [float(loss) for loss in re.findall(r"step \d+: loss ([\d.]+)", said)]
+    assert losses[-1] < 0.5 * losses[0]
+
+
 def test_every_script_is_in_their_readme():
     text = (EXAMPLES / "README.md").read_text()
     scripts = {path.name for path in EXAMPLES.glob("*.py")}
-    assert scripts == {"comparing.py", "own_loop.py", "nemo_joint.py", "espnet_joint.py"}
+    assert scripts == {
+        *("comparing.py", "own_loop.py", "nemo_joint.py", "espnet_joint.py"),
+        "vocabulary_parallel.py",
+    }
     assert all(name in text for name in scripts)
 
 

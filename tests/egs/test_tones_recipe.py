@@ -343,12 +343,14 @@ def test_the_tutorial_runs_as_it_is_written(data_dir, tmp_path):
         assert done.returncode == 0, done.stderr
         said.append(done.stderr)
     dense, routed, checked, _ = said
-    assert "OFF" in dense and "added by the losses of a step" in dense
+    assert "OFF" in dense
+    assert "added by the losses of a step" in dense
     assert re.search(r"losses routed / dense\W+\d+ / 0\b", routed)
     assert re.search(r"materialised\W+0\b", routed)
     assert len(printed_losses(dense)) == len(printed_losses(routed)) > 0
     assert "The contract holds" in checked
-    assert (tmp_path / "dense.jsonl").exists() and (tmp_path / "panda.jsonl").exists()
+    assert (tmp_path / "dense.jsonl").exists()
+    assert (tmp_path / "panda.jsonl").exists()
 
 
 def test_autocast_trains_to_about_the_same_losses(data_dir, trained, tmp_path):
@@ -364,17 +366,32 @@ def test_autocast_trains_to_about_the_same_losses(data_dir, trained, tmp_path):
     assert printed_losses(done.stderr) != printed_losses(trained[1])
 
 
-def test_two_processes_train_together_with_gloo(data_dir, tmp_path):
+def test_two_processes_train_routed_and_report_once_however_they_are_started(data_dir, tmp_path):
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    arguments = ["--data-dir", data_dir, "--exp-dir", tmp_path, "--num-epochs=1", *SMALL_MODEL]
-    done = run_script(RECIPE / "train.py", *arguments, "--world-size=2", f"--master-port={port}")
-    assert done.returncode == 0, done.stderr
-    validation = re.findall(r"\((\d)/2\) Epoch 1, validation: (.*)", done.stderr)
-    assert sorted(rank for rank, _ in validation) == ["0", "1"]
-    assert validation[0][1] == validation[1][1]
-    assert (tmp_path / "epoch-1.pt").is_file()
+    panda = ["-m", "panda_icefall", "run", RECIPE / "train.py", "--data-dir", data_dir]
+    panda += ["--num-epochs=1", *SMALL_MODEL, "--use-panda", "1"]
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    said = []
+    for name, words in {
+        "spawned": [*panda, "--world-size=2", f"--master-port={port}"],
+        "torchrun": [*torchrun, *panda],
+    }.items():
+        done = run_script(*words, "--exp-dir", tmp_path / name)
+        assert done.returncode == 0, done.stderr
+        validation = re.findall(r"\((\d)/2\) Epoch 1, validation: (.*)", done.stderr)
+        assert sorted(rank for rank, _ in validation) == ["0", "1"]
+        assert validation[0][1] == validation[1][1]
+        assert (tmp_path / name / "epoch-1.pt").is_file()
+        # One report, in which both ranks routed all of their losses.
+        assert done.stderr.count("PANDA summary") == 1
+        (counted,) = re.findall(r"(?<!CTC )losses routed / dense\W+(\d+) / (\d+)", done.stderr)
+        (batches,) = re.findall(r"training batches per rank\W+(\d+, \d+)", done.stderr)
+        said.append((validation[0][1], counted, batches))
+        assert int(counted[0]) > sum(map(int, batches.split(", "))) > 2
+        assert counted[1] == "0"
+    assert said[0] == said[1]
 
 
 @pytest.mark.parametrize(

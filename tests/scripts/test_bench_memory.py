@@ -7,7 +7,6 @@ import torch
 from benchmarks.child import Job, measure
 from benchmarks.inputs import LossInputs
 from benchmarks.memory import PeakMeter, cap_memory, is_out_of_memory
-from benchmarks.packages import HAS_K2
 from benchmarks.shapes import LossShape
 
 pytestmark = pytest.mark.slow

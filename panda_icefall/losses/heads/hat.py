@@ -12,6 +12,8 @@ transducer" (arXiv:2003.07705); k2's ``get_hat_logprobs_pruned``.
 
 from __future__ import annotations
 
+import dataclasses
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -70,7 +72,8 @@ def _odds(logits: RowLogits) -> RowLogits:
         None if t is None else torch.cat((t, torch.zeros_like(t)))
         for t in (blank.weight, blank.bias)
     )
-    return RowLogits(blank.rows, weight, bias, blank.head_dtype)
+    shard = None if blank.shard is None else dataclasses.replace(blank.shard, classes=2)
+    return RowLogits(blank.rows, weight, bias, blank.head_dtype, shard)
 
 
 def _against_zero(rows: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from panda_icefall.first_order import first_order_only
+from panda_icefall.freed import refuse_freed, shapes_of
 from panda_icefall.losses.simple_tiled.gradients import Adjoints, add_gradients
 from panda_icefall.losses.simple_tiled.plan import SimpleTilePlan
 from panda_icefall.losses.simple_tiled.rows import RowKernels
@@ -108,6 +109,7 @@ class _SimpleTerms(torch.autograd.Function):
         ctx.call = call
         least = _tiny(sums.mass) / torch.finfo(sums.mass.dtype).eps
         ctx.reaches_peaks = any(ctx.needs_input_grad) and bool((sums.mass < least).any())
+        ctx.shapes = shapes_of(parts)
         ctx.save_for_backward(
             ids, *parts, sums.am_peak, sums.lm_peak,
             sums.mass, sums.lm_mass, sums.unigram, sums.unigram_mass,
@@ -128,6 +130,7 @@ class _SimpleTerms(torch.autograd.Function):
         needs = ctx.needs_input_grad[2:]
         ids, *rest = ctx.saved_tensors
         parts, sums = rest[: len(needs)], Masses(*rest[len(needs) :])
+        refuse_freed(parts, ctx.shapes)
         am, lm = call.sources(parts)
         am_grads = am.zeros_of_parts(needs[: call.am_parts])
         lm_grads = lm.zeros_of_parts(needs[call.am_parts :])

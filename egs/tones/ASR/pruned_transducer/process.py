@@ -36,9 +36,10 @@ def training_device(rank: int) -> torch.device:
 
 
 def setup_dist(rank: int, world_size: int, master_port: int) -> None:
-    """Join the process group: nccl where CUDA is, else gloo."""
-    os.environ["MASTER_ADDR"] = "localhost"
-    os.environ["MASTER_PORT"] = str(master_port)
+    """Join the process group: nccl where CUDA is, else gloo; torchrun has chosen the port."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        os.environ["MASTER_ADDR"] = "localhost"
+        os.environ["MASTER_PORT"] = str(master_port)
     backend = "nccl" if torch.cuda.is_available() else "gloo"
     dist.init_process_group(backend, rank=rank, world_size=world_size)
 

@@ -7,6 +7,7 @@ Usage:
 
   # two processes, gloo on CPU or nccl on CUDA
   ./pruned_transducer/train.py --data-dir data --exp-dir exp --world-size 2
+  torchrun --nproc-per-node 2 pruned_transducer/train.py --data-dir data --exp-dir exp
 
 The data comes from prepare.py; see README.md for results.
 """
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -333,13 +335,15 @@ def run(rank: int, world_size: int, args: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    """Read the command line and train, in `--world-size` processes."""
+    """Read the command line and train, in `--world-size` processes or as one of torchrun's."""
     parser = get_parser()
     TonesAsrDataModule.add_arguments(parser)
     args = parser.parse_args()
     if args.world_size < 1:
         parser.error(f"--world-size: got {args.world_size}, expected at least 1")
-    if args.world_size > 1:
+    if "TORCHELASTIC_RUN_ID" in os.environ:  # torchrun has started this rank
+        run(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), args)
+    elif args.world_size > 1:
         mp.spawn(run, args=(args.world_size, args), nprocs=args.world_size, join=True)
     else:
         run(rank=0, world_size=1, args=args)
