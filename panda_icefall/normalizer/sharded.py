@@ -75,9 +75,8 @@ def _on_this_rank(logits: RowLogits, weight: Any, bias: Any) -> RowLogits:
             f"bias: got placements {bias.placements}, expected those of the weight, "
             f"{weight.placements}, on the same mesh"
         )
-    local = [None if tensor is None else tensor.to_local() for tensor in (weight, bias)]
-    shard = _shard_of(weight, held=local[0].shape[0])
-    return replace(logits, weight=local[0], bias=local[1], shard=shard)
+    own, own_bias = weight.to_local(), None if bias is None else bias.to_local()
+    return replace(logits, weight=own, bias=own_bias, shard=_shard_of(weight, own.shape[0]))
 
 
 def _shard_of(weight: Any, held: int) -> ClassShard | None:

@@ -186,9 +186,11 @@ def _verify_trained(options: PandaOptions, ranks: list[RunOutcome], train_py: Pa
 
 
 def _contract_status(outcomes: list[RunOutcome], console: Console | None) -> int:
+    """The exit status by the contract; violations are printed, unless another rank does that."""
     violated = [outcome for outcome in outcomes if outcome.violations]
-    for outcome in violated if console is not None else ():
-        for violation in outcome.violations:
-            line = f"contract violated (rank {outcome.rank}): {violation}"
-            console.print(line, style="red", markup=False, soft_wrap=True)
+    if console is not None:
+        for outcome in violated:
+            for violation in outcome.violations:
+                line = f"contract violated (rank {outcome.rank}): {violation}"
+                console.print(line, style="red", markup=False, soft_wrap=True)
     return EXIT_VIOLATED if violated else 0
