@@ -70,7 +70,7 @@ def selected_log_probs(
       the one by the device looks at the free memory of a GPU.
     """
     found = select(
-        with_local_shard(RowLogits(RowProgram.of(rows), weight, bias, head_dtype)),
+        RowLogits(RowProgram.of(rows), weight, bias, head_dtype),
         selected_ids,
         selected_mask,
         live=live,
@@ -113,6 +113,7 @@ def select(
         ``[-clamp, clamp]``, element by element, before it is multiplied by that of the cost;
         None: it is not.
     """
+    logits = with_local_shard(logits)
     if logits.shard is not None:
         return select_of_shard(
             select, logits, ids, mask, live=live, options=options, counters=counters, clamp=clamp
