@@ -70,7 +70,7 @@ def selected_log_probs(
       then syncs three times).
     """
     found = select(
-        with_local_shard(RowLogits(RowProgram.of(rows), weight, bias, head_dtype)),
+        RowLogits(RowProgram.of(rows), weight, bias, head_dtype),
         selected_ids,
         selected_mask,
         live=live,
@@ -114,6 +114,7 @@ def select(
         ``[-clamp, clamp]``, element by element, before it is multiplied by that of the cost;
         None: it is not.
     """
+    logits = with_local_shard(logits)
     if logits.shard is not None:
         if isinstance(live, KnownSites):
             live = live.mask(ids.shape[0], ids.device)

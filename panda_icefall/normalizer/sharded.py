@@ -75,10 +75,8 @@ def _on_this_rank(logits: RowLogits, weight: Any, bias: Any) -> RowLogits:
             f"bias: got placements {bias.placements}, expected those of the weight, "
             f"{weight.placements}, on the same mesh"
         )
-    local_weight = weight.to_local()
-    shard = _shard_of(weight, held=local_weight.shape[0])
-    local_bias = None if bias is None else bias.to_local()
-    return replace(logits, weight=local_weight, bias=local_bias, shard=shard)
+    own, own_bias = weight.to_local(), None if bias is None else bias.to_local()
+    return replace(logits, weight=own, bias=own_bias, shard=_shard_of(weight, own.shape[0]))
 
 
 def _shard_of(weight: Any, held: int) -> ClassShard | None:

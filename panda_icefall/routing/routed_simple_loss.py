@@ -15,6 +15,7 @@ from panda_icefall.losses.simple_tiled import Projection, tiled_rnnt_loss_smooth
 from panda_icefall.losses.smoothed import Scales
 from panda_icefall.losses.spec import LatticeSpec
 from panda_icefall.normalizer import TileCounters, TileOptions
+from panda_icefall.routing.errors import PandaError
 from panda_icefall.routing.projections import DeferredProjection
 from panda_icefall.routing.sharded_modules import in_forward_of
 from panda_icefall.routing.stand_in import StandIn
@@ -81,4 +82,9 @@ def _source(value: Tensor | DeferredProjection) -> Tensor | Projection:
         return value
     call = value.call
     call.check_unchanged()
+    if hasattr(call.weight, "to_local"):
+        raise PandaError(
+            f"{call.name}: got a DTensor for its weight, expected a whole tensor in the simple "
+            "loss; shard the last layer of the joiner alone"
+        )
     return Projection.of((call.input, call.weight, call.bias), call.cast)

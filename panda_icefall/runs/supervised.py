@@ -186,6 +186,7 @@ def _verify_trained(options: PandaOptions, ranks: list[RunOutcome], train_py: Pa
 
 
 def _contract_status(outcomes: list[RunOutcome], console: Console | None) -> int:
+    """The exit status by the contract; violations are printed, unless another rank does that."""
     violated = [outcome for outcome in outcomes if outcome.violations]
     if console is not None:
         for outcome in violated:

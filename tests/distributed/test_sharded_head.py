@@ -5,11 +5,14 @@ import os
 import shutil
 import tempfile
 
+import ctc_batch
 import gates
 import pytest
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 import toy
+import toy_simple
 import transducer_cases as cases
 from oracle import dense_selected_log_probs
 from rank_checks import checks_of, ranks_fixture
@@ -17,6 +20,7 @@ from torch import nn
 
 import panda_icefall
 from panda_icefall import rnnt, selected_log_probs
+from panda_icefall.routing import PandaError
 
 pytestmark = [
     pytest.mark.slow,
@@ -202,6 +206,49 @@ def check_a_pruned_loss_and_a_routed_recipe(rank):
         for found_loss, found_grads in ((own, own_grads), (routed, routed_grads)):
             cases.assert_close([found_loss], [loss], 1e-12)
             cases.assert_close([whole(g) for g in found_grads], grads, 1e-11)
+
+
+class Ctc(nn.Module):
+    """An encoder, a CTC head, its loss."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(1)
+        self.encoder = nn.Linear(4, ctc_batch.D)
+        self.ctc_output = nn.Sequential(nn.Linear(ctc_batch.D, ctc_batch.C), nn.LogSoftmax(-1))
+        self.double()
+
+    def forward(self, x):
+        log_probs = self.ctc_output(self.encoder(x)).permute(1, 0, 2)
+        targets = torch.arange(1, 7).view(2, 3) * 3
+        return F.ctc_loss(log_probs, targets, torch.tensor([9, 7]), torch.tensor([3, 2]))
+
+
+def check_a_ctc_head(rank):
+    (mesh, _) = meshes()
+    x = torch.randn(2, 9, 4, generator=torch.Generator().manual_seed(1)).double()
+    whole_model, model = Ctc(), Ctc()
+    expected = whole_model(x)
+    layer = model.ctc_output[0]
+    layer.weight, layer.bias = shard(layer.weight, mesh), shard(layer.bias, mesh)
+    with panda_icefall.patched(model, ctc=True, adjoint_tolerance=0):
+        loss = model(x)
+        grads = torch.autograd.grad(loss, [*model.parameters()])
+    assert panda_icefall.status().ctc_losses_routed == 1
+    cases.assert_close([loss], [expected], 1e-12)
+    expected_grads = torch.autograd.grad(expected, [*whole_model.parameters()])
+    cases.assert_close([whole(g) for g in grads], expected_grads, 1e-11)
+
+
+def check_a_sharded_projection_of_the_simple_loss_is_refused(rank):
+    (mesh, _) = meshes()
+    model = toy_simple.Transducer().double()
+    model.simple_am_proj.weight = shard(model.simple_am_proj.weight, mesh)
+    model.simple_am_proj.bias = shard(model.simple_am_proj.bias, mesh)
+    refused = pytest.raises(PandaError, match="simple_am_proj: got a DTensor for its weight")
+    data = toy.batch(rnnt, torch.float64)
+    with panda_icefall.patched(model), refused:
+        model(rnnt, data)
 
 
 def check_adam_and_a_checkpoint_that_goes_on_as_one_process(rank):
