@@ -16,6 +16,7 @@ from panda_icefall.lattice.validation import (
     boundary_error,
     boundary_violations,
     check_boundary_form,
+    check_enough_frames,
     check_rnnt_type,
 )
 
@@ -159,7 +160,7 @@ def check_spec(spec: LatticeSpec, num_classes: int, T: int | None = None) -> Non
 
     Args:
       spec: the types ``modified`` and ``constrained`` need ``T >= S``, of each utterance where
-        there is a boundary: one that is too short has no path, its loss is inf.
+        there is a boundary: one that is too short has no path.
       num_classes: C.
       T: frames; needed only where there are no ranges.
 
@@ -167,7 +168,8 @@ def check_spec(spec: LatticeSpec, num_classes: int, T: int | None = None) -> Non
       ValueError: a shape, a device, a value or an option.
       TypeError: an index tensor is not int64, or ``termination_symbol`` is not an int.
 
-    The values of all tensors are read in one device sync.
+    The values of all tensors are read in one device sync; where each symbol takes a frame, the
+    boundary in another one.
     """
     symbols, ranges, boundary = spec.symbols, spec.ranges, spec.boundary
     check_options(spec.rnnt_type, spec.reduction)
@@ -199,6 +201,8 @@ def check_spec(spec: LatticeSpec, num_classes: int, T: int | None = None) -> Non
         raise _ranges_error(ranges, S)
     if boundary is not None and bad_boundary:
         raise boundary_error(boundary, S, T)
+    if boundary is not None and not spec.is_regular:
+        check_enough_frames(boundary.tolist(), spec.rnnt_type)
 
 
 def check_options(rnnt_type: str, reduction: str | None) -> None:

@@ -18,9 +18,11 @@ from panda_icefall.routing.finding_projections import (
     unrecorded,
     warn_of_no_ctc_head,
 )
+from panda_icefall.routing.further_parameters import with_further, without
 from panda_icefall.routing.hosts import (
     HostFunction,
     Kind,
+    Symbol,
     awaited_hosts,
     functions_of,
     functions_to_replace,
@@ -30,6 +32,7 @@ from panda_icefall.routing.hosts import (
 )
 from panda_icefall.routing.observing import forget_blind_hooks
 from panda_icefall.routing.projections import DeferredProjection
+from panda_icefall.routing.prune_ranges import complete_prune_ranges
 from panda_icefall.routing.recorded_joiners import RecordedJoiner, find_joiners
 from panda_icefall.routing.recorded_projections import RecordedProjection
 from panda_icefall.routing.replaced import (
@@ -48,6 +51,7 @@ _OURS: dict[Kind, Any] = {
     Kind.PRUNED_LOSS: routed_pruned_loss,
     Kind.SIMPLE_LOSS: simple_loss_in_tiles,
     Kind.FULL_LOSS: routed_full_loss,
+    Kind.PRUNE_RANGES: complete_prune_ranges,
 }
 
 Recorded = RecordedProjection | RecordedJoiner
@@ -88,7 +92,12 @@ class Applied:
         self._substitutes = install_substitutes(found)
 
     def _swaps(self, found: list[HostFunction]) -> list[Swap]:
-        return [Swap.of(m, s.name, _OURS[s.kind](f, self._state)) for m, s, f in found]
+        return [Swap.of(m, s.name, self._replacement(s, f)) for m, s, f in found]
+
+    def _replacement(self, symbol: Symbol, original: Any) -> Any:
+        further = symbol.further_parameters(original) or ()
+        ours = _OURS[symbol.kind](without(original, further), self._state)
+        return with_further(ours, original, further, symbol.kind, self._state)
 
     def record_model(self, model: Any) -> list[Recorded]:
         """Record a model's projections and joiners; gives those that were not recorded already.
