@@ -20,8 +20,10 @@ from panda_icefall.losses.spec import LatticeSpec, check_options
 from panda_icefall.losses.variant import Variant
 from panda_icefall.normalizer import RowLogits, RowProgram, RowTable, TileOptions
 from panda_icefall.routing import patch
+from panda_icefall.routing.after_losses import recorded_loss
 from panda_icefall.routing.axis_tensor import AxisTensor
 from panda_icefall.routing.deferred import DeferredJoint
+from panda_icefall.routing.hosts import Kind
 from panda_icefall.routing.joiner_calls import Joiner, SiteRows, log_probs_by_calls
 from panda_icefall.routing.joiner_probe import JoinerState
 from panda_icefall.routing.joint_sites import GridSites, RangesSites
@@ -278,7 +280,9 @@ def _loss(
         return loss_of_log_probs(found, sites, lattice_loss, options.engine)
     sites = sites_of(logits.width)
     is_shift_free = not (is_clamped or variant.use_hat_loss)
-    loss = selected_transducer_loss(
+    kind = Kind.FULL_LOSS if isinstance(sites, FullSites) else Kind.PRUNED_LOSS
+    loss = recorded_loss(
+        kind.value, logits,
         row_logits(logits, is_shift_free=is_shift_free, position=_position(sites)),
         sites, head, options,
         lattice_loss=lattice_loss, clamp=bound, counters=counters.tiles, observer=observer,

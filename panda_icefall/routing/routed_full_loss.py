@@ -13,11 +13,11 @@ from torch import Tensor
 from panda_icefall.dynamo import opaque
 from panda_icefall.losses.heads import PlainHead, head_of
 from panda_icefall.losses.of_logits import sites_of_lengths
-from panda_icefall.losses.selected import selected_transducer_loss
 from panda_icefall.losses.sites import FullSites
 from panda_icefall.losses.spec import LatticeSpec
+from panda_icefall.routing.after_losses import recorded_loss
 from panda_icefall.routing.heads import is_log_softmax
-from panda_icefall.routing.hosts import as_k2_arguments
+from panda_icefall.routing.hosts import Kind, as_k2_arguments
 from panda_icefall.routing.joint_sites import GridSites, PackedSites
 from panda_icefall.routing.observing import current_observer
 from panda_icefall.routing.replaced import RoutingState
@@ -98,7 +98,9 @@ def compute(logits: SiteTensor, arguments: Mapping[str, Any], state: RoutingStat
         _check_lengths(logits.sites, arguments)
     sites = full_sites(arguments)
     with torch.set_grad_enabled(torch.is_grad_enabled() and logits.grad_enabled):
-        loss = selected_transducer_loss(
+        loss = recorded_loss(
+            Kind.FULL_LOSS.value,
+            logits,
             row_logits(
                 logits, is_shift_free=is_shift_free, position=None if is_packed else sites.position
             ),

@@ -9,13 +9,14 @@ import torch
 from torch import Tensor
 
 from panda_icefall.losses.heads import head_of
-from panda_icefall.losses.selected import selected_transducer_loss
 from panda_icefall.losses.sites import RetainedSites
 from panda_icefall.losses.spec import LatticeSpec
 from panda_icefall.normalizer import RowLogits, TileCounters, TileOptions
 from panda_icefall.normalizer.autocast import no_autocast
+from panda_icefall.routing.after_losses import recorded_loss
 from panda_icefall.routing.graph import in_order, row_program
 from panda_icefall.routing.heads import linear_head
+from panda_icefall.routing.hosts import Kind
 from panda_icefall.routing.nodes import NODES, Node, Operand, Operation, Table
 from panda_icefall.routing.observing import Observer, is_observed
 from panda_icefall.routing.site_tensor import SiteTensor
@@ -80,7 +81,9 @@ def compute(
     _check_lm_rows(logits.node, symbols)
     # A joiner that was run without gradients has none, wherever the loss is computed.
     with torch.set_grad_enabled(torch.is_grad_enabled() and logits.grad_enabled):
-        loss = selected_transducer_loss(
+        loss = recorded_loss(
+            Kind.PRUNED_LOSS.value,
+            logits,
             row_logits(logits, is_shift_free=not use_hat_loss),
             RetainedSites.of(LatticeSpec.of(arguments), logits.width),
             head_of(use_hat_loss),

@@ -11,10 +11,14 @@ from torch import Tensor
 from panda_icefall.dynamo import is_traced
 from panda_icefall.lattice.validation import WIDE
 from panda_icefall.losses.lattices.full import Loss
-from panda_icefall.losses.simple_tiled import Projection, tiled_rnnt_loss_smoothed
+from panda_icefall.losses.simple_tiled import Logits, Projection, tiled_rnnt_loss_smoothed
+from panda_icefall.losses.simple_tiled.source import LogitSource
 from panda_icefall.losses.smoothed import Scales
 from panda_icefall.losses.spec import LatticeSpec
 from panda_icefall.normalizer import TileCounters, TileOptions
+from panda_icefall.routing.after_losses import tell
+from panda_icefall.routing.computed_losses import ComputedSimpleLoss
+from panda_icefall.routing.hosts import Kind
 from panda_icefall.routing.projections import DeferredProjection
 from panda_icefall.routing.stand_in import StandIn
 
@@ -56,15 +60,16 @@ def compute(arguments: Mapping[str, Any], options: TileOptions, *, counters: Til
       PandaError: what a projection read was changed in place since.
       ValueError, TypeError: as ``tiled_rnnt_loss_smoothed``.
     """
-    return tiled_rnnt_loss_smoothed(
-        _source(arguments["lm"]),
-        _source(arguments["am"]),
-        LatticeSpec.of(arguments),
-        Scales(arguments.get("lm_only_scale", 0.0), arguments.get("am_only_scale", 0.0)),
-        options,
-        return_grad=arguments["return_grad"],
-        counters=counters,
+    am, lm = (_source(arguments[name]) for name in ("am", "lm"))
+    spec = LatticeSpec.of(arguments)
+    scales = Scales(arguments.get("lm_only_scale", 0.0), arguments.get("am_only_scale", 0.0))
+    result = tiled_rnnt_loss_smoothed(
+        lm, am, spec, scales, options, return_grad=arguments["return_grad"], counters=counters
     )
+    loss = result[0] if isinstance(result, tuple) else result
+    name, sources = Kind.SIMPLE_LOSS.value, (_detached(am), _detached(lm))
+    tell(ComputedSimpleLoss(name, loss.detach(), *sources, spec, scales, options), loss)
+    return result
 
 
 def _source(value: Tensor | DeferredProjection) -> Tensor | Projection:
@@ -73,3 +78,10 @@ def _source(value: Tensor | DeferredProjection) -> Tensor | Projection:
     call = value.call
     call.check_unchanged()
     return Projection.of((call.input, call.weight, call.bias), call.cast)
+
+
+def _detached(source: Tensor | Projection) -> LogitSource:
+    """The same without its graph."""
+    if isinstance(source, Tensor):
+        return Logits.of((source.detach(),))
+    return source.remake([None if part is None else part.detach() for part in source.parts])
