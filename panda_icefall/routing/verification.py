@@ -135,14 +135,18 @@ class _Part:
             )
             for at in self._tiles()
         ]
-        return HeadLogProbs(*(None if x[0] is None else torch.cat(x) for x in zip(*parts)))
+        columns = zip(*((part.target, part.blank, part.log_z) for part in parts))
+        target, blank, log_z = map(torch.cat, columns)
+        others = [part.others for part in parts if part.others is not None]
+        return HeadLogProbs(target, blank, log_z, torch.cat(others) if others else None)
 
     def routed_log_probs(self) -> HeadLogProbs:
         """``[m]``, as the loss had them; what it does not tell is computed again."""
         assert self.whole.log_probs is not None
-        had = (x[self.of_whole] for x in at_sites(self.whole.sites, self.whole.log_probs))
+        had = at_sites(self.whole.sites, self.whole.log_probs)
+        target, blank, log_z = (x[self.of_whole] for x in had)
         again = self._selected(dataclasses.replace(self.whole.logits, rows=self.rows))
-        return HeadLogProbs(*had, again.others)
+        return HeadLogProbs(target, blank, log_z, again.others)
 
     def loss(self, found: HeadLogProbs, loss_of: Callable[..., Tensor]) -> tuple[Tensor, Tensor]:
         """The losses ``[n]`` of log-probs ``[m]``, and their adjoints ``[m, K]``."""

@@ -19,6 +19,7 @@ KEYS: dict[str, tuple[str, ...]] = {
     "capacity": ("recipe", "arm"),
     "workspace": ("workspace_mib", "arm"),
     "profile": ("kind", "name"),
+    "guard": ("name",),
 }
 
 _METHOD = Column("method", text("label"))
@@ -138,6 +139,12 @@ COLUMNS: dict[str, list[Column]] = {
         Column("share", number("share", ".0%")),
         Column("GFLOP", number("gflop", ".1f")),
     ],
+    "guard": [
+        Column("", text("name")),
+        Column("s, minimum", number("seconds_min", ".4f")),
+        Column("s, median", number("seconds", ".4f")),
+        Column("of the losses' own time, every 200th batch", number("share", ".3%")),
+    ],
 }
 
 
@@ -166,6 +173,10 @@ def title(figures: dict[str, Any]) -> str:
         return f"Capacity: whole loss within {settings['budget_bytes'] / 2**20:g} MiB"
     if name == "profile":
         return f"Where a step's time goes, {settings['adjoints']} adjoints: {size}"
+    if name == "guard":
+        return (
+            f"--panda-verify-every, two longest utterances, {settings['adjoints']} adjoints: {size}"
+        )
     return f"Workspace of the tiles, whole loss, {settings['adjoints']} adjoints: {size}"
 
 
