@@ -9,8 +9,13 @@ import torch
 
 from panda_icefall.normalizer import tile_loop
 from panda_icefall.routing import ComputedLoss
-from panda_icefall.runs import PandaOptions, UsageError, run_recipe, split_panda_arguments
-from panda_icefall.runs.errors import MismatchError
+from panda_icefall.runs import (
+    MismatchError,
+    PandaOptions,
+    UsageError,
+    run_recipe,
+    split_panda_arguments,
+)
 from panda_icefall.runs.hooks import guard
 
 TF32 = SimpleNamespace(allow_tf32=True)

@@ -2,12 +2,13 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from panda_icefall.runs import PandaOptions, run_recipe
-from panda_icefall.runs.hooks import bad_batch
+from panda_icefall.runs.hooks import bad_batch, non_finite
 
 CUTS = (
     ("import argparse\n", "import argparse\nfrom types import SimpleNamespace\n"),
@@ -121,6 +122,16 @@ def test_a_full_disk_ends_no_training_and_the_log_gets_the_report(recipe, monkey
     assert 'could not be written ([Errno 28] No space left on device): {"time": ' in caplog.text
     assert '"cut": "cut-1"' in caplog.text
     assert not list((recipe.folder / "exp").glob(".batch-*"))
+
+
+def test_on_a_device_only_what_the_recipe_has_read_itself_is_looked_at():
+    # A loss on a GPU; reading it would raise here, and wait for the device there.
+    there = SimpleNamespace(loss=SimpleNamespace(device=SimpleNamespace(type="cuda")))
+    assert non_finite._is_finite((there.loss, {"loss": 1.5, "frames": 8}), [there])
+    assert not non_finite._is_finite((there.loss, {"loss": float("inf")}), [there])
+    # Nothing was read: there is no other way.
+    assert not non_finite._is_finite(torch.tensor(float("nan")), [there])
+    assert non_finite._is_finite((torch.zeros(()), {}), [there])
 
 
 @pytest.mark.parametrize(
