@@ -129,8 +129,10 @@ def bounded(config: Path, icefall_root: Path, is_json: bool, **options: Any) -> 
     default that of the device.
     """
     from panda_icefall.runs.bounded.request import check_request
+    from panda_icefall.runs.report.progress import waiting
 
-    request = check_request(config, icefall_root, **options)
+    with waiting("asking the recipe whether it takes these options"):
+        request = check_request(config, icefall_root, **options)
     return functools.partial(_run_bounded, request, is_json)
 
 

@@ -10,7 +10,13 @@ from pathlib import Path
 from panda_icefall.runs.errors import UsageError
 from panda_icefall.runs.planning.loss_memory import Batch
 
-__all__ = ["Speech", "epoch_of_batches", "read_durations", "typical_batch"]
+__all__ = [
+    "Speech",
+    "epoch_of_batches",
+    "read_durations",
+    "shuffled_buckets",
+    "typical_batch",
+]
 
 
 @dataclass(frozen=True)
@@ -68,47 +74,54 @@ def read_durations(path: Path, shortest: float, longest: float) -> list[float]:
     return durations
 
 
-def epoch_of_batches(
-    durations: Sequence[float], max_duration: float, buckets: int, seed: int = 0
-) -> Iterator[tuple[int, float]]:
-    """Batches of one epoch as lhotse's ``DynamicBucketingSampler`` makes them.
-
-    Buckets hold equal shares of the speech. A batch is drawn from one of them, and ends when one
-    more utterance like its longest would be too much: so the last one may be longer than all others
-    and lift the padded sum above ``max_duration``. icefall's scan for the largest batches adds up
-    the cuts themselves and does not see that.
+def shuffled_buckets(durations: Sequence[float], count: int, seed: int = 0) -> list[list[float]]:
+    """Utterances by length, each bucket with an equal share of the speech, in random order.
 
     Args:
       durations: Seconds of the utterances.
-      max_duration: ``--max-duration``, seconds.
-      buckets: ``--num-buckets``.
+      count: ``--num-buckets``.
       seed: Of the order within a bucket, which is another one in each epoch.
+    """
+    share = sum(durations) / max(1, count)
+    buckets: list[list[float]] = [[]]
+    held = 0.0
+    for duration in sorted(durations):
+        if held > share:
+            buckets.append([])
+            held = 0.0
+        buckets[-1].append(duration)
+        held += duration
+    generator = random.Random(seed)
+    for bucket in buckets:
+        generator.shuffle(bucket)
+    return buckets
+
+
+def epoch_of_batches(
+    buckets: Sequence[Sequence[float]], max_duration: float
+) -> Iterator[tuple[int, float]]:
+    """Batches of one epoch as lhotse's ``DynamicBucketingSampler`` makes them.
+
+    A batch is drawn from one bucket, and ends when one more utterance like its longest would be too
+    much: so the last one may be longer than all others and lift the padded sum above
+    ``max_duration``. icefall's scan for the largest batches adds up the cuts themselves and does
+    not see that.
+
+    Args:
+      buckets: Seconds of the utterances, from :func:`shuffled_buckets`.
+      max_duration: ``--max-duration``, seconds.
 
     Yields:
       The number of utterances, and the longest in seconds.
     """
-    generator = random.Random(seed)
-    for bucket in _buckets(sorted(durations), buckets):
-        generator.shuffle(bucket)
+    for bucket in buckets:
         count, longest = 0, 0.0
         for duration in bucket:
-            count, longest = count + 1, max(longest, duration)
+            count += 1
+            if duration > longest:
+                longest = duration
             if (count + 1) * longest > max_duration:
                 yield count, longest
                 count, longest = 0, 0.0
         if count:
             yield count, longest
-
-
-def _buckets(ascending: Sequence[float], buckets: int) -> Iterator[list[float]]:
-    share = sum(ascending) / max(1, buckets)
-    bucket: list[float] = []
-    held = 0.0
-    for duration in ascending:
-        if held > share:
-            yield bucket
-            bucket, held = [], 0.0
-        bucket.append(duration)
-        held += duration
-    if bucket:
-        yield bucket

@@ -33,9 +33,8 @@ class PlanInputs:
       sizes: Of the losses.
       speech: How seconds become frames and symbols.
       max_duration: Seconds of audio in a batch, for the table of components.
-      utterance: Seconds of a typical utterance; not used where ``durations`` are given.
-      durations: Seconds of all utterances, or None.
-      buckets: ``--num-buckets``.
+      utterance: Seconds of a typical utterance; not used where ``buckets`` are given.
+      buckets: Seconds of all utterances, as the sampler's buckets hold them, or None.
       calibration: The step beside the losses, or None.
       sources: Where each number is from, in words.
     """
@@ -46,10 +45,14 @@ class PlanInputs:
     speech: Speech
     max_duration: float
     utterance: float
-    durations: Sequence[float] | None
-    buckets: int
+    buckets: Sequence[Sequence[float]] | None
     calibration: Calibration | None
     sources: dict[str, str]
+
+    @property
+    def utterances(self) -> int | None:
+        """How many were looked at; None: none."""
+        return None if self.buckets is None else sum(map(len, self.buckets))
 
     @property
     def usable_bytes(self) -> int:
@@ -83,9 +86,9 @@ class PlanInputs:
 
     def worst_batch(self, arm: str, max_duration: float) -> Batch:
         """The batch that needs most, of those that the sampler makes."""
-        if self.durations is None:
+        if self.buckets is None:
             return typical_batch(max_duration, self.utterance, self.speech)
-        made = set(epoch_of_batches(self.durations, max_duration, self.buckets))
+        made = set(epoch_of_batches(self.buckets, max_duration))
         batches = [self.speech.batch(count, longest) for count, longest in made]
         return max(batches, key=lambda batch: sum(self.memory(arm, batch).values()))
 
@@ -142,7 +145,7 @@ class Plan:
             "sizes": asdict(inputs.sizes),
             "sources": inputs.sources,
             "max_duration": inputs.max_duration,
-            "utterances": None if inputs.durations is None else len(inputs.durations),
+            "utterances": inputs.utterances,
             "calibration": None
             if calibration is None
             else {**asdict(calibration), "path": str(calibration.path)},

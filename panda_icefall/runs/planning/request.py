@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from panda_icefall.runs.errors import UsageError
-from panda_icefall.runs.planning.batches import Speech, read_durations
+from panda_icefall.runs.planning.batches import Speech, read_durations, shuffled_buckets
 from panda_icefall.runs.planning.calibration import read_calibration
 from panda_icefall.runs.planning.loss_memory import LossSizes
 from panda_icefall.runs.planning.plan import PlanInputs
@@ -94,8 +94,9 @@ def gather_inputs(
         speech=Speech(value["frame-rate"], value["symbol-rate"]),
         max_duration=float(value["max-duration"]),
         utterance=value["utterance"],
-        durations=None if cuts is None else read_durations(cuts, shortest, longest),
-        buckets=value["num-buckets"],
+        buckets=None
+        if cuts is None
+        else shuffled_buckets(read_durations(cuts, shortest, longest), value["num-buckets"]),
         calibration=None if from_run is None else read_calibration(from_run),
         sources={name: f"{item.value} ({item.source})" for name, item in sorted(found.items())},
     )

@@ -62,7 +62,7 @@ def _lines(plan: Plan) -> list[str]:
                 "That run was dense, and does not show what the encoder's own backward needs: the "
                 "routed figures are at least what is printed; give --from-run a routed run."
             )
-    if inputs.durations is None:
+    if inputs.utterances is None:
         lines.append(
             f"batches: utterances of {inputs.utterance:g} s, {_shape(plan.batches['dense'])}; the "
             "sampler's worst batch is found with --cuts"
@@ -71,7 +71,7 @@ def _lines(plan: Plan) -> list[str]:
         worst = plan.batches["dense"]
         padded = worst.frames / inputs.speech.frame_rate
         lines.append(
-            f"batches: the worst of an epoch of {len(inputs.durations):,} utterances, "
+            f"batches: the worst of an epoch of {inputs.utterances:,} utterances, "
             f"{_shape(worst)}: {padded:,.0f} s with padding"
         )
     from_recipe = [f"{name} {text}" for name, text in inputs.sources.items()]

@@ -7,7 +7,11 @@ import random
 import pytest
 
 from panda_icefall.runs import UsageError
-from panda_icefall.runs.planning.batches import epoch_of_batches, read_durations
+from panda_icefall.runs.planning.batches import (
+    epoch_of_batches,
+    read_durations,
+    shuffled_buckets,
+)
 from panda_icefall.runs.planning.recipe_sizes import recipe_defaults
 from panda_icefall.runs.planning.request import parse_memory
 
@@ -185,7 +189,7 @@ def test_batches_are_those_of_the_sampler():
     )
     sampler = DynamicBucketingSampler(cuts, max_duration=100, num_buckets=10, shuffle=True, seed=3)
     theirs = [(len(batch), max(c.duration for c in batch)) for batch in sampler]
-    ours = list(epoch_of_batches(durations, 100, 10))
+    ours = list(epoch_of_batches(shuffled_buckets(durations, 10), 100))
     assert sum(count for count, _ in ours) == len(durations)
     for made in (ours, theirs):
         padded = [count * longest for count, longest in made]
