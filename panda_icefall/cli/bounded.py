@@ -160,7 +160,7 @@ def report(folders: tuple[str, ...], out: Path, is_json: bool) -> None:
     first run is the one that the others are compared with.
     """
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
 
     from panda_icefall.runs import UsageError
     from panda_icefall.runs.comparison import read_runs
@@ -176,8 +176,10 @@ def report(folders: tuple[str, ...], out: Path, is_json: bool) -> None:
     if is_json:
         click.echo((out / "report.json").read_text(encoding="utf-8"))
         return
-    table = Table(*COLUMNS)
-    for row in rows_of(runs):
+    # A column for each run: two or three of them fit any terminal.
+    named, *figures = zip(COLUMNS, *rows_of(runs))
+    table = Table(*(Column(name, overflow="fold") for name in named))
+    for row in figures:
         table.add_row(*row)
     console = Console()
     console.print(table)
