@@ -10,6 +10,8 @@ from panda_icefall.runs.report import units
 
 __all__ = ["print_plan"]
 
+_DOUBTFUL = 0.25  # an error of a run's own peaks that other sizes would explain
+
 
 def print_plan(plan: Plan, console: Console) -> None:
     """Print it; nothing is measured here, and the last lines say so."""
@@ -94,7 +96,8 @@ def _own_error(plan: Plan) -> str:
         seconds = frames / inputs.speech.frame_rate
         batch = inputs.speech.batch(max(1, round(seconds / inputs.utterance)), inputs.utterance)
         errors.append(sum(inputs.memory(arm, batch).values()) / peak - 1)
-    return f"Its own peaks are met within {min(errors):+.0%} to {max(errors):+.0%}."
+    doubt = " Are these sizes those of that run?" if max(map(abs, errors)) > _DOUBTFUL else ""
+    return f"Its own peaks are met within {min(errors):+.0%} to {max(errors):+.0%}.{doubt}"
 
 
 def _shape(batch: Batch) -> str:

@@ -252,6 +252,7 @@ def test_a_run_gives_the_whole_step(command, tmp_path):
     # 40 s are 10 utterances: 4000 + 2000 and the losses, where 9000 were measured.
     assert "Its own peaks are met within -" in text
     assert "That run was dense" in text
+    assert "Are these sizes those of that run?" in text
 
 
 def test_a_routed_run_shows_what_the_encoders_backward_needs(command, tmp_path):
@@ -264,6 +265,7 @@ def test_a_routed_run_shows_what_the_encoders_backward_needs(command, tmp_path):
     status, text, _ = command("plan", *words)
     assert status == 0
     assert "Its own peaks are met within +0% to +0%." in text
+    assert "Are these sizes those of that run?" not in text
     assert "That run was dense" not in text
 
 
