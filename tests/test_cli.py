@@ -1,5 +1,6 @@
 """The command: exit statuses, one clear line for what the user can mend."""
 
+import os
 import subprocess
 import sys
 import types
@@ -7,7 +8,9 @@ import types
 import pytest
 
 import panda_icefall
-from panda_icefall import cli
+from panda_icefall import cli, runs
+from panda_icefall.cli import bounded as bounded_commands
+from panda_icefall.runs.data.catalog import CORPORA
 
 TRAIN_PY = """
 import sys
@@ -38,7 +41,7 @@ def test_the_version_is_the_packages(command):
 def test_help_names_every_command(command):
     status, text, _ = command("--help")
     assert status == 0
-    for name in ("run", "check", "bounded", "synth", "doctor", "patch"):
+    for name in ("run", "check", "bounded", "synth", "doctor", "patch", "completion"):
         assert name in text
 
 
@@ -88,13 +91,86 @@ def test_a_recipe_without_optimizer_cannot_be_checked(command, train_py):
 
 def test_updates_may_stand_before_the_recipe_or_after_it(command, train_py, monkeypatch):
     seen = []
-    monkeypatch.setattr(cli, "run_recipe", lambda *given: seen.append(given) or 0)
+    monkeypatch.setattr(runs, "run_recipe", lambda *given, **_: seen.append(given) or 0)
     assert command("check", "--updates", "5", train_py(), "--a")[0] == 0
     assert command("check", train_py(), "--a", "--updates", "5")[0] == 0
     assert command("check", train_py(), "--a")[0] == 0
     assert [options.check_batches for _, _, options in seen] == [5, 5, 3]
     assert all(rest == ["--a"] and options.stop_after_check for _, rest, options in seen)
     assert "--updates: got 'x'" in command("check", "--updates", "x", train_py())[2]
+
+
+COMMANDS = [
+    *([name] for name in ("plan", "run", "check", "bounded", "report", "synth", "doctor")),
+    ["completion"],
+    *(["patch", name] for name in ("apply", "revert", "check")),
+]
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+def test_every_help_ends_with_examples_and_exit_statuses(command, words):
+    status, text, _ = command(*words, "--help")
+    assert status == 0
+    _, _, end = text.partition("Examples:\n")
+    examples, _, statuses = end.partition("Exit status:\n")
+    assert f"  panda-icefall {' '.join(words)}" in examples or words == ["completion"]
+    assert "  0  " in statuses
+    assert "  1  " in statuses or "  2  " in statuses
+
+
+def test_every_command_is_among_those_whose_help_is_looked_at():
+    listed = [
+        [name, *sub]
+        for name, of_group in cli.cli.commands.items()
+        for sub in ([[s] for s in of_group.commands] if hasattr(of_group, "commands") else [[]])
+    ]
+    assert sorted(listed) == sorted(COMMANDS)
+
+
+HELP = """
+import sys
+from panda_icefall import cli
+sys.argv[1:] = {words}
+try:
+    cli.main()
+except SystemExit:
+    print([name for name in {heavy} if name in sys.modules])
+"""
+HEAVY = ("torch", "numpy", "pydantic", "yaml", "rich", "lhotse", "matplotlib")
+
+
+@pytest.mark.parametrize("words", [["-h"], ["--version"], ["bounded", "--list"], *COMMANDS])
+def test_help_loads_nothing_that_takes_long(words):
+    is_command = words in COMMANDS
+    program = HELP.format(words=[*words, *(["--help"] if is_command else [])], heavy=HEAVY)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_the_names_on_the_command_line_are_those_of_the_catalog():
+    assert list(bounded_commands.CORPUS_NAMES) == sorted(CORPORA)
+    langs = {kind for corpus in CORPORA.values() for kind in corpus.langs}
+    assert list(bounded_commands.LANG_NAMES) == sorted(langs)
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_a_shell_can_complete_commands_and_options(command, shell):
+    status, script, _ = command("completion", shell)
+    assert status == 0
+    assert "_PANDA_ICEFALL_COMPLETE" in script
+    asked = {"COMP_WORDS": "panda-icefall doctor --rep", "COMP_CWORD": "2"}
+    if shell == "fish":
+        asked["COMP_CWORD"] = "--rep"
+    done = subprocess.run(
+        [sys.executable, "-m", "panda_icefall"],
+        env={**os.environ, **asked, "_PANDA_ICEFALL_COMPLETE": f"{shell}_complete"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "--report" in done.stdout
 
 
 def test_synth_hands_its_options_to_the_generator(command, monkeypatch, tmp_path):
@@ -105,7 +181,15 @@ def test_synth_hands_its_options_to_the_generator(command, monkeypatch, tmp_path
     where = f"--out {tmp_path} --icefall-root {tmp_path}"
     words = f"{where} --utterances 7 --lang bbpe --vocab 50 --seed 3"
     status, text, _ = command("synth", "aishell", *words.split())
-    assert (status, text) == (0, f"wrote {tmp_path}\n")
+    assert status == 0
+    assert text.splitlines() == [
+        f"wrote {tmp_path}",
+        "train on it:",
+        f"  cd {tmp_path}/egs/aishell/ASR",
+        f"  panda-icefall run zipformer/train.py --manifest-dir {tmp_path}/fbank --bpe-model "
+        f"{tmp_path}/lang_bbpe_50/bbpe.model --enable-musan 0 --num-buckets 2 --max-duration 40 "
+        "--use-panda 1",
+    ]
     for corpus in ("wenetspeech", "librispeech"):
         assert command("synth", corpus, *where.split())[0] == 0
     assert seen == [
@@ -179,6 +263,16 @@ def test_a_bounded_run_on_data_without_cuts(bounded, tmp_path):
     assert not bounded.out.exists()
 
 
+def test_a_bounded_run_of_a_configuration_that_does_not_exist(command, tmp_path):
+    where = ("--icefall-root", tmp_path, "--synthetic", "--device", "cpu")
+    status, _, error = command("bounded", "aishell/zipfromer", *where)
+    assert status == 2
+    assert "CONFIG: got aishell/zipfromer, expected a YAML file or one of aishell/" in error
+    assert "did you mean aishell/zipformer/cpu?" in error
+    # A name that there is gets as far as the checkout.
+    assert "expected an icefall checkout" in command("bounded", "aishell/zipformer", *where)[2]
+
+
 def test_a_bounded_run_without_data(bounded):
     status, _, error = bounded()
     assert status == 2
@@ -197,7 +291,7 @@ runpy.run_module("panda_icefall", run_name="__main__")
 """
 
 
-@pytest.mark.parametrize("words", [["doctor"], ["doctor", "--json"], ["run", "train.py"], ["-h"]])
+@pytest.mark.parametrize("words", [["doctor"], ["doctor", "--json"], ["run", "train.py"]])
 @pytest.mark.parametrize(
     ("error", "said"),
     [

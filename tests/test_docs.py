@@ -1,4 +1,4 @@
-"""The documentation says what is there: links, messages, commands and their options."""
+"""The documentation says what is there: links, messages, scripts."""
 
 from __future__ import annotations
 
@@ -9,10 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
 
 import panda_icefall
-from panda_icefall.cli import main
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(
@@ -20,9 +18,6 @@ PAGES = sorted(
     for folder in ("", ".github", "panda_icefall", "egs", "scripts")
     for path in (ROOT / folder).glob("**/*.md" if folder else "*.md")
 )
-# Words of other programs in a command of the launcher.
-PLACEHOLDERS = {"<your", "arguments>", "...", "ARGS"}
-LAUNCHED = ("run", "check")  # take the recipe's own options too
 
 
 def name_of(page: Path) -> str:
@@ -103,29 +98,3 @@ def test_scripts_in_commands_exist():
     assert len(scripts) > 5
     for page, script in scripts:
         assert (ROOT / script).is_file(), f"{page}: {script}"
-
-
-def options_of(verb: str) -> set[str]:
-    """Options that the help of a command of ours shows; of the launcher, those of PANDA."""
-    result = CliRunner().invoke(main, [*verb.split(), "--help"])
-    assert result.exit_code == 0, result.output
-    return set(re.findall(r"--[a-z][a-z0-9-]*", result.output))
-
-
-def test_options_in_commands_exist():
-    ours = [(page, words) for page, words in commands() if words[0] == "panda-icefall"]
-    assert len(ours) > 10
-    readme = (ROOT / "egs/README.md").read_text()
-    flags = set(re.findall(r"^\| `(--[a-z-]+)` \|", readme, flags=re.M))
-    for page, words in ours:
-        verb = " ".join(words[1:3]) if words[1] == "patch" else words[1]
-        for end, word in enumerate(words):
-            if word in {"&&", "|"}:
-                words = words[:end]
-                break
-        options = {w.partition("=")[0] for w in words if w.startswith("--")}
-        if verb in LAUNCHED:
-            options = {o for o in options if "panda" in o}
-            assert options <= flags, f"{page}: {words}"
-        else:
-            assert options <= options_of(verb), f"{page}: {words}"

@@ -1,7 +1,7 @@
 """The wheel and the sdist build and hold what they should; the version is said once."""
 
 import importlib.metadata
-import re
+import os
 import shutil
 import subprocess
 import sys
@@ -9,9 +9,12 @@ import tarfile
 import zipfile
 from pathlib import Path
 
-import panda_icefall
+import pytest
 
-ROOT = Path(__file__).parents[1]
+import panda_icefall
+from panda_icefall import shipped
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def test_wheel_and_sdist_build_from_the_checkout(tmp_path):
@@ -27,16 +30,62 @@ def test_wheel_and_sdist_build_from_the_checkout(tmp_path):
     (wheel,) = tmp_path.glob("*.whl")
     (sdist,) = tmp_path.glob("*.tar.gz")
     names = zipfile.ZipFile(wheel).namelist()
-    assert {
-        f"panda_icefall/{name}" for name in ("cli.py", "py.typed", "runs/report/style.css")
-    } <= set(names)
+    inside = ("cli/__init__.py", "py.typed", "runs/report/style.css")
+    assert {f"panda_icefall/{name}" for name in inside} <= set(names)
     assert not [n for n in names if n.startswith(("tests", "egs"))]
+    assert shipped_in(names) == shipped_in_checkout()
     with tarfile.open(sdist) as archive:
-        assert any(name.endswith("panda_icefall/__init__.py") for name in archive.getnames())
+        packed = archive.getnames()
+    assert any(name.endswith("panda_icefall/__init__.py") for name in packed)
+    beside = {name.partition("/")[2] for name in packed}
+    assert shipped_in_checkout() <= beside, "a wheel made from the sdist must be whole too"
+    installed = tmp_path / "installed"
+    zipfile.ZipFile(wheel).extractall(installed)
+    asked = subprocess.run(
+        [sys.executable, "-m", "panda_icefall", "bounded", "--list"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(installed)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert asked.stdout.split() == shipped.config_names()
 
 
-def test_the_version_is_the_same_everywhere():
-    declared = re.search(r'^version = "(.+)"', (ROOT / "pyproject.toml").read_text(), re.M)
-    assert declared
-    assert panda_icefall.__version__ == declared[1]
-    assert importlib.metadata.version("panda-icefall") == declared[1]
+def shipped_in(names):
+    prefix = "panda_icefall/_files/"
+    return {name.removeprefix(prefix) for name in names if name.startswith(prefix)}
+
+
+def shipped_in_checkout():
+    listed = subprocess.run(
+        ["git", "ls-files", "egs", "patches"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    return {name for name in listed.stdout.split() if not name.endswith(".png")}
+
+
+def test_the_version_is_said_once():
+    assert importlib.metadata.version("panda-icefall") == panda_icefall.__version__
+    text = (ROOT / "pyproject.toml").read_text()
+    assert panda_icefall.__version__ not in text
+    citation = (ROOT / ".github/CITATION.cff").read_text()
+    assert f"version: {panda_icefall.__version__}\n" in citation
+
+
+def test_a_named_configuration_is_found(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert shipped.find_config("aishell/zipformer", "cpu").name == "cpu.yaml"
+    path = shipped.find_config("aishell/zipformer/full", "cpu")
+    assert path == ROOT / "egs/aishell/ASR/zipformer/full.yaml"
+    with pytest.raises(ValueError, match=r"did you mean aishell/zipformer/cpu\?"):
+        shipped.find_config("aishell/zipfromer", "cpu")
+
+
+def test_an_installed_package_has_its_own_files(tmp_path, monkeypatch):
+    monkeypatch.setattr(shipped, "_INSTALLED", tmp_path)
+    assert shipped.shipped_folder("egs") == ROOT / "egs"
+    config = tmp_path / "egs/mine/ASR/conformer/cpu.yaml"
+    config.parent.mkdir(parents=True)
+    config.touch()
+    assert shipped.config_names() == ["mine/conformer/cpu"]
+    assert shipped.find_config("mine/conformer", "cpu") == config

@@ -13,7 +13,13 @@ from panda_icefall.runs.supervised import ExitStatus, supervised
 __all__ = ["run_recipe"]
 
 
-def run_recipe(train_py: str | Path, recipe_args: Sequence[str], options: PandaOptions) -> int:
+def run_recipe(
+    train_py: str | Path,
+    recipe_args: Sequence[str],
+    options: PandaOptions,
+    *,
+    is_json: bool = False,
+) -> int:
     """Run ``python train_py recipe_args`` in this process, children of ``mp.spawn`` included.
 
     Without any PANDA option nothing is wrapped or replaced. With ``--help`` among the recipe's
@@ -23,6 +29,7 @@ def run_recipe(train_py: str | Path, recipe_args: Sequence[str], options: PandaO
       train_py: The recipe's training script.
       recipe_args: The recipe's own arguments.
       options: What the user asked for.
+      is_json: Also print the summary to stdout, as one line of JSON.
 
     Returns:
       The recipe's exit status, or 1 where it ended well but the contract was violated.
@@ -39,7 +46,8 @@ def run_recipe(train_py: str | Path, recipe_args: Sequence[str], options: PandaO
     if wants_help(arguments) or not options.is_active:
         return _run_plain(recipe, arguments)
     recipe.require_guard()
-    with supervised(options, recipe.path) as run, recipe.as_main(arguments) as module:
+    watched = supervised(options, recipe.path, is_json=is_json)
+    with watched as run, recipe.as_main(arguments) as module:
         future_flags = _define(recipe, module)
         run.install(module.__dict__)
         recipe.start(module, future_flags)

@@ -189,6 +189,7 @@ class Arm(Record):
       base_bytes: Memory before the first step.
       options: PANDA's options, as its process read them.
       counters: What routing counted, summed over the steps.
+      threads: Of torch, in its process while it trained.
     """
 
     steps: list[Step] = []
@@ -196,6 +197,7 @@ class Arm(Record):
     base_bytes: Bytes | None = None
     options: dict[str, Any] | None = None
     counters: LossTotals = Field(default_factory=LossTotals)
+    threads: int | None = None
 
     @field_serializer("counters")
     def by_counter(self, counters: LossTotals) -> dict[str, Any]:

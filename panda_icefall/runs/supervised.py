@@ -24,7 +24,7 @@ from panda_icefall.runs.errors import (
 from panda_icefall.runs.memory.log import check_writable
 from panda_icefall.runs.options import PandaOptions
 from panda_icefall.runs.records import RunOutcome, read_outcomes
-from panda_icefall.runs.report.console import print_summary
+from panda_icefall.runs.report.console import as_json, print_summary
 from panda_icefall.runs.session import TrainingSession
 from panda_icefall.runs.spawn import SpawnedChildren
 from panda_icefall.runs.termination import ended_by
@@ -65,7 +65,9 @@ class SupervisedRun:
 
 
 @contextlib.contextmanager
-def supervised(options: PandaOptions, train_py: Path) -> Iterator[SupervisedRun]:
+def supervised(
+    options: PandaOptions, train_py: Path, *, is_json: bool = False
+) -> Iterator[SupervisedRun]:
     """Do what ``options`` ask for while the block runs a recipe, children of ``mp.spawn`` included.
 
     A ``sys.exit`` of the block ends it and becomes the exit status; so does a SIGTERM, 143. Where
@@ -75,6 +77,7 @@ def supervised(options: PandaOptions, train_py: Path) -> Iterator[SupervisedRun]
     Args:
       options: What the user asked for.
       train_py: The recipe's path, for errors.
+      is_json: Also print the summary to stdout, as one line of JSON.
 
     Raises:
       UsageError: The memory log cannot be written, or k2 cannot be imported.
@@ -110,6 +113,8 @@ def supervised(options: PandaOptions, train_py: Path) -> Iterator[SupervisedRun]
             session.uninstall()
             if run.is_installed:
                 ranks = _report(session, children.ranks, outcomes, torchrun)
+                if is_json and (torchrun is None or torchrun.is_first):
+                    print(as_json(ranks))
     run.exit_status = status.code
     if status.code != 0:
         return

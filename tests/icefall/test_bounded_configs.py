@@ -37,7 +37,7 @@ def test_each_recipe_folder_has_both_forms():
     forms = {}
     for path in CONFIGS:
         forms.setdefault(path.parent, set()).add(path.stem)
-    assert len(forms) == 7
+    assert len(forms) == 8
     assert all(found == {"cpu", "full"} for found in forms.values())
 
 

@@ -50,8 +50,13 @@ class _Memory(BaseModel):
         return MemoryReading("", self.current or 0, self.peak, None, is_since_start)
 
 
+class _Versions(BaseModel):
+    threads: int | None = None
+
+
 class _Header(BaseModel):
     options: dict[str, Any] | None = None
+    versions: _Versions = _Versions()
     memory: _Memory = _Memory()
 
 
@@ -114,6 +119,7 @@ def read_arm(memory_log: Path) -> Arm:
         base_bytes=header.memory.current,
         options=header.options,
         counters=sum((phase.counters for phase in phases), LossTotals()),
+        threads=header.versions.threads,
     )
 
 

@@ -28,6 +28,7 @@ class Stage:
       log: File for its output.
       memory_log: Its memory log.
       exp_dir: The recipe's ``--exp-dir``.
+      steps: Training steps that its memory log will have; 0: it writes none.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Stage:
     log: Path
     memory_log: Path
     exp_dir: Path
+    steps: int = 0
 
     @property
     def arguments(self) -> tuple[str, ...]:
@@ -79,9 +81,9 @@ def plan_stages(
         verb = "check" if name == "contract" else "run"
         arguments = ("--exp-dir", str(exp_dir), *common, *words, *options.words)
         command = (*_LAUNCHER, verb, str(train_py), *arguments)
-        return Stage(
-            name, purpose, command, folder / "output.log", folder / "memory.jsonl", exp_dir
-        )
+        log, memory_log = folder / "output.log", folder / "memory.jsonl"
+        steps = options.max_batches or 0
+        return Stage(name, purpose, command, log, memory_log, exp_dir, steps)
 
     def training(
         name: str, purpose: str, options: PandaOptions, *words: str, exp_of: str = ""

@@ -21,6 +21,7 @@ from panda_icefall.runs.errors import UsageError
 from panda_icefall.runs.panda_arguments import split_panda_arguments
 from panda_icefall.runs.recipe_module import RecipeFile
 from panda_icefall.runs.run_record import RunRecord
+from panda_icefall.shipped import find_config
 
 __all__ = ["Request", "check_request"]
 
@@ -103,7 +104,7 @@ def check_request(
     """Check everything that can be wrong with a request, before anything starts.
 
     Args:
-      config_path: The YAML file.
+      config_path: The YAML file, or the name of a shipped one, ``CORPUS/RECIPE[/FORM]``.
       icefall_root: An icefall checkout; only read.
       data: The recipe's data folder.
       synthetic: Make synthetic data in its layout, inside ``out``, in place of ``data``.
@@ -115,6 +116,7 @@ def check_request(
     Raises:
       UsageError: It cannot be run.
     """
+    config_path = _find_config(config_path, device)
     config = _with_minutes(load_config(config_path), max_minutes)
     root = check_icefall_root(icefall_root)
     train_py = _find_recipe(config, root)
@@ -179,6 +181,17 @@ def check_request(
         earlier=earlier,
         max_minutes=max_minutes,
     )
+
+
+def _find_config(given: Path, device: str | None) -> Path:
+    """A file as it is; the file of a name, by default in the form for the device."""
+    if given.suffix in (".yaml", ".yml") or given.is_file():
+        return given
+    on_gpu = device == "cuda" or (device is None and torch.cuda.is_available())
+    try:
+        return find_config(given.as_posix(), "full" if on_gpu else "cpu")
+    except ValueError as error:
+        raise UsageError(f"CONFIG: {error}") from None
 
 
 def _with_minutes(config: BoundedConfig, max_minutes: float | None) -> BoundedConfig:

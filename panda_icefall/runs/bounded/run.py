@@ -21,9 +21,11 @@ from panda_icefall.runs.bounded.stage import (
 )
 from panda_icefall.runs.data.synthetic import synth_data
 from panda_icefall.runs.errors import UsageError
+from panda_icefall.runs.memory.log import StepCount
 from panda_icefall.runs.report.bounded import write_report
 from panda_icefall.runs.report.console import open_console
-from panda_icefall.runs.report.first_screen import all_verdicts
+from panda_icefall.runs.report.first_screen import all_verdicts, closing_lines
+from panda_icefall.runs.report.progress import shown_progress
 from panda_icefall.runs.run_record import DataRecord, RunRecord, StageRecord
 
 __all__ = ["run_bounded"]
@@ -182,13 +184,17 @@ class BoundedRun:
         self._console.print(f"{place} {stage.name}: {stage.purpose}")
         began = time.monotonic()
         try:
-            outcome = run_stage(
-                stage.command,
-                self._request.corpus_folder,
-                child_environment(self._request.root, self._request.device),
-                stage.log,
-                self._deadline,
-            )
+            count = StepCount(stage.memory_log)
+            text = f"{place} {stage.name}"
+            with shown_progress(self._console, text, stage.steps or None) as show:
+                outcome = run_stage(
+                    stage.command,
+                    self._request.corpus_folder,
+                    child_environment(self._request.root, self._request.device),
+                    stage.log,
+                    self._deadline,
+                    on_poll=lambda: show(count.read()),
+                )
         except BaseException:
             row.state, row.seconds = "interrupted", time.monotonic() - began
             self._judge.read(stage)
@@ -222,3 +228,5 @@ class BoundedRun:
             self._console.print(line, markup=False, soft_wrap=True, highlight=False)
         report = self._out / "report.html"
         self._console.print(f"report: {report}", markup=False, soft_wrap=True)
+        for line in closing_lines(self.record):
+            self._console.print(line, markup=False, soft_wrap=True, highlight=False)

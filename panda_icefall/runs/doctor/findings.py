@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from dataclasses import dataclass
+from pathlib import Path
 
 from rich.console import Console
 from rich.text import Text
@@ -11,6 +12,7 @@ __all__ = ["PROBLEM", "Diagnosis", "Finding", "ok", "print_diagnosis", "problem"
 
 OK, WARNING, PROBLEM = "ok", "warning", "problem"
 _STYLES = {OK: "green", WARNING: "yellow", PROBLEM: "bold red"}
+_LEVEL_WIDTH = max(map(len, _STYLES))
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,18 @@ class Diagnosis:
         }
         return json.dumps(content, indent=2)
 
+    def as_markdown(self) -> str:
+        """The findings in a fence, to paste into a bug report; the user's home folder is ``~``."""
+        lines = []
+        for finding in self.findings:
+            lines.append(f"{finding.level.ljust(_LEVEL_WIDTH)}  {finding.subject}: {finding.text}")
+            if finding.advice is not None:
+                lines.append(" " * _LEVEL_WIDTH + f"  -> {finding.advice}")
+        text, home = "\n".join([*lines, self.summary]), str(Path.home())
+        if home != Path.home().anchor:
+            text = text.replace(home, "~")
+        return f"```\n{text}\n```"
+
 
 def print_diagnosis(diagnosis: Diagnosis, console: Console | None = None) -> None:
     """Print one line per finding to stdout, its advice below it, and the counts at the end.
@@ -82,13 +96,12 @@ def print_diagnosis(diagnosis: Diagnosis, console: Console | None = None) -> Non
     Lines are never broken, so that a command in an advice can be copied.
     """
     console = console or Console()
-    level_width = max(map(len, _STYLES))
     for finding in diagnosis.findings:
-        line = Text(finding.level.ljust(level_width), style=_STYLES[finding.level])
+        line = Text(finding.level.ljust(_LEVEL_WIDTH), style=_STYLES[finding.level])
         line.append(f"  {finding.subject}: ", style="bold not dim default")
         line.append(finding.text, style="not bold default")
         console.print(line, soft_wrap=True)
         if finding.advice is not None:
-            advice = " " * level_width + f"  -> {finding.advice}"
+            advice = " " * _LEVEL_WIDTH + f"  -> {finding.advice}"
             console.print(advice, soft_wrap=True, markup=False, highlight=False)
     console.print(diagnosis.summary, highlight=False)

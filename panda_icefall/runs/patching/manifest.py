@@ -5,13 +5,12 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import panda_icefall
 from panda_icefall.runs.errors import UsageError
+from panda_icefall.shipped import shipped_folder
 
 __all__ = ["MANIFEST_PATH", "KnownFile", "Manifest", "describe_content", "sha256"]
 
-# There in a checkout of the project; an installed package has no patch files.
-MANIFEST_PATH = Path(panda_icefall.__file__).resolve().parents[1] / "patches" / "manifest.json"
+MANIFEST_PATH = shipped_folder("patches") / "manifest.json"
 
 
 @dataclass(frozen=True)

@@ -1,19 +1,14 @@
 """The report of a bounded run: ``report.json``, ``report.md``, ``report.html`` and PNG figures."""
 
-import base64
-from collections.abc import Collection, Mapping, Sequence
-from html import escape
-from importlib import resources
+from collections.abc import Collection
 from pathlib import Path
-
-from markdown_it import MarkdownIt
-from markdown_it.token import Token
 
 from panda_icefall.runs.atomic_file import replace_file, replace_json
 from panda_icefall.runs.report import sections
 from panda_icefall.runs.report.figures import FIGURE_FILES, draw_figures
 from panda_icefall.runs.report.first_screen import first_screen, state
 from panda_icefall.runs.report.markdown import picture, plain
+from panda_icefall.runs.report.page import as_page
 from panda_icefall.runs.run_record import RunRecord
 
 __all__ = ["write_report"]
@@ -38,10 +33,6 @@ _CAPTIONS = {
     ),
 }
 
-# What the report uses, and nothing else: no links, and no HTML from a recipe's own texts.
-_BLOCKS = ("heading", "fence", "list", "table")
-_WITHIN = ("emphasis", "escape", "entity", "image")
-_TONES = {"\N{CHECK MARK}": "good", "\N{BALLOT X}": "bad", "\N{EN DASH}": "open"}
 _KIND = "PANDA bounded run: dense against routed training"
 
 
@@ -79,7 +70,7 @@ def write_report(record: RunRecord, folder: Path, *, with_figures: bool = True) 
     markdown = "\n\n".join(blocks) + "\n"
     replace_file(folder / "report.md", markdown.encode("utf-8"))
     path = folder / "report.html"
-    page = _as_page(markdown, f"{label}: {record.title or 'untitled run'}", tone, figures)
+    page = as_page(markdown, f"{label}: {record.title or 'untitled run'}", _KIND, tone, figures)
     replace_file(path, page.encode("utf-8"))
     return path
 
@@ -135,88 +126,3 @@ def _why_missing(record: RunRecord, arm: str) -> str:
         if stage.name == arm:
             return f"no step was measured (its stage: {stage.state})"
     return record.absence
-
-
-def _as_page(markdown: str, title: str, tone: str, figures: Mapping[str, bytes]) -> str:
-    """The Markdown as one HTML file that needs nothing else: styles and figures are in it.
-
-    Args:
-      markdown: The report.
-      title: What the browser's window is called.
-      tone: ``good``, ``bad``, ``open`` or ``partial``: how the state of the run is coloured.
-      figures: PNG bytes by file name; pictures of other names are shown as text.
-    """
-    parser = MarkdownIt("zero").enable([*_BLOCKS, *_WITHIN])
-    tokens = parser.parse(markdown)
-    _style(tokens, tone, figures)
-    body = parser.renderer.render(tokens, parser.options, {})
-    style = resources.files(__package__).joinpath("style.css").read_text(encoding="utf-8")
-    return f"""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{escape(title)}</title>
-<style>
-{style}</style>
-</head>
-<body>
-<main>
-<p class="kind">{_KIND}</p>
-{body}</main>
-</body>
-</html>
-"""
-
-
-def _style(tokens: Sequence[Token], tone: str, figures: Mapping[str, bytes]) -> None:
-    """Give the tokens the classes of the stylesheet, rows their headers, and images their bytes."""
-    is_first = True  # the first paragraph says how the run stands
-    row: list[Token] = []
-    for index, token in enumerate(tokens):
-        if token.type == "tr_open":
-            row = []
-        elif token.type in ("th_open", "td_open"):
-            if token.attrs.pop("style", None):
-                token.attrSet("class", "number")
-            if token.type == "th_open":
-                token.attrSet("scope", "col")
-            elif not row:
-                _name_row(token, tokens[index + 1].content)
-            row.append(token)
-        elif token.type == "td_close" and len(row) == 1:
-            token.tag = "th"
-        elif token.type == "paragraph_open":
-            kind = f"state {tone}" if is_first else _kind_of(tokens[index + 1])
-            is_first = False
-            if kind:
-                token.attrSet("class", kind)
-        for child in token.children or ():
-            if child.type == "image":
-                _embed(child, figures)
-
-
-def _name_row(cell: Token, text: str) -> None:
-    """The first cell of a row names it; a verdict's has the colour of its sign."""
-    cell.tag = "th"
-    cell.attrSet("scope", "row")
-    if text[:1] in _TONES:
-        cell.attrSet("class", _TONES[text[:1]])
-
-
-def _kind_of(inline: Token) -> str | None:
-    """The class of a paragraph that is bold or slanted as a whole."""
-    within = [child for child in inline.children or () if child.type != "text" or child.content]
-    if not within:
-        return None
-    ends = within[0].type, within[-1].type
-    kinds = {("strong_open", "strong_close"): "alert", ("em_open", "em_close"): "caption"}
-    return kinds.get(ends)
-
-
-def _embed(image: Token, figures: Mapping[str, bytes]) -> None:
-    png = figures.get(str(image.attrs["src"]))
-    if png is None:
-        image.type, image.children = "text", None
-        return
-    image.attrs["src"] = "data:image/png;base64," + base64.b64encode(png).decode("ascii")

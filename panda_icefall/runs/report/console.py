@@ -1,5 +1,6 @@
 """What a run prints: the tables of a contract check, and a summary over all its processes."""
 
+import json
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -9,12 +10,13 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from panda_icefall.routing import LossTotals
+from panda_icefall.runs.atomic_file import finite_json
 from panda_icefall.runs.contract.result import ContractRecord, Distance
 from panda_icefall.runs.options import PandaOptions
 from panda_icefall.runs.records import RunOutcome, nan_first, nan_last
 from panda_icefall.runs.report.units import MIB
 
-__all__ = ["open_console", "print_contract", "print_summary"]
+__all__ = ["as_json", "open_console", "print_contract", "print_summary"]
 
 LOG_WIDTH = 120
 _OFF = "OFF, the recipe trained dense; --use-panda 1 routes its losses"
@@ -189,6 +191,17 @@ def print_summary(outcomes: list[RunOutcome], console: Console, options: PandaOp
                 f"{outcome.memory_log_error}"
             )
             console.print(line, style="red", markup=False, soft_wrap=True)
+
+
+def as_json(outcomes: list[RunOutcome]) -> str:
+    """One line of JSON: ``processes``, by rank, and ``contract``, that of the lowest, or null.
+
+    NaN and infinity are text in it.
+    """
+    paths = [outcome.contract for outcome in outcomes if outcome.contract is not None]
+    contract = json.loads(Path(paths[0]).read_text(encoding="utf-8")) if paths else None
+    processes = [outcome.model_dump() for outcome in outcomes]
+    return json.dumps(finite_json({"processes": processes, "contract": contract}), allow_nan=False)
 
 
 def _memory_rows(outcomes: list[RunOutcome]) -> list[tuple[str, str]]:

@@ -4,7 +4,7 @@ from panda_icefall.runs.report import units
 from panda_icefall.runs.report.markdown import code, plain, table
 from panda_icefall.runs.run_record import RunRecord, Verdict
 
-__all__ = ["all_verdicts", "facts", "first_screen", "headline", "state"]
+__all__ = ["all_verdicts", "closing_lines", "facts", "first_screen", "headline", "state"]
 
 _EXPECTED_VERDICTS = (
     "contract",
@@ -48,6 +48,17 @@ def first_screen(record: RunRecord, label: str, sentence: str) -> list[str]:
     if record.continuation and record.state != "complete":
         blocks += ["To continue this run:", code(record.continuation)]
     return blocks
+
+
+def closing_lines(record: RunRecord) -> list[str]:
+    """The last words on a console: memory, speed and loss of both arms, and how the run stands."""
+    label, _, sentence = state(record)
+    lines = []
+    if costs := headline(record):
+        rows, caption = costs
+        lines = [f"{name}: dense {a}, routed {b}; {apart}" for name, a, b, apart in rows]
+        lines.append(caption)
+    return [*lines, f"{label}: {sentence}"]
 
 
 def all_verdicts(record: RunRecord) -> list[Verdict]:
@@ -130,8 +141,13 @@ def facts(record: RunRecord) -> dict[str, str]:
     """Machine, data, commit, versions and time, those that are known."""
     versions, data = dict(record.versions), record.data
     machine = [str(versions.pop(n)) for n in ("device_name", "device") if versions.get(n)]
-    if versions.get("threads"):
-        machine.append(f"{versions.pop('threads')} threads")
+    # Recipes set the number of threads themselves: those of the bounded run's own process say
+    # nothing about the training.
+    versions.pop("threads", None)
+    threads = {arm.threads for arm in record.trained.values() if arm.threads}
+    if threads:
+        counts = " or ".join(map(str, sorted(threads)))
+        machine.append(f"{counts} thread{'s' * (threads != {1})} in training")
     kind = _DATA.get(data.kind or "", data.kind)
     known = {
         "machine": ", ".join(machine),

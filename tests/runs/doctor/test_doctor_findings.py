@@ -65,3 +65,21 @@ def test_the_json_document_holds_the_same_findings():
             },
         ],
     }
+
+
+def test_the_report_for_a_bug_is_one_fence_without_the_users_home(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    found = Diagnosis((ok("python", f"3.11 at {tmp_path}/venv"), ODD)).as_markdown()
+    assert found.splitlines() == [
+        "```",
+        "ok       python: 3.11 at ~/venv",
+        "warning  k2: not installed",
+        "         -> look for the wheel",
+        "no problems, 1 warning",
+        "```",
+    ]
+    monkeypatch.setenv("HOME", "/")
+    assert (
+        f"3.11 at {tmp_path}/venv"
+        in Diagnosis((ok("python", f"3.11 at {tmp_path}/venv"),)).as_markdown()
+    )

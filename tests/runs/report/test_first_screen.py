@@ -130,8 +130,26 @@ def test_one_arm_alone_has_no_ratio():
 
 def test_facts_name_machine_data_and_commit_and_leave_out_what_is_unknown():
     told = facts(made.complete())
-    assert told["machine"] == "a processor with two cores, cpu, 2 threads"
+    assert told["machine"] == "a processor with two cores, cpu"
     assert told["icefall"] == "36e0420c7e3e (clean)"
     assert "icefall 36e" not in told["versions"]
     assert told["data"] == "synthetic (made by panda-icefall synth), out/aishell/data"
     assert facts({}) == {}
+
+
+def test_the_threads_are_those_of_the_training_processes():
+    content = made.complete()
+    content["arms"]["dense"]["threads"] = 1
+    assert facts(content)["machine"].endswith(", cpu, 1 thread in training")
+    content["arms"]["routed"]["threads"] = 4
+    assert facts(content)["machine"].endswith(", cpu, 1 or 4 threads in training")
+
+
+def test_the_last_words_on_a_console_are_memory_speed_and_the_verdict():
+    lines = first_screen.closing_lines(made.record(made.complete()))
+    memory, seconds = (next(x for x in lines if x.startswith(n)) for n in ("peak mem", "median ti"))
+    assert " MiB, routed " in memory
+    assert " s, routed " in seconds
+    assert lines[-1] == "HOLDS: 6 of 6 verdicts hold."
+    (only,) = first_screen.closing_lines(made.record(made.young()))
+    assert only.startswith("RUNNING: ")

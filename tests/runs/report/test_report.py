@@ -120,6 +120,17 @@ def test_a_complete_run_says_what_held_what_it_cost_and_how_to_repeat_it(tmp_pat
     assert all(f"]({name})" in markdown for name in FIGURES)
 
 
+def test_tables_of_words_figures_and_figures_in_tables_can_be_laid_out_for_a_phone(tmp_path):
+    written(made.complete(), tmp_path)
+    html = (tmp_path / "report.html").read_text(encoding="utf-8")
+    tables = html.split("<table")[1:]
+    words = [table for table in tables if table.startswith(' class="words"')]
+    assert len(words) == 2  # verdicts, stages
+    for table in tables:
+        assert ('class="number"' in table.split("</table>")[0]) is (table not in words)
+    assert html.count('<p class="figure"><img ') == len(FIGURES)
+
+
 def test_a_violation_is_said_first_and_named_where_it_was_found(tmp_path):
     content = made.violated()
     page, markdown, _ = written(content, tmp_path)

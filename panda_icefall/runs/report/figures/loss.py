@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from panda_icefall.runs.records import Arm
 from panda_icefall.runs.report.figures.style import (
-    COLOURS,
     MUTED,
-    RAISED,
     VIOLATED,
+    Look,
     blank,
     dress,
+    looks_of,
     step_axis,
 )
 from panda_icefall.runs.run_record import RunRecord
@@ -21,14 +21,11 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["draw_loss"]
+__all__ = ["draw_loss", "draw_losses"]
 
-_Panel = Callable[["Axes", dict[str, Arm]], None]
+_Panel = Callable[["Axes", Mapping[str, Arm]], None]
 _EPS_FLOAT32 = 2.0**-23
 _LEAST_SPAN = 0.01  # of the loss itself: rounding must not fill the panel of the curves
-_WIDTHS = {"dense": 6.0, "twin": 3.0, "routed": 1.3}  # coinciding curves stay visible as layers
-_MARKERS = {"twin": 6.5, "routed": 3.8}  # the twin at the same place shows as a ring
-_LABELS = {"dense": "dense", "routed": "routed", "twin": "twin (dense, start perturbed by one ulp)"}
 
 
 def draw_loss(record: RunRecord) -> "Figure | None":
@@ -39,14 +36,29 @@ def draw_loss(record: RunRecord) -> "Figure | None":
     """
     trained = record.trained
     arms: dict[str, Arm] = {n: trained[n] for n in ("dense", "twin", "routed") if n in trained}
+    bound = None if record.trajectory is None else record.trajectory.bound
+    return draw_losses(arms, "dense", bound)
+
+
+def draw_losses(
+    arms: Mapping[str, Arm], reference: str, bound: float | None = None
+) -> "Figure | None":
+    """The same of any runs.
+
+    Args:
+      arms: By name; each has a step.
+      reference: The one that the others are compared with; it need not be there.
+      bound: The largest difference that holds, if there is one.
+    """
     if not arms:
         return None
-    bound = None if record.trajectory is None else record.trajectory.bound
-    panels: list[tuple[_Panel, float]] = [(_draw_curves, 3.0)]
-    if "dense" in arms and len(arms) > 1:
-        panels.append((partial(_draw_differences, bound=bound), 2.2))
+    looks = looks_of(arms)
+    panels: list[tuple[_Panel, float]] = [(partial(_draw_curves, looks=looks), 3.0)]
+    if reference in arms and len(arms) > 1:
+        panel = partial(_draw_differences, looks=looks, reference=reference, bound=bound)
+        panels.append((panel, 2.2))
     if any(len(set(_scales(arm))) > 1 for arm in arms.values()):
-        panels.append((_draw_scales, 1.5))
+        panels.append((partial(_draw_scales, looks=looks), 1.5))
     heights = [height for _, height in panels]
     figure = blank(8.4, sum(heights) + 0.4)
     grid = figure.subplots(
@@ -62,20 +74,21 @@ def draw_loss(record: RunRecord) -> "Figure | None":
     return figure
 
 
-def _draw_curves(axes: "Axes", arms: dict[str, Arm]) -> None:
+def _draw_curves(axes: "Axes", arms: Mapping[str, Arm], looks: Mapping[str, Look]) -> None:
     for name, arm in arms.items():
+        look = looks[name]
         steps = [s.step for s in arm.steps]
         losses = [math.nan if s.loss is None else s.loss for s in arm.steps]
         shown = [loss if math.isfinite(loss) else math.nan for loss in losses]
         axes.plot(
             steps,
             shown,
-            color=COLOURS[name],
-            lw=_WIDTHS[name],
+            color=look.colour,
+            lw=look.width,
             marker="o" if _is_broken(shown) else None,
-            ms=_WIDTHS[name] + 2,
-            zorder=RAISED[name],
-            label=_LABELS[name],
+            ms=look.width + 2,
+            zorder=look.raised,
+            label=look.label,
             solid_capstyle="round",
         )
         broken = [step for step, loss in zip(steps, losses) if not math.isfinite(loss)]
@@ -85,10 +98,10 @@ def _draw_curves(axes: "Axes", arms: dict[str, Arm]) -> None:
             transform=axes.get_xaxis_transform(),
             ls="none",
             marker="x",
-            ms=_WIDTHS[name] + 5,
+            ms=look.width + 5,
             mew=1.6,
-            color=COLOURS[name],
-            zorder=RAISED[name],
+            color=look.colour,
+            zorder=look.raised,
             label=f"{name}: NaN or infinite" if broken else None,
         )
     low, high = axes.get_ylim()
@@ -99,12 +112,18 @@ def _draw_curves(axes: "Axes", arms: dict[str, Arm]) -> None:
     axes.set_ylabel("loss per frame (nats)")
 
 
-def _draw_differences(axes: "Axes", arms: dict[str, Arm], bound: float | None) -> None:
-    dense = {s.step: s.loss for s in arms["dense"].steps}
-    curves = {n: _differences(dense, arm) for n, arm in arms.items() if n != "dense"}
+def _draw_differences(
+    axes: "Axes",
+    arms: Mapping[str, Arm],
+    looks: Mapping[str, Look],
+    reference: str,
+    bound: float | None,
+) -> None:
+    first = {s.step: s.loss for s in arms[reference].steps}
+    curves = {n: _differences(first, arm) for n, arm in arms.items() if n != reference}
     positive = [d for curve in curves.values() for d in curve.values() if d > 0]
-    axes.set_title("Relative difference of the loss from the dense run")
-    axes.set_ylabel("|other \N{MINUS SIGN} dense| / |dense|")
+    axes.set_title(f"Relative difference of the loss from the {reference} run")
+    axes.set_ylabel(f"|other \N{MINUS SIGN} {reference}| / |{reference}|")
     if not any(curves.values()):
         _say(axes, "no step with finite losses in both runs")
         return
@@ -116,12 +135,13 @@ def _draw_differences(axes: "Axes", arms: dict[str, Arm], bound: float | None) -
     for name, curve in curves.items():
         steps, heights = list(curve), [d or lowest for d in curve.values()]
         is_zero = [d == 0 for d in curve.values()]
-        style: dict[str, Any] = {"color": COLOURS[name], "zorder": RAISED[name]}
+        look = looks[name]
+        style: dict[str, Any] = {"color": look.colour, "zorder": look.raised}
         axes.plot(steps, heights, lw=1, alpha=0.5, **style)
-        for fill, kept in ((COLOURS[name], False), ("white", True)):
+        for fill, kept in ((look.colour, False), ("white", True)):
             points = [(x, y) for x, y, zero in zip(steps, heights, is_zero) if zero is kept]
             at, values = [x for x, _ in points], [y for _, y in points]
-            axes.plot(at, values, "o", ms=_MARKERS[name], mfc=fill, **style)
+            axes.plot(at, values, "o", ms=look.marker, mfc=fill, **style)
     axes.axhline(_EPS_FLOAT32, color=MUTED, lw=0.9, ls=":", label="float32 eps (1.2e-07)")
     if bound is not None:
         axes.axhline(bound, color=VIOLATED, lw=1.1, ls="--", label=f"bound ({bound:.1e})")
@@ -133,13 +153,12 @@ def _draw_differences(axes: "Axes", arms: dict[str, Arm], bound: float | None) -
     axes.minorticks_off()
 
 
-def _draw_scales(axes: "Axes", arms: dict[str, Arm]) -> None:
+def _draw_scales(axes: "Axes", arms: Mapping[str, Arm], looks: Mapping[str, Look]) -> None:
     for name, arm in arms.items():
         steps = [s.step for s in arm.steps if s.grad_scale is not None]
-        width = _WIDTHS[name]
-        axes.step(
-            steps, _scales(arm), where="post", color=COLOURS[name], lw=width, zorder=RAISED[name]
-        )
+        look = looks[name]
+        style: dict[str, Any] = {"color": look.colour, "lw": look.width, "zorder": look.raised}
+        axes.step(steps, _scales(arm), where="post", **style)
     axes.set_yscale("log", base=2)
     axes.set_title("Loss scale of fp16 training")
     axes.set_ylabel("grad scale")
@@ -149,10 +168,10 @@ def _scales(arm: Arm) -> list[float]:
     return [s.grad_scale for s in arm.steps if s.grad_scale is not None]
 
 
-def _differences(dense: Mapping[int, float | None], arm: Arm) -> dict[int, float]:
+def _differences(reference: Mapping[int, float | None], arm: Arm) -> dict[int, float]:
     found = {}
     for step in arm.steps:
-        a, b = dense.get(step.step), step.loss
+        a, b = reference.get(step.step), step.loss
         if a and b is not None and math.isfinite(a) and math.isfinite(b):
             found[step.step] = abs(b - a) / abs(a)
     return found

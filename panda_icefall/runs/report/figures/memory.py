@@ -1,18 +1,18 @@
 """The figures of memory: the peak of every training step, and memory and time by its phases."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from panda_icefall.runs.records import Arm, phases_of
 from panda_icefall.runs.report import units
 from panda_icefall.runs.report.figures.style import (
-    COLOURS,
     INK,
     MUTED,
-    RAISED,
+    Look,
     blank,
     dress,
+    looks_of,
     step_axis,
 )
 from panda_icefall.runs.run_record import RunRecord
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["draw_memory", "draw_phases"]
+__all__ = ["draw_memory", "draw_peaks", "draw_phase_bars", "draw_phases"]
 
-_BAR = 0.38
+_BARS = 0.76  # of the height of a row, all runs together
 
 
 def draw_memory(record: RunRecord) -> "Figure | None":
@@ -33,22 +33,27 @@ def draw_memory(record: RunRecord) -> "Figure | None":
       ``None`` while neither arm has a measured step.
     """
     trained = {n: arm for n, arm in record.trained.items() if arm.peak_bytes is not None}
-    arms = {name: trained[name] for name in ("dense", "routed") if name in trained}
+    return draw_peaks({name: trained[name] for name in ("dense", "routed") if name in trained})
+
+
+def draw_peaks(arms: Mapping[str, Arm]) -> "Figure | None":
+    """The same of any runs, each with a measured step."""
     if not arms:
         return None
     figure = blank(8.4, 3.4)
     axes = figure.subplots()
     dress(axes)
+    looks = looks_of(arms)
     for name, arm in arms.items():
         measured = [s for s in arm.steps if s.peak_bytes is not None]
         axes.plot(
             [s.step for s in measured],
             [(s.peak_bytes or 0) / units.MIB for s in measured],
-            color=COLOURS[name],
+            color=looks[name].colour,
             lw=2.2,
             marker="o",
             ms=3.5,
-            zorder=RAISED[name],
+            zorder=looks[name].raised,
             label=f"{name}, at most {(arm.peak_bytes or 0) / units.MIB:,.0f} MiB",
         )
     bases = {n: arm.base_bytes for n, arm in arms.items() if arm.base_bytes is not None}
@@ -70,11 +75,15 @@ def draw_phases(record: RunRecord) -> "Figure | None":
     Returns:
       ``None`` while no phase was measured in either arm.
     """
-    arms = record.comparable
+    return draw_phase_bars(record.comparable)
+
+
+def draw_phase_bars(arms: Mapping[str, Arm]) -> "Figure | None":
+    """The same of any runs."""
     phases = phases_of(arms.values())
     if not phases:
         return None
-    figure = blank(8.4, 0.9 + 0.56 * len(phases))
+    figure = blank(8.4, 0.9 + (0.1 + 0.23 * max(2, len(arms))) * len(phases))
     peaks, times = figure.subplots(1, 2, sharey=True)
     kind = next(iter(arms.values())).memory_kind
     _draw_bars(peaks, arms, phases, Arm.phase_peak_bytes, units.MIB)
@@ -86,13 +95,13 @@ def draw_phases(record: RunRecord) -> "Figure | None":
     peaks.set_yticks(range(len(phases)), [phase.replace("_", " ") for phase in phases])
     peaks.invert_yaxis()
     handles, labels = peaks.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper right", ncols=2)
+    figure.legend(handles, labels, loc="outside upper right", ncols=min(4, max(2, len(arms))))
     return figure
 
 
 def _draw_bars(
     axes: "Axes",
-    arms: dict[str, Arm],
+    arms: Mapping[str, Arm],
     phases: list[str],
     figure_of: Callable[[Arm, str], float | None],
     unit: int = 1,
@@ -103,13 +112,15 @@ def _draw_bars(
     longest = max((v or 0.0 for values in measured.values() for v in values), default=0.0) / unit
     # Three digits of the longest bar, and as many decimals on the others: lengths to compare.
     decimals = max(0, 2 - math.floor(math.log10(longest))) if longest > 0 else 0
+    looks: dict[str, Look] = looks_of(arms)
+    height = _BARS / max(2, len(arms))
     for index, (name, values) in enumerate(measured.items()):
-        offset = (index - (len(arms) - 1) / 2) * _BAR
+        offset = (index - (len(arms) - 1) / 2) * height
         bars = axes.barh(
             [row + offset for row in range(len(phases))],
             [(value or 0.0) / unit for value in values],
-            height=_BAR * 0.92,
-            color=COLOURS[name],
+            height=height * 0.92,
+            color=looks[name].colour,
             label=name,
         )
         texts = ["not measured" if v is None else f"{v / unit:,.{decimals}f}" for v in values]

@@ -3,6 +3,7 @@
 import io
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from panda_icefall.runs.records import Arm
@@ -15,18 +16,45 @@ __all__ = [
     "COLOURS",
     "INK",
     "MUTED",
-    "RAISED",
     "VIOLATED",
+    "Look",
     "as_png",
     "blank",
     "dress",
+    "looks_of",
     "step_axis",
     "styled",
 ]
 
-# Told apart by colour-blind readers too, and in grey print by their lightness and line width.
-COLOURS = {"dense": "#8a8f98", "routed": "#c2410c", "twin": "#1d6fa5"}
-RAISED = {"dense": 1, "twin": 2, "routed": 3}  # drawing order: routed over twin over dense
+
+@dataclass(frozen=True)
+class Look:
+    """How one run is drawn.
+
+    Attributes:
+      label: Its name in legends.
+      colour: Of lines and bars.
+      width: Of its loss curve: coinciding curves stay visible as layers.
+      marker: Size of its points.
+      raised: Drawing order.
+    """
+
+    label: str
+    colour: str
+    width: float
+    marker: float
+    raised: int
+
+
+# Told apart by colour-blind readers too, and in grey print by their lightness and line width. The
+# twin at the same place shows as a ring.
+_LOOKS = {
+    "dense": Look("dense", "#8a8f98", 6.0, 6.5, 1),
+    "twin": Look("twin (dense, start perturbed by one ulp)", "#1d6fa5", 3.0, 6.5, 2),
+    "routed": Look("routed", "#c2410c", 1.3, 3.8, 3),
+}
+COLOURS = {name: look.colour for name, look in _LOOKS.items()}
+_OTHERS = ("#c2410c", "#1d6fa5", "#4d7c3a", "#6b4fa0", "#a3195b", "#8a5a00", "#0f766e", "#8a8f98")
 VIOLATED = "#a3195b"
 INK, MUTED = "#1f2328", "#59636e"
 _DPI = 150
@@ -47,6 +75,18 @@ _SETTINGS: Any = {
     "figure.facecolor": "white",
     "axes.facecolor": "white",
 }
+
+
+def looks_of(names: Iterable[str]) -> dict[str, Look]:
+    """How runs are drawn beside each other: the arms of a bounded run as ever, others in turn."""
+    listed = list(names)
+    if set(listed) <= _LOOKS.keys():
+        return {name: _LOOKS[name] for name in listed}
+    widths = [max(1.3, 4.5 - index) for index in range(len(listed))]
+    return {
+        name: Look(name, _OTHERS[index % len(_OTHERS)], widths[index], 3.8, index + 1)
+        for index, name in enumerate(listed)
+    }
 
 
 @contextmanager

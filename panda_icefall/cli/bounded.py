@@ -1,0 +1,203 @@
+"""``bounded``, ``synth`` and ``report``: a bounded run, data to make it with, runs compared."""
+
+import functools
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from panda_icefall.cli.command import Command
+
+if TYPE_CHECKING:
+    from panda_icefall.runs.bounded.request import Request
+
+__all__ = ["bounded", "report", "synth"]
+
+# The catalog of corpora imports torch, and help must not; tests/test_cli.py compares the two.
+CORPUS_NAMES = ("aishell", "librispeech", "wenetspeech")
+LANG_NAMES = ("bbpe", "bpe", "char")
+
+
+@click.command(
+    cls=Command,
+    examples=(
+        "panda-icefall synth aishell --out data --icefall-root /path/to/icefall",
+        "panda-icefall synth aishell --lang bbpe --vocab 500 --out data --icefall-root icefall",
+    ),
+    exit_statuses={0: "The folder is written.", 2: "It is not; the message says why."},
+)
+@click.argument("corpus", type=click.Choice(CORPUS_NAMES))
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to write.")
+@click.option("--utterances", type=click.IntRange(min=1), default=160, show_default=True)
+@click.option(
+    "--lang",
+    type=click.Choice(LANG_NAMES),
+    help="Kind of vocabulary; default: the corpus' usual one.",
+)
+@click.option("--vocab", type=click.IntRange(min=1), help="Classes; default: the published ones.")
+@click.option("--seed", type=int, default=42, show_default=True)
+@click.option(
+    "--icefall-root",
+    type=click.Path(path_type=Path),
+    envvar="ICEFALL_ROOT",
+    required=True,
+    help="An icefall checkout, whose own scripts prepare the lang folder.",
+)
+def synth(
+    corpus: str,
+    out: Path,
+    utterances: int,
+    lang: str | None,
+    vocab: int | None,
+    seed: int,
+    icefall_root: Path,
+) -> None:
+    """Write a data folder on which the recipes of CORPUS train, in their own layout."""
+    from panda_icefall.runs import UsageError
+    from panda_icefall.runs.data.catalog import data_arguments, find_corpus
+    from panda_icefall.runs.data.synthetic import synth_data
+
+    try:
+        synth_data(corpus, out, icefall_root, utterances, lang, vocab, seed)
+    except (ImportError, OSError, RuntimeError, ValueError) as error:
+        raise UsageError(str(error)) from error
+    layout = find_corpus(corpus)
+    data = data_arguments(corpus, lang or next(iter(layout.langs)), out, vocab)
+    words = [*data, *"--enable-musan 0 --num-buckets 2 --max-duration 40 --use-panda 1".split()]
+    click.echo(f"wrote {out}")
+    click.echo("train on it:")
+    click.echo(f"  cd {shlex.quote(str(icefall_root.absolute() / layout.folder))}")
+    click.echo(f"  panda-icefall run zipformer/train.py {shlex.join(words)}")
+
+
+@click.command(
+    cls=Command,
+    examples=(
+        "panda-icefall bounded aishell/zipformer --icefall-root /path/to/icefall --synthetic",
+        "panda-icefall bounded aishell/zipformer/full --data data --icefall-root /path/to/icefall",
+        "panda-icefall bounded --list",
+    ),
+    exit_statuses={
+        0: "Everything holds.",
+        1: "Something does not, or the run is partial.",
+        2: "It cannot be run as asked.",
+        "128 + N": "Ended by signal N.",
+    },
+)
+@click.argument("config", metavar="CONFIG", type=click.Path(path_type=Path))
+@click.option(
+    "--icefall-root",
+    type=click.Path(path_type=Path),
+    envvar="ICEFALL_ROOT",
+    required=True,
+    help="An icefall checkout; only read.",
+)
+@click.option("--data", type=click.Path(path_type=Path), help="The recipe's data folder.")
+@click.option("--synthetic", is_flag=True, help="Make data in its layout instead.")
+@click.option(
+    "--device",
+    type=click.Choice(["cuda", "cpu"]),
+    help="Default: cuda where torch sees a GPU.",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="New folder for logs and report, or that of an unfinished run, which is continued; "
+    "default: a new one, panda-bounded/RECIPE-FORM[-NUMBER].",
+)
+@click.option(
+    "--max-minutes",
+    type=float,
+    help="In place of the configuration's bounds.max_minutes.",
+)
+@click.option("--json", "is_json", is_flag=True, help="Print report.json to stdout at the end.")
+@click.option(
+    "--list",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=lambda ctx, _, is_asked: _list_configs(ctx) if is_asked else None,
+    help="List the configurations that come with panda-icefall.",
+)
+def bounded(config: Path, icefall_root: Path, is_json: bool, **options: Any) -> Callable[[], int]:
+    """Train a recipe dense and routed for a few batches, compare, and write a report.
+
+    CONFIG is a YAML file, or CORPUS/RECIPE or CORPUS/RECIPE/FORM of those that come with
+    panda-icefall: FORM is full (a GPU, the published arguments) or cpu (minutes on two cores), by
+    default that of the device.
+    """
+    from panda_icefall.runs.bounded.request import check_request
+    from panda_icefall.runs.report.progress import waiting
+
+    with waiting("asking the recipe whether it takes these options"):
+        request = check_request(config, icefall_root, **options)
+    return functools.partial(_run_bounded, request, is_json)
+
+
+@click.command(
+    cls=Command,
+    examples=(
+        "panda-icefall report zipformer/exp-dense zipformer/exp-panda --out report",
+        "panda-icefall report panda-bounded/aishell-zipformer-cpu",
+    ),
+    exit_statuses={0: "The report is written.", 2: "A folder has no memory log."},
+)
+@click.argument("folders", metavar="EXP_DIR...", nargs=-1, required=True, type=click.Path())
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("panda-report"),
+    show_default=True,
+    help="Folder for report.html, report.md, report.json and figures.",
+)
+@click.option("--json", "is_json", is_flag=True, help="Print report.json to stdout as well.")
+def report(folders: tuple[str, ...], out: Path, is_json: bool) -> None:
+    """Compare runs by their memory logs: loss, memory and time, in one page.
+
+    EXP_DIR is a folder in which --panda-memory-log wrote a log, or the folder of a bounded run. The
+    first run is the one that the others are compared with.
+    """
+    from rich.console import Console
+    from rich.table import Column, Table
+
+    from panda_icefall.runs import UsageError
+    from panda_icefall.runs.comparison import read_runs
+    from panda_icefall.runs.report.comparison import COLUMNS, rows_of, write_comparison
+    from panda_icefall.runs.report.progress import waiting
+
+    with waiting("reading and drawing"):
+        runs = read_runs([Path(folder) for folder in folders])
+        try:
+            path = write_comparison(runs, out)
+        except OSError as error:
+            raise UsageError(f"--out: cannot write {out}: {error.strerror}") from error
+    if is_json:
+        click.echo((out / "report.json").read_text(encoding="utf-8"))
+        return
+    # A column for each run: two or three of them fit any terminal.
+    named, *figures = zip(COLUMNS, *rows_of(runs))
+    table = Table(*(Column(name, overflow="fold") for name in named))
+    for row in figures:
+        table.add_row(*row)
+    console = Console()
+    console.print(table)
+    console.print(f"report: {path}", markup=False, soft_wrap=True)
+
+
+def _list_configs(ctx: click.Context) -> None:
+    from panda_icefall.shipped import config_names
+
+    for name in config_names():
+        click.echo(name)
+    ctx.exit()
+
+
+def _run_bounded(request: "Request", is_json: bool) -> int:
+    from panda_icefall.runs.bounded.run import run_bounded
+
+    status = run_bounded(request)
+    if is_json:
+        click.echo((request.out / "report.json").read_text(encoding="utf-8"))
+    return status

@@ -1,0 +1,89 @@
+"""A command whose help ends with examples and exit statuses, and which needs torch to run only."""
+
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import click
+
+__all__ = ["EXIT_INTERRUPTED", "EXIT_NO_TORCH", "INTERRUPTED", "Command", "Group"]
+
+EXIT_NO_TORCH = 2
+EXIT_INTERRUPTED = 130
+INTERRUPTED = {EXIT_INTERRUPTED: "Interrupted by Ctrl-C."}
+
+
+def require_torch() -> None:
+    """End the process with one line where torch is missing or broken.
+
+    The command line is parsed, and its help shown, without torch: it takes a second to import.
+    """
+    try:
+        import torch  # noqa: F401
+    except (ImportError, OSError) as error:  # OSError: a library that it loads
+        what = (
+            "is not installed"
+            if isinstance(error, ModuleNotFoundError) and error.name == "torch"
+            else f"cannot be imported: {type(error).__name__}: {' '.join(str(error).split())}"
+        )
+        print(
+            f"panda-icefall: torch {what} (Python {sys.version.split()[0]} at {sys.executable}); "
+            "install the torch for your GPU or CPU first (https://pytorch.org/get-started), then "
+            "the k2 that was built for it, then run `panda-icefall doctor`",
+            file=sys.stderr,
+        )
+        sys.exit(EXIT_NO_TORCH)
+
+
+def _write_examples(formatter: click.HelpFormatter, examples: Sequence[str]) -> None:
+    """Commands as they are typed: never wrapped, so that they can be copied."""
+    with formatter.section("Examples"):
+        for line in examples:
+            formatter.write(f"{'':{formatter.current_indent}}{line}\n")
+
+
+class Command(click.Command):
+    """A command with a section of examples and one of exit statuses.
+
+    Args:
+      examples: Command lines, as they are typed.
+      exit_statuses: What each status means.
+      needs_torch: Whether running it takes a torch that works; its help never does.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        examples: Sequence[str],
+        exit_statuses: Mapping[int | str, str],
+        needs_torch: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self.examples = examples
+        self.exit_statuses = exit_statuses
+        self.needs_torch = needs_torch
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write both sections below the options."""
+        _write_examples(formatter, self.examples)
+        with formatter.section("Exit status"):
+            formatter.write_dl([(str(code), text) for code, text in self.exit_statuses.items()])
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command, whose words have been parsed."""
+        if self.needs_torch:
+            require_torch()
+        return super().invoke(ctx)
+
+
+class Group(click.Group):
+    """A group of commands with a section of examples."""
+
+    def __init__(self, *args: Any, examples: Sequence[str], **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.examples = examples
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the examples below the commands."""
+        _write_examples(formatter, self.examples)

@@ -1,0 +1,110 @@
+"""``plan``: what the losses of a recipe will need, before anything runs."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from panda_icefall.cli.command import Command
+
+__all__ = ["plan"]
+
+# Options that take the place of a recipe's own defaults, by their names there.
+_SIZES = (
+    click.option("--vocab", type=click.IntRange(min=1), help="Classes C, blank included."),
+    click.option("--joiner-dim", type=click.IntRange(min=1), help="Default: the recipe's, or 512."),
+    click.option("--encoder-dim", type=click.IntRange(min=1), help="The same."),
+    click.option("--decoder-dim", type=click.IntRange(min=1), help="The same."),
+    click.option("--prune-range", type=click.IntRange(min=2), help="Default: the recipe's, or 5."),
+    click.option("--dtype", type=click.Choice(["fp32", "fp16", "bf16"]), help="Default: fp32."),
+    click.option("--frame-rate", type=float, help="Frames in a second after subsampling; 25."),
+    click.option("--symbol-rate", type=float, help="Symbols in a second; default: 4."),
+    click.option("--max-duration", type=float, help="Default: the recipe's, or 200."),
+    click.option("--num-buckets", type=click.IntRange(min=1), help="Default: the recipe's, or 30."),
+    click.option("--utterance", type=float, help="Seconds of one, without --cuts; default: 8."),
+)
+
+
+def _sized(function: Any) -> Any:
+    for option in reversed(_SIZES):
+        function = option(function)
+    return function
+
+
+@click.command(
+    cls=Command,
+    examples=(
+        "panda-icefall plan egs/aishell/ASR/zipformer --gpu-mem 32GiB",
+        "panda-icefall plan --vocab 5537 --gpu-mem 24GiB --max-duration 600 --dtype fp16",
+        "panda-icefall plan zipformer --gpu-mem 16GiB --from-run zipformer/exp \\",
+        "    --cuts data/fbank/aishell_cuts_train.jsonl.gz",
+    ),
+    exit_statuses={0: "The plan is printed.", 2: "A wrong argument, or a file that tells nothing."},
+)
+@click.argument("recipe", metavar="[RECIPE_DIR]", required=False, type=click.Path(path_type=Path))
+@click.option("--gpu-mem", required=True, help="Memory of the GPU, as 32GiB.")
+@_sized
+@click.option("--cuts", type=click.Path(path_type=Path), help="Training cuts, *.jsonl.gz.")
+@click.option("--shortest", type=float, default=1.0, show_default=True, help="Of --cuts, seconds.")
+@click.option("--longest", type=float, default=20.0, show_default=True, help="The same.")
+@click.option(
+    "--from-run",
+    type=click.Path(path_type=Path),
+    help="Folder of a run with a memory log: the plan is then one of the whole step.",
+)
+@click.option(
+    "--reserve",
+    default="1.5GiB",
+    show_default=True,
+    help="Kept free: CUDA itself, and what the allocator cannot use.",
+)
+@click.option("--figure", type=click.Path(path_type=Path), help="Also draw the plan as a PNG.")
+@click.option("--json", "is_json", is_flag=True, help="Print the plan as one JSON document.")
+def plan(
+    recipe: Path | None,
+    gpu_mem: str,
+    reserve: str,
+    cuts: Path | None,
+    shortest: float,
+    longest: float,
+    from_run: Path | None,
+    figure: Path | None,
+    is_json: bool,
+    **sizes: Any,
+) -> None:
+    """Say what the transducer losses need, dense and routed, and how long a batch may be.
+
+    RECIPE_DIR's own defaults are read from its files; options take their place. Nothing is run.
+    """
+    from rich.console import Console
+
+    from panda_icefall.runs import UsageError
+    from panda_icefall.runs.planning.plan import make_plan
+    from panda_icefall.runs.planning.request import gather_inputs
+    from panda_icefall.runs.planning.tables import print_plan
+    from panda_icefall.runs.report.progress import waiting
+
+    with waiting("planning"):
+        inputs = gather_inputs(
+            recipe,
+            {name.replace("_", "-"): value for name, value in sizes.items()},
+            gpu_mem=gpu_mem,
+            reserve=reserve,
+            cuts=cuts,
+            shortest=shortest,
+            longest=longest,
+            from_run=from_run,
+        )
+        try:
+            found = make_plan(inputs)
+        except ValueError as error:
+            raise UsageError(str(error)) from error
+        if figure is not None:
+            from panda_icefall.runs.planning.figure import write_figure
+
+            write_figure(found, figure)
+    if is_json:
+        click.echo(json.dumps(found.as_json(), indent=2))
+    else:
+        print_plan(found, Console())

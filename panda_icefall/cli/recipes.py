@@ -1,0 +1,80 @@
+"""``run`` and ``check``: a recipe's own train.py, with PANDA around it."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from panda_icefall.cli.command import INTERRUPTED, Command
+
+__all__ = ["check", "run"]
+
+_RECIPE_COMMAND: dict[str, Any] = {
+    "ignore_unknown_options": True,
+    "allow_interspersed_args": False,
+}
+_USAGE = "A wrong argument, or icefall, k2 or torch is missing; the message says what to do."
+_JSON = "When the run ends, print its summary to stdout as one line of JSON, after the recipe's."
+
+
+@click.command(
+    cls=Command,
+    context_settings=_RECIPE_COMMAND,
+    examples=(
+        "panda-icefall run zipformer/train.py --max-duration 600 --use-panda 1",
+        "panda-icefall run zipformer/train.py --help    # the recipe's options and PANDA's",
+    ),
+    exit_statuses={
+        0: "The recipe ended well; any other status is the recipe's own.",
+        1: "The contract is violated, or nothing was routed or trained.",
+        2: _USAGE,
+        **INTERRUPTED,
+        143: "Ended by SIGTERM.",
+    },
+)
+@click.option("--json", "is_json", is_flag=True, help=_JSON)
+@click.argument("train_py", metavar="TRAIN_PY", type=click.Path())
+@click.argument("arguments", metavar="[ARGS]...", nargs=-1, type=click.UNPROCESSED)
+def run(is_json: bool, train_py: str, arguments: tuple[str, ...]) -> Callable[[], int]:
+    """Run a recipe's TRAIN_PY with ARGS, as python would; --use-panda 1 routes its loss.
+
+    Pass PANDA's options with the recipe's own flags; TRAIN_PY --help lists both.
+    """
+    from panda_icefall.runs import run_recipe, split_panda_arguments
+
+    options, recipe_args = split_panda_arguments(arguments)
+    return functools.partial(run_recipe, train_py, recipe_args, options, is_json=is_json)
+
+
+@click.command(
+    cls=Command,
+    context_settings=_RECIPE_COMMAND,
+    examples=(
+        "panda-icefall check zipformer/train.py --max-duration 100 --exp-dir check",
+        "panda-icefall check --json zipformer/train.py --exp-dir check | tail -n 1 > check.json",
+    ),
+    exit_statuses={
+        0: "The contract holds.",
+        1: "It is violated, or there was nothing to compare.",
+        2: _USAGE,
+        **INTERRUPTED,
+        143: "Ended by SIGTERM.",
+    },
+)
+@click.option("--updates", metavar="INTEGER", help="Batches to compare and train on; default 3.")
+@click.option("--json", "is_json", is_flag=True, help=_JSON)
+@click.argument("train_py", metavar="TRAIN_PY", type=click.Path())
+@click.argument("arguments", metavar="[ARGS]...", nargs=-1, type=click.UNPROCESSED)
+def check(
+    updates: str | None, is_json: bool, train_py: str, arguments: tuple[str, ...]
+) -> Callable[[], int]:
+    """Compare dense and routed training of TRAIN_PY on its own first batches, then stop.
+
+    --updates may also be one of ARGS.
+    """
+    from panda_icefall.runs import run_recipe, split_panda_arguments
+
+    given = arguments if updates is None else ("--updates", updates, *arguments)
+    options, recipe_args = split_panda_arguments(given, is_check=True)
+    return functools.partial(run_recipe, train_py, recipe_args, options, is_json=is_json)

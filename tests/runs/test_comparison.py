@@ -1,0 +1,119 @@
+"""`panda-icefall report`: runs read from their folders, beside each other in one page."""
+
+import json
+
+import bounded_content as made
+import pytest
+
+from panda_icefall.runs import UsageError
+from panda_icefall.runs.comparison import read_runs
+
+MIB = 2**20
+
+
+def write_log(folder, losses, *, peak=100, use_panda=False, with_parts=True):
+    """A memory log in a run's folder; sizes in MiB."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = [
+        {
+            "row": "header",
+            "time": "2026-11-26T07:00:00+00:00",
+            "versions": {"torch": "2.13.0", "threads": 1},
+            "options": {"use_panda": use_panda},
+            "memory": {"rss_bytes": 50 * MIB},
+        }
+    ]
+    for step, loss in enumerate(losses, 1):
+        memory = {"rss_bytes": 60 * MIB, "peak_rss_bytes": (peak + step) * MIB}
+        common = {"step": step, "seconds": 0.5, **memory}
+        if with_parts:
+            part = {"row": "part", "phase": "encoder", "within": "compute_loss"}
+            rows.append({**common, **part, "seconds": 0.2})
+        rows.append({**common, "row": "phase", "phase": "compute_loss", "loss": loss, "frames": 1})
+        rows.append({**common, "row": "phase", "phase": "backward_update"})
+    (folder / "memory.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+@pytest.fixture
+def runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_log(tmp_path / "exp-dense", [9.0, 8.0, 7.0], peak=400)
+    write_log(tmp_path / "exp-panda", [9.0, 8.0, 7.0], peak=100, use_panda=True)
+    (tmp_path / "exp-panda/panda-check.json").write_text(json.dumps(made.contract()))
+    write_log(tmp_path / "other", [9.1, 8.2], peak=200, with_parts=False)
+    return tmp_path
+
+
+def test_three_runs_are_compared_by_the_first(command, runs):
+    status, text, _ = command("report", "exp-dense", "exp-panda", "other")
+    assert status == 0
+    assert text.splitlines()[-1] == "report: panda-report/report.html"
+    out = runs / "panda-report"
+    markdown = (out / "report.md").read_text()
+    lines = {line.split(" | ")[0]: line for line in markdown.splitlines() if line.startswith("| ")}
+    assert " | dense | 3 | 7 | 403 MiB | 353 MiB | 1.00 s | 1.00" in lines["| exp-dense"]
+    assert " | routed | 3 | 7 | 103 MiB | 53 MiB | 1.00 s | 0.26" in lines["| exp-panda"]
+    assert " | dense | 2 | 8.2 | 202 MiB | 152 MiB | 1.00 s | 0.50" in lines["| other"]
+    assert "least memory: exp-panda, 103 MiB" in markdown
+    assert "different numbers of steps" in markdown
+    assert "exp-panda: the contract holds over 3 batch(es)." in markdown
+    assert "exp-dense: no contract check beside its memory log." in markdown
+    assert "torch 2.13.0, threads 1" in markdown
+    assert "- other: phases" in markdown.partition("## Not measured")[2]
+    assert {path.name for path in out.iterdir()} == {
+        "report.html", "report.md", "report.json", "loss.png", "memory.png", "phases.png",
+    }  # fmt: skip
+
+
+def test_the_page_needs_nothing_else(command, runs):
+    assert command("report", "exp-dense", "exp-panda")[0] == 0
+    page = (runs / "panda-report/report.html").read_text()
+    assert page.count('src="data:image/png;base64,') == 3
+    assert "http" not in page.partition("<body>")[2]
+    assert "<title>exp-dense and exp-panda</title>" in page
+
+
+def test_the_report_is_json_too(command, runs):
+    status, text, _ = command("report", "exp-dense", "exp-panda", "--json", "--out", "there")
+    assert status == 0
+    content = json.loads(text)
+    assert content == json.loads((runs / "there/report.json").read_text())
+    assert [run["losses"] for run in content["runs"]] == ["dense", "routed"]
+    assert len(content["runs"][0]["arm"]["steps"]) == 3
+
+
+def test_one_run_is_shown_and_compared_with_nothing(command, runs):
+    assert command("report", "other")[0] == 0
+    assert "only other trained." in (runs / "panda-report/report.md").read_text()
+
+
+def test_a_folder_of_several_runs_gives_all_of_them(tmp_path):
+    for name in ("dense", "routed"):
+        write_log(tmp_path / "bounded" / name, [1.0])
+    assert [run.name for run in read_runs([tmp_path / "bounded"])] == ["dense", "routed"]
+
+
+def test_runs_in_folders_of_the_same_name_are_told_apart(tmp_path):
+    for name in ("a", "b"):
+        write_log(tmp_path / name / "exp", [1.0])
+    found = read_runs([tmp_path / "a/exp", tmp_path / "b/exp"])
+    assert [run.name for run in found] == ["a/exp", "b/exp"]
+
+
+def test_a_run_without_a_whole_step_is_said_to_have_none(command, runs):
+    write_log(runs / "empty", [])
+    assert command("report", "exp-dense", "empty")[0] == 0
+    markdown = (runs / "panda-report/report.md").read_text()
+    assert "- empty: steps, losses, peak memory, phases" in markdown
+
+
+def test_folders_without_a_log_are_refused(command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    status, _, error = command("report", "gone")
+    assert status == 2
+    assert "gone: got no memory log in it" in error
+    assert not (tmp_path / "panda-report").exists()
+    (tmp_path / "memory.jsonl").write_text('{"row": "header"}\n')
+    (tmp_path / "panda-check.json").write_text("{")
+    with pytest.raises(UsageError, match="cannot be read"):
+        read_runs([tmp_path])
