@@ -200,8 +200,8 @@ def test_a_step_launches_no_more_than_this_in_triton(triton_rows):
     before, after = (launches_of_a_step(engine) for engine in ("torch", "triton"))
     # Folds, exponentials and gradients of am and lm, and the recursion's two.
     assert after.counts["triton"] == 2 + 2 + 2 + 2
-    assert after.total <= 170
-    assert before.total >= 1.7 * after.total
+    assert after.total <= 175
+    assert before.total >= 1.6 * after.total
 
 
 def test_both_engines_give_the_same_loss_and_gradients(triton_rows):
