@@ -22,9 +22,21 @@ find_python() {
     return 1
 }
 
-# make_lane LANE PYTHON: builds or reuses .venvs/LANE; afterwards `lane_python LANE` runs in it. It is
-# stamped as made only once what it is for can be imported.
+# make_lane LANE PYTHON: builds or reuses .venvs/LANE; afterwards `lane_python LANE` runs in it. Of two
+# that want one lane at once the second waits, and finds it made.
 make_lane() {
+    mkdir -p "$venvs"
+    (
+        if command -v flock >/dev/null; then
+            flock -n 9 || { echo "[$1 lane] waiting for another process that makes it" && flock 9; }
+        fi
+        build_lane "$@" 9>&-
+    ) 9>"$venvs/$1.lock"
+}
+
+# build_lane LANE PYTHON: as make_lane, alone. The lane is stamped as made only once what it is for can
+# be imported.
+build_lane() {
     local lane=$1 python=$2 pins=("$repo/scripts/requirements-$1"*.txt) imports stamp
     case $lane in
     k2) imports="torch, lhotse, k2" ;;
@@ -36,7 +48,6 @@ make_lane() {
     fi
     echo "[$lane lane] making $venvs/$lane with $("$python" --version); the first time takes minutes"
     rm -rf "${venvs:?}/$lane"
-    mkdir -p "$venvs"
     "$python" -m venv "$venvs/$lane" || return 1
     local pip=("$venvs/$lane/bin/python" -m pip --disable-pip-version-check)
     # Newer pips refuse the file name of the k2 wheel.

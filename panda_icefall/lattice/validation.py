@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -176,3 +177,26 @@ def _check_boundary(boundary: Tensor, B: int, S: int, T: int, device: torch.devi
     check_boundary_form(boundary, B, device)
     if bool(boundary_violations(boundary, S, T).any()):
         raise boundary_error(boundary, S, T)
+
+
+def check_enough_frames(rows: Iterable[Sequence[int]], rnnt_type: str) -> None:
+    """Refuse an utterance with fewer frames than symbols where each symbol takes a frame.
+
+    k2 of 2025 refuses the batch too; in k2 1.23.4 its loss is inf.
+
+    Args:
+      rows: of a boundary, on the host.
+
+    Raises:
+      ValueError: naming the utterance.
+    """
+    if rnnt_type == "regular":
+        return
+    for b, (s_begin, t_begin, s_end, t_end) in enumerate(rows):
+        if t_end - t_begin < s_end - s_begin:
+            raise ValueError(
+                f"boundary: got {[s_begin, t_begin, s_end, t_end]} for utterance b={b} as "
+                f"{BOUNDARY_FIELDS} with rnnt_type={rnnt_type!r}, expected T >= S, "
+                f"{t_end - t_begin} >= {s_end - s_begin}, as each symbol takes a frame; drop the "
+                "utterances that are too short or use 'regular'"
+            )

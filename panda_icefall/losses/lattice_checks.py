@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from panda_icefall.dynamo import opaque
-from panda_icefall.lattice.validation import check_boundary_form
+from panda_icefall.lattice.validation import check_boundary_form, check_enough_frames
 from panda_icefall.losses.host_values import (
     Boundary,
     boundary_of_step,
@@ -68,7 +68,7 @@ def check_spec(spec: LatticeSpec, num_classes: int, T: int | None = None) -> Kno
 
     Args:
       spec: the types ``modified`` and ``constrained`` need ``T >= S``, of each utterance where
-        there is a boundary: one that is too short has no path, its loss is inf.
+        there is a boundary: one that is too short has no path.
       num_classes: C.
       T: frames; needed only where there are no ranges.
 
@@ -146,6 +146,7 @@ def check_values(
         if boundary is not None:
             known = rows_of(found["boundary"])
             check_inside(known, boundary, S, T)
+            check_enough_frames(known, spec.rnnt_type)
         if not follows:
             remember_step(symbols, boundary, num_classes, T, known)
     return KnownLattice(known, 0 if counted is None else found["counted"][0])

@@ -23,6 +23,7 @@ class TileTotals:
       adjoint_mass, adjoint_mass_skipped: summed absolute adjoints, and the part of it that
         ``adjoint_tolerance`` left out.
       forward_seconds, backward_seconds: time inside the tiles.
+      out_of_memory_retries: times that tiles did not fit and were made again, half as large.
     """
 
     sites: int = 0
@@ -34,6 +35,7 @@ class TileTotals:
     adjoint_mass_skipped: float = 0.0
     forward_seconds: float = 0.0
     backward_seconds: float = 0.0
+    out_of_memory_retries: int = 0
 
 
 class TileCounters:

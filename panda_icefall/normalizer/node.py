@@ -20,6 +20,7 @@ from panda_icefall.normalizer.head import LinearHead
 from panda_icefall.normalizer.options import TileOptions
 from panda_icefall.normalizer.plan import USEFUL_SIDE, TileCosts, TilePlan
 from panda_icefall.normalizer.program import RowProgram, RowTable, Step
+from panda_icefall.normalizer.retry import retrying_backward, retrying_forward
 from panda_icefall.normalizer.tensor_cores import scale_for_float16
 
 
@@ -70,6 +71,7 @@ class SelectedLogProbs(torch.autograd.Function):
     """Autograd node; its ``inputs`` are the program's tables and then its parameters."""
 
     @staticmethod
+    @retrying_forward
     def forward(  # type: ignore[override]
         ctx: Any,
         call: Call,
@@ -106,6 +108,7 @@ class SelectedLogProbs(torch.autograd.Function):
 
     @staticmethod
     @first_order_only
+    @retrying_backward
     def backward(  # type: ignore[override]
         ctx: Any, logp_grad: Tensor, log_z_grad: Tensor, share_grad: Tensor
     ) -> tuple[Tensor | None, ...]:

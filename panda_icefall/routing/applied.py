@@ -18,9 +18,11 @@ from panda_icefall.routing.finding_projections import (
     unrecorded,
     warn_of_no_ctc_head,
 )
+from panda_icefall.routing.further_parameters import with_further, without
 from panda_icefall.routing.hosts import (
     HostFunction,
     Kind,
+    Symbol,
     awaited_hosts,
     functions_of,
     functions_to_replace,
@@ -31,6 +33,7 @@ from panda_icefall.routing.hosts import (
 from panda_icefall.routing.model_search import ModelSearch, module_at
 from panda_icefall.routing.observing import forget_blind_hooks
 from panda_icefall.routing.projections import DeferredProjection
+from panda_icefall.routing.prune_ranges import complete_prune_ranges
 from panda_icefall.routing.recorded_joiners import RecordedJoiner, find_joiners
 from panda_icefall.routing.recorded_projections import RecordedProjection
 from panda_icefall.routing.replaced import (
@@ -49,6 +52,7 @@ _OURS: dict[Kind, Any] = {
     Kind.PRUNED_LOSS: routed_pruned_loss,
     Kind.SIMPLE_LOSS: simple_loss_in_tiles,
     Kind.FULL_LOSS: routed_full_loss,
+    Kind.PRUNE_RANGES: complete_prune_ranges,
 }
 
 Recorded = RecordedProjection | RecordedJoiner
@@ -90,7 +94,12 @@ class Applied:
         self._substitutes = install_substitutes(found)
 
     def _swaps(self, found: list[HostFunction]) -> list[Swap]:
-        return [Swap.of(m, s.name, _OURS[s.kind](f, self._state)) for m, s, f in found]
+        return [Swap.of(m, s.name, self._replacement(s, f)) for m, s, f in found]
+
+    def _replacement(self, symbol: Symbol, original: Any) -> Any:
+        further = symbol.further_parameters(original) or ()
+        ours = _OURS[symbol.kind](without(original, further), self._state)
+        return with_further(ours, original, further, symbol.kind, self._state)
 
     def search_again(self, model: nn.Module) -> None:
         """Look into a model anew: its modules may be others than when it was searched."""

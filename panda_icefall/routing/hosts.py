@@ -44,7 +44,7 @@ _SUBSTITUTES = {"optimized_transducer": "panda_icefall.losses.of_logits"}
 
 
 class Kind(Enum):
-    """What a function of a host is for; the first four kinds are replaced, CTC where asked for."""
+    """What a function of a host is for; the first five kinds are replaced, CTC where asked for."""
 
     PRUNING = "pruning"
     PRUNED_LOSS = "pruned loss"
@@ -62,7 +62,8 @@ class Symbol:
     Attributes:
       name: in the hosts' modules.
       kind: what it is for.
-      signatures: the parameters it may have, to be replaced; empty: it never is.
+      signatures: the parameters it may have, to be replaced; empty: it never is. Newer versions may
+        have further ones behind them, each with a default.
       hosts: modules that may have it.
     """
 
@@ -78,6 +79,19 @@ class Symbol:
     @property
     def is_loss(self) -> bool:
         return self.kind not in (Kind.PRUNING, Kind.PRUNE_RANGES)
+
+    def further_parameters(self, function: Callable[..., Any]) -> tuple[str, ...] | None:
+        """What a function has behind the longest of the signatures that it begins with.
+
+        None: it begins with none of them, or what follows has no default.
+        """
+        parameters = list(inspect.signature(function).parameters.values())
+        names = tuple(parameter.name for parameter in parameters)
+        begun = [len(known) for known in self.signatures if names[: len(known)] == known]
+        further = parameters[max(begun, default=0) :]
+        if not begun or any(p.default is inspect.Parameter.empty for p in further):
+            return None
+        return tuple(parameter.name for parameter in further)
 
 
 HostFunction = tuple[ModuleType, Symbol, Callable[..., Any]]
@@ -113,7 +127,11 @@ SYMBOLS = (
         Kind.SIMPLE_LOSS,
         tuple((*_SIMPLE, "boundary", *t, "return_grad") for t in (_TYPE, _OLD_TYPE)),
     ),
-    Symbol("get_rnnt_prune_ranges", Kind.PRUNE_RANGES),
+    Symbol(
+        "get_rnnt_prune_ranges",
+        Kind.PRUNE_RANGES,
+        (("px_grad", "py_grad", "boundary", "s_range"),),
+    ),
     Symbol(
         "rnnt_loss",
         Kind.FULL_LOSS,
@@ -135,7 +153,11 @@ SYMBOLS = (
         hosts=("optimized_transducer",),
     ),
 )
-REPLACED_NAMES = tuple(symbol.name for symbol in SYMBOLS if symbol.is_replaced)
+# Those that a recipe has to look up in their module; a name bound to k2's prune ranges does what k2
+# does.
+REPLACED_NAMES = tuple(
+    symbol.name for symbol in SYMBOLS if symbol.is_replaced and symbol.kind is not Kind.PRUNE_RANGES
+)
 
 
 def names_of(kind: Kind) -> tuple[str, ...]:
@@ -165,8 +187,8 @@ def functions_to_replace() -> list[HostFunction]:
 
     Raises:
       PandaError: the main host lacks one of the pruned loss.
-      UnknownSignatureError: one of the main host's has other parameters than those known. Of a
-        further host that is logged, and all of that host is left alone.
+      UnknownSignatureError: one of the main host's lacks a known parameter, or has another one
+        without a default. Of a further host that is logged, and all of that host is left alone.
     """
     main = patched_module()
     found = _found_in(main)
@@ -253,17 +275,17 @@ def _found_in(module: ModuleType) -> list[HostFunction]:
         where = f"{module.__name__}.{symbol.name}"
         function = getattr(module, symbol.name, None)
         if function is None:
-            if symbol.kind in (Kind.SIMPLE_LOSS, Kind.FULL_LOSS):
+            if symbol.kind not in (Kind.PRUNING, Kind.PRUNED_LOSS):
                 continue
             raise PandaError(
                 f"{where}: not found in version {version}; expected a {module.__name__} that has it"
             )
-        signature = inspect.signature(function)
-        if tuple(signature.parameters) not in symbol.signatures:
+        if symbol.further_parameters(function) is None:
             expected = " or ".join(f"({', '.join(names)})" for names in symbol.signatures)
             raise UnknownSignatureError(
-                f"{where} of version {version}: got {signature}, expected the parameters "
-                f"{expected}; this {module.__name__} is not supported"
+                f"{where} of version {version}: got {inspect.signature(function)}, expected the "
+                f"parameters {expected}, and behind them such as have defaults; this "
+                f"{module.__name__} is not supported"
             )
         found.append((module, symbol, function))
     return found
@@ -284,7 +306,11 @@ def warn_of_other_names(found: list[HostFunction], said: set[tuple[str, str]]) -
       found: the functions that are about to be replaced.
       said: module and name of what was logged before, which is not logged again; added to.
     """
-    names = {id(f): f"{module.__name__}.{symbol.name}" for module, symbol, f in found}
+    names = {
+        id(f): f"{module.__name__}.{symbol.name}"
+        for module, symbol, f in found
+        if symbol.name in REPLACED_NAMES
+    }
     owners = {n.partition(".")[0] for n in (__name__, *(m.__name__ for m, _, _ in found))}
     for module_name, module in list(sys.modules.items()):
         # Objects of other kinds compute their attributes.

@@ -21,8 +21,10 @@ from panda_icefall.losses.spec import LatticeSpec, check_options
 from panda_icefall.losses.variant import Variant
 from panda_icefall.normalizer import RowLogits, RowProgram, RowTable, TileOptions
 from panda_icefall.routing import patch
+from panda_icefall.routing.after_losses import recorded_loss
 from panda_icefall.routing.axis_tensor import AxisTensor
 from panda_icefall.routing.deferred import DeferredJoint
+from panda_icefall.routing.hosts import Kind
 from panda_icefall.routing.joiner_calls import Joiner, SiteRows, log_probs_by_calls
 from panda_icefall.routing.joiner_probe import JoinerState
 from panda_icefall.routing.joint_sites import GridSites, RangesSites
@@ -30,7 +32,6 @@ from panda_icefall.routing.nodes import Table
 from panda_icefall.routing.observing import current_observer
 from panda_icefall.routing.replaced import Options
 from panda_icefall.routing.routed_loss import row_logits, why_not
-from panda_icefall.routing.sharded_modules import in_forward_of
 from panda_icefall.routing.site_tensor import SiteTensor
 from panda_icefall.routing.status import LossTotals
 from panda_icefall.routing.torch_functions import name_of
@@ -287,16 +288,14 @@ def _loss(
         return loss_of_log_probs(found, sites, lattice_loss, options)
     sites = sites_of(logits.width)
     is_shift_free = not (is_clamped or variant.use_hat_loss)
-    recorded = logits
-
-    def selected() -> Tensor:
-        return selected_transducer_loss(
-            row_logits(recorded, is_shift_free=is_shift_free, position=_position(sites)),
-            sites, head, options,
-            lattice_loss=lattice_loss, clamp=bound, counters=counters.tiles, observer=observer,
-        )  # fmt: skip
-
-    loss = in_forward_of(recorded.tensors(), selected)
+    kind = Kind.FULL_LOSS if isinstance(sites, FullSites) else Kind.PRUNED_LOSS
+    recorded, position = logits, _position(sites)
+    loss = recorded_loss(
+        kind.value, recorded,
+        lambda: row_logits(recorded, is_shift_free=is_shift_free, position=position),
+        sites, head, options,
+        lattice_loss=lattice_loss, clamp=bound, counters=counters.tiles, observer=observer,
+    )  # fmt: skip
     counters.add(LossTotals(losses_routed=1))
     return loss
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from panda_icefall.routing.after_losses import forget_non_finite, non_finite_findings
 from panda_icefall.routing.applied import Applied
 from panda_icefall.routing.finding_projections import find_ctc_heads, find_projections
 from panda_icefall.routing.module_calls import forget_refusals
@@ -219,7 +220,10 @@ def suspended() -> Iterator[None]:
 def status() -> Status:
     """What is replaced now, and totals since ``apply`` (or ``reset_counters``)."""
     replacements = [] if _applied is None or _applied.is_suspended else _applied.replacements
-    return _state.counters.snapshot(tuple(replacement.full_name for replacement in replacements))
+    return _state.counters.snapshot(
+        tuple(replacement.full_name for replacement in replacements),
+        tuple(map(str, non_finite_findings())),
+    )
 
 
 def is_applied() -> bool:
@@ -235,3 +239,4 @@ def counters() -> RoutingCounters:
 def reset_counters() -> None:
     """Set all totals to zero."""
     _state.counters.reset()
+    forget_non_finite()

@@ -14,16 +14,15 @@ from panda_icefall.cuda_graphs import check_not_captured
 from panda_icefall.dynamo import opaque
 from panda_icefall.losses.heads import PlainHead, head_of
 from panda_icefall.losses.of_logits import sites_of_lengths
-from panda_icefall.losses.selected import selected_transducer_loss
 from panda_icefall.losses.sites import FullSites
 from panda_icefall.losses.spec import LatticeSpec
+from panda_icefall.routing.after_losses import recorded_loss
 from panda_icefall.routing.heads import is_log_softmax
-from panda_icefall.routing.hosts import as_k2_arguments
+from panda_icefall.routing.hosts import Kind, as_k2_arguments
 from panda_icefall.routing.joint_sites import GridSites, PackedSites
 from panda_icefall.routing.observing import current_observer
 from panda_icefall.routing.replaced import RoutingState
 from panda_icefall.routing.routed_loss import row_logits, why_not
-from panda_icefall.routing.sharded_modules import in_forward_of
 from panda_icefall.routing.site_tensor import SiteTensor
 from panda_icefall.routing.status import LossTotals
 
@@ -100,13 +99,12 @@ def compute(logits: SiteTensor, arguments: Mapping[str, Any], state: RoutingStat
     if isinstance(logits.sites, PackedSites):
         _check_lengths(logits.sites, arguments)
     sites = full_sites(arguments)
-    options = state.options.tiles
-
-    def selected() -> Tensor:
-        return selected_transducer_loss(
-            row_logits(
-                logits, is_shift_free=is_shift_free, position=None if is_packed else sites.position
-            ),
+    options, position = state.options.tiles, None if is_packed else sites.position
+    with torch.set_grad_enabled(torch.is_grad_enabled() and logits.grad_enabled):
+        loss = recorded_loss(
+            Kind.FULL_LOSS.value,
+            logits,
+            lambda: row_logits(logits, is_shift_free=is_shift_free, position=position),
             sites,
             head,
             options,
@@ -114,9 +112,6 @@ def compute(logits: SiteTensor, arguments: Mapping[str, Any], state: RoutingStat
             counters=state.counters.tiles,
             observer=current_observer(),
         )
-
-    with torch.set_grad_enabled(torch.is_grad_enabled() and logits.grad_enabled):
-        loss = in_forward_of(logits.tensors(), selected)
     return loss.to(logits.dtype) if logits.dtype in (torch.float32, torch.float64) else loss
 
 

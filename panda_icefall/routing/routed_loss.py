@@ -9,17 +9,17 @@ import torch
 from torch import Tensor
 
 from panda_icefall.losses.heads import head_of
-from panda_icefall.losses.selected import selected_transducer_loss
 from panda_icefall.losses.sites import RetainedSites
 from panda_icefall.losses.spec import LatticeSpec
 from panda_icefall.normalizer import RowLogits, TileCounters, TileOptions
 from panda_icefall.normalizer.autocast import no_autocast
+from panda_icefall.routing.after_losses import recorded_loss
 from panda_icefall.routing.graph import in_order, row_program
 from panda_icefall.routing.heads import linear_head
+from panda_icefall.routing.hosts import Kind
 from panda_icefall.routing.joint_sites import RangesSites
 from panda_icefall.routing.nodes import NODES, Node, Operand, Operation, Table
 from panda_icefall.routing.observing import Observer, is_observed
-from panda_icefall.routing.sharded_modules import in_forward_of
 from panda_icefall.routing.site_tensor import SiteTensor
 
 
@@ -85,10 +85,12 @@ def compute(
     use_hat_loss = bool(arguments.get("use_hat_loss", False))
     _check_lm_rows(logits.node, symbols)
     sites = RetainedSites.of(LatticeSpec.of(arguments), logits.width)
-
-    def selected() -> Tensor:
-        return selected_transducer_loss(
-            row_logits(logits, is_shift_free=not use_hat_loss),
+    # A joiner that was run without gradients has none, wherever the loss is computed.
+    with torch.set_grad_enabled(torch.is_grad_enabled() and logits.grad_enabled):
+        loss = recorded_loss(
+            Kind.PRUNED_LOSS.value,
+            logits,
+            lambda: row_logits(logits, is_shift_free=not use_hat_loss),
             sites,
             head_of(use_hat_loss),
             options,
@@ -96,10 +98,6 @@ def compute(
             observer=observer,
             has_unknown_rows=not _is_of_ranges(logits, ranges),
         )
-
-    # A joiner that was run without gradients has none, wherever the loss is computed.
-    with torch.set_grad_enabled(torch.is_grad_enabled() and logits.grad_enabled):
-        loss = in_forward_of(logits.tensors(), selected)
     # Losses of half logits stay in float32, where their sums were made.
     return loss.to(logits.dtype) if logits.dtype in (torch.float32, torch.float64) else loss
 

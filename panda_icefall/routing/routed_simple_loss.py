@@ -11,11 +11,15 @@ from torch import Tensor
 from panda_icefall.dynamo import is_traced
 from panda_icefall.lattice.validation import WIDE
 from panda_icefall.losses.lattices.full import Loss
-from panda_icefall.losses.simple_tiled import Projection, tiled_rnnt_loss_smoothed
+from panda_icefall.losses.simple_tiled import Logits, Projection, tiled_rnnt_loss_smoothed
+from panda_icefall.losses.simple_tiled.source import LogitSource
 from panda_icefall.losses.smoothed import Scales
 from panda_icefall.losses.spec import LatticeSpec
 from panda_icefall.normalizer import TileCounters, TileOptions
+from panda_icefall.routing.after_losses import tell
+from panda_icefall.routing.computed_losses import ComputedSimpleLoss
 from panda_icefall.routing.errors import PandaError
+from panda_icefall.routing.hosts import Kind
 from panda_icefall.routing.projections import DeferredProjection
 from panda_icefall.routing.sharded_modules import in_forward_of
 from panda_icefall.routing.stand_in import StandIn
@@ -60,20 +64,19 @@ def compute(arguments: Mapping[str, Any], options: TileOptions, *, counters: Til
     """
     spec = LatticeSpec.of(arguments)
     scales = Scales(arguments.get("lm_only_scale", 0.0), arguments.get("am_only_scale", 0.0))
-    am, lm = arguments["am"], arguments["lm"]
 
     def tiled() -> Loss:
-        return tiled_rnnt_loss_smoothed(
-            _source(lm),
-            _source(am),
-            spec,
-            scales,
-            options,
-            return_grad=arguments["return_grad"],
-            counters=counters,
+        am, lm = (_source(arguments[name]) for name in ("am", "lm"))
+        result = tiled_rnnt_loss_smoothed(
+            lm, am, spec, scales, options, return_grad=arguments["return_grad"], counters=counters
         )
+        loss = result[0] if isinstance(result, tuple) else result
+        name, sources = Kind.SIMPLE_LOSS.value, (_detached(am), _detached(lm))
+        tell(ComputedSimpleLoss(name, loss.detach(), *sources, spec, scales, options), loss)
+        return result
 
-    recorded = [value for value in (am, lm) if isinstance(value, DeferredProjection)]
+    given = [arguments[name] for name in ("am", "lm")]
+    recorded = [value for value in given if isinstance(value, DeferredProjection)]
     return in_forward_of([tensor for value in recorded for tensor in value.tensors()], tiled)
 
 
@@ -88,3 +91,10 @@ def _source(value: Tensor | DeferredProjection) -> Tensor | Projection:
             "loss; shard the last layer of the joiner alone"
         )
     return Projection.of((call.input, call.weight, call.bias), call.cast)
+
+
+def _detached(source: Tensor | Projection) -> LogitSource:
+    """The same without its graph."""
+    if isinstance(source, Tensor):
+        return Logits.of((source.detach(),))
+    return source.remake([None if part is None else part.detach() for part in source.parts])

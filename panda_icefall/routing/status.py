@@ -88,9 +88,13 @@ class Status(LossTotals):
 
     Attributes:
       replaced: full names of the functions replaced now.
+      non_finite: what was wrong with the first routed loss that was not finite, one sentence for
+        each of its utterances. On other devices than a CPU it is looked into while its backward has
+        not begun, or in a run of the launcher.
     """
 
     replaced: tuple[str, ...] = ()
+    non_finite: tuple[str, ...] = ()
 
 
 @dataclass
@@ -160,11 +164,11 @@ class RoutingCounters:
         if is_first:
             logging.warning("panda: %s; said once", what_happens)
 
-    def snapshot(self, replaced: tuple[str, ...]) -> Status:
+    def snapshot(self, replaced: tuple[str, ...], non_finite: tuple[str, ...] = ()) -> Status:
         """The totals now.
 
         Args:
-          replaced: as of ``Status``.
+          replaced, non_finite: as of ``Status``.
         """
         simple, ctc = self.simple_tiles.totals, self.ctc_tiles.totals
         of_tiles = LossTotals(
@@ -174,4 +178,5 @@ class RoutingCounters:
             simple_forward_seconds=simple.forward_seconds,
             simple_backward_seconds=simple.backward_seconds,
         )
-        return Status(**vars(self.totals + of_tiles), replaced=replaced)
+        totals = vars(self.totals + of_tiles)
+        return Status(**totals, replaced=replaced, non_finite=non_finite)

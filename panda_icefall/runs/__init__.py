@@ -2,6 +2,7 @@
 
 from panda_icefall.runs.errors import (
     BoundReached,
+    MismatchError,
     NothingTrainedError,
     NotRoutedError,
     UsageError,
@@ -12,6 +13,7 @@ from panda_icefall.runs.panda_arguments import split_panda_arguments
 
 __all__ = [
     "BoundReached",
+    "MismatchError",
     "NotRoutedError",
     "NothingTrainedError",
     "PandaOptions",

@@ -8,6 +8,7 @@ from panda_icefall.routing import PandaError
 __all__ = [
     "EXIT_VIOLATED",
     "BoundReached",
+    "MismatchError",
     "NotRoutedError",
     "NothingTrainedError",
     "UsageError",
@@ -32,6 +33,10 @@ class NothingTrainedError(PandaError):
     """PANDA was asked for something, and the recipe ended without a training batch it saw."""
 
 
+class MismatchError(PandaError):
+    """The guard found a routed loss that is not the dense one."""
+
+
 class BoundReached(Exception):  # noqa: N818 - the clean end of a bounded run, not an error
     """The number of batches that the user asked for has been trained.
 
@@ -41,9 +46,9 @@ class BoundReached(Exception):  # noqa: N818 - the clean end of a bounded run, n
 
 
 def exit_with(error: PandaError) -> NoReturn:
-    """End the process with one line on stderr: status 1 where nothing was done, else 2."""
+    """End the process with one line on stderr: status 1 where nothing was done right, else 2."""
     print(f"panda-icefall: {error}", file=sys.stderr)
-    is_not_done = isinstance(error, (NotRoutedError, NothingTrainedError))
+    is_not_done = isinstance(error, (MismatchError, NotRoutedError, NothingTrainedError))
     sys.exit(EXIT_NOT_DONE if is_not_done else EXIT_USAGE)
 
 

@@ -208,6 +208,13 @@ class PandaOptions:
         "On CUDA it waits for the device, and resets torch's peaks, at each part of a step.",
         metavar="FILE.jsonl",
     )  # fmt: skip
+    verify_every: int | None = option(
+        None, _integer(1), "run",
+        "With --use-panda 1: compute two utterances of the first batch and of every N-th after it "
+        "dense as well, and end the run, the batch saved, where a loss, log-prob or gradient is "
+        "farther from the dense one than rounding explains.",
+        metavar="N",
+    )  # fmt: skip
     batch_seed: int | None = option(
         None, _integer(0), "run",
         "Seed the random generators before each training batch from this number and the recipe's "

@@ -99,6 +99,10 @@ def _check_together(options: PandaOptions) -> None:
     if options.projections is not None and "ctc" in options.projections and not options.ctc:
         given = spelt(options.projections)
         raise UsageError(f"--panda-projections: got {given} without a CTC loss; give --panda-ctc 1")
+    if options.verify_every is not None and not options.use_panda:
+        raise UsageError(
+            f"--panda-verify-every: got {options.verify_every} without PANDA; give --use-panda 1"
+        )
     bound, needed = options.max_batches, options.batches_of_check
     if bound is not None and bound < needed:
         raise UsageError(

@@ -106,6 +106,10 @@ class RunOutcome(Record):
       losses_bytes: The most that the losses of a step added in forward, which the memory log knows;
         0: unknown.
       memory_log_error: Why the memory log ends before the run, if it does.
+      non_finite: The report on the first batch with a loss that is not finite, or that a loss
+        refused.
+      non_finite_batches: Training batches with a loss that is not finite.
+      verified_batches, verified_losses: Batches whose losses the guard compared with dense ones.
     """
 
     rank: int
@@ -121,6 +125,10 @@ class RunOutcome(Record):
     peak_bytes: int = 0
     losses_bytes: int = 0
     memory_log_error: str | None = None
+    non_finite: str | None = None
+    non_finite_batches: int = 0
+    verified_batches: int = 0
+    verified_losses: int = 0
 
     def write(self, folder: Path) -> None:
         """Leave the outcome for the parent process in ``folder``, in place of an earlier one."""

@@ -128,8 +128,15 @@ class TrainingSession:
                     self._leave_outcome()
 
     def _leave_outcome(self) -> None:
-        if self._outcome_folder is not None:
+        if self._outcome_folder is None:
+            return
+        try:
             self.outcome().write(self._outcome_folder)
+        except OSError as error:  # a full disk ends no training
+            logging.warning(
+                "panda: the outcome of rank %d, for the summary, could not be written to %s: %s",
+                self.rank, self._outcome_folder, error,
+            )  # fmt: skip
 
     def outcome(self) -> RunOutcome:
         """What this process did so far."""

@@ -15,6 +15,7 @@ from panda_icefall.routing import PandaError
 from panda_icefall.runs.doctor.imports import explained_imports
 from panda_icefall.runs.errors import (
     EXIT_VIOLATED,
+    MismatchError,
     NothingTrainedError,
     NotRoutedError,
     UsageError,
@@ -31,7 +32,7 @@ from panda_icefall.runs.torchrun import TorchrunRank, torchrun_rank
 
 __all__ = ["ExitStatus", "SupervisedRun", "supervised"]
 
-_NAMED_ERRORS = {"NotRoutedError": NotRoutedError, "UsageError": UsageError}
+_NAMED_ERRORS = {e.__name__: e for e in (MismatchError, NotRoutedError, UsageError)}
 
 
 class SupervisedRun:
@@ -78,6 +79,7 @@ def supervised(options: PandaOptions, train_py: Path) -> Iterator[SupervisedRun]
     Raises:
       UsageError: The memory log cannot be written, or k2 cannot be imported.
       NotRoutedError: PANDA was asked for, and the first batch, or the run, ended without it.
+      MismatchError: The guard that was asked for found a wrong loss.
       NothingTrainedError: The block ended well, and no batch was trained.
       Exception: Whatever the block raises.
     """

@@ -69,7 +69,7 @@ class LossInputs:
     @classmethod
     def load(cls, path: Path, device: torch.device) -> LossInputs:
         """What `save` wrote."""
-        saved = torch.load(path, map_location="cpu")
+        saved = torch.load(path, map_location="cpu", weights_only=True)
         return cls(LossShape(**saved.pop("shape")), **saved).to(device)
 
     def save(self, path: Path) -> None:

@@ -20,6 +20,7 @@ KEYS: dict[str, tuple[str, ...]] = {
     "workspace": ("workspace_mib", "arm"),
     "profile": ("kind", "name"),
     "recursion": ("recursion",),
+    "guard": ("name",),
 }
 
 _METHOD = Column("method", text("label"))
@@ -147,6 +148,12 @@ COLUMNS: dict[str, list[Column]] = {
         Column("share", number("share", ".1%")),
         Column("minima, more than with k2's", number("added", ".1%")),
     ],
+    "guard": [
+        Column("", text("name")),
+        Column("s, minimum", number("seconds_min", ".4f")),
+        Column("s, median", number("seconds", ".4f")),
+        Column("of the losses' own time, every 200th batch", number("share", ".3%")),
+    ],
 }
 
 
@@ -184,6 +191,10 @@ def _problem(figures: dict[str, Any]) -> str:
         return f"Where a step's time goes, {settings['adjoints']} adjoints: {size}"
     if name == "recursion":
         return f"Recursion over the lattice, whole loss, {settings['adjoints']} adjoints: {size}"
+    if name == "guard":
+        return (
+            f"--panda-verify-every, two longest utterances, {settings['adjoints']} adjoints: {size}"
+        )
     return f"Workspace of the tiles, whole loss, {settings['adjoints']} adjoints: {size}"
 
 

@@ -39,6 +39,7 @@ WORDS = {
         {"loss_rel": 1e-3, "log_z_rel_l2": 0.5},
     ),
     "--panda-memory-log": ("/logs/m.jsonl", Path("/logs/m.jsonl")),
+    "--panda-verify-every": ("200", 200),
     "--panda-batch-seed": ("0", 0),
     "--panda-recipe-params": ("nhead=4,dropout=0.1", {"nhead": "4", "dropout": "0.1"}),
     "--panda-last-bit-twin": ("1", True),

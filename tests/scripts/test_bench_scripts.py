@@ -94,6 +94,16 @@ def test_workspace_measures_each_size(script, checked):
     assert [row["workspace_mib"] for row in rows] == [1.0, 4.0]
 
 
+def test_guard_compares_both_losses_and_says_what_that_costs(script, checked):
+    figures = script("bench_guard", *TINY, "--every", 50)
+    rows = checked(figures, "guard")
+    assert [row["name"] for row in rows] == ["a batch", "compared"]
+    batch, compared = (row["seconds_min"] for row in rows)
+    assert rows[1]["share"] == pytest.approx(compared / batch / 50)
+    assert rows[0]["share"] is None
+    assert figures["settings"]["every"] == 50
+
+
 @pytest.mark.parametrize("limit", [0.7, 5.0, 9.9, 300.0])
 def test_bisection_ends_at_the_largest_duration_that_fits(limit):
     asked = []

@@ -1,6 +1,7 @@
 """One trained arm of a bounded run, read back from what its process left behind."""
 
 import math
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -141,13 +142,19 @@ def final_parameters(exp_dir: Path, epoch: int = 1) -> dict[str, Tensor]:
     """The model of the checkpoint with which a recipe ended an epoch, its first.
 
     Raises:
-      UsageError: There is none, or it holds no model.
+      UsageError: There is none, it cannot be read, or it holds no model.
     """
     path = exp_dir / f"epoch-{epoch}.pt"
     if not path.is_file():
         raise UsageError(f"{path}: not written, expected the recipe's checkpoint of epoch {epoch}")
     # Written by this run a moment ago; recipes keep Path objects and the like in it.
-    content = torch.load(path, map_location="cpu", weights_only=False)
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=False)
+    except (EOFError, OSError, RuntimeError, pickle.UnpicklingError) as error:
+        raise UsageError(
+            f"{path}: cannot be read, {type(error).__name__}: {error}; expected the recipe's whole "
+            "checkpoint; run that arm again"
+        ) from error
     if "model" not in content:
         raise UsageError(f"{path}: got the keys {sorted(content)}, expected one named model")
     return dict(content["model"])

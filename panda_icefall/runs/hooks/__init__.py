@@ -1,4 +1,4 @@
-"""What hangs on a training session: contract check, memory log, routing proof, resumption."""
+"""What hangs on a training session: contract check, memory log, proof, guard, resumption."""
 
 import contextlib
 from collections.abc import Iterator
@@ -7,8 +7,10 @@ from rich.console import Console
 
 from panda_icefall.runs.contract.training_copy import perturb_by_one_ulp
 from panda_icefall.runs.hooks.contract_check import ContractCheck
+from panda_icefall.runs.hooks.guard import Guard
 from panda_icefall.runs.hooks.hook import Hook, call_each
 from panda_icefall.runs.hooks.memory_log import MemoryLogging
+from panda_icefall.runs.hooks.non_finite import NonFiniteReport
 from panda_icefall.runs.hooks.repeatable_batches import RepeatableBatches
 from panda_icefall.runs.hooks.routing_proof import RoutingProof
 from panda_icefall.runs.options import PandaOptions
@@ -30,6 +32,9 @@ def hooks_for(options: PandaOptions, console: Console) -> list[Hook]:
     if options.check_batches:
         hooks.append(ContractCheck(options, console))
     if options.use_panda:
+        hooks.append(NonFiniteReport(options.memory_log))
+        if options.verify_every is not None:
+            hooks.append(Guard(options.verify_every, options.memory_log))
         hooks.append(RoutingProof(options.workspace_mib, options.projections, options.ctc))
     if options.last_bit_twin:
         hooks.append(PerturbedStart())

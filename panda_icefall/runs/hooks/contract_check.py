@@ -1,6 +1,7 @@
 """The contract check as a hook: on which batches it runs, and what the run learns from it."""
 
 import contextlib
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -75,7 +76,10 @@ class ContractCheck(Hook):
         contract.observe(call.loss_of, model, epoch.arguments["optimizer"], epoch.loss_scale)
         epoch.ledger.exclude()
         if contract.is_complete:
-            self.path = contract.result.write(epoch.folder, epoch.rank)
+            try:
+                self.path = contract.result.write(epoch.folder, epoch.rank)
+            except OSError as error:  # a full disk ends no training; what was found is printed
+                logging.warning("panda: the contract report could not be written: %s", error)
             if epoch.rank == 0:
                 print_contract(contract.result, self.path, self._console)
 

@@ -65,7 +65,15 @@ class RepeatableBatches(Hook):
         """Keep the modules' numbers beside the checkpoint that the recipe has just saved."""
         assert self._numbers is not None, "after_batch() without epoch()"
         if epoch.saved_batches is not None:
-            self._numbers.save(epoch.saved_batches)
+            try:
+                self._numbers.save(epoch.saved_batches)
+            except OSError as error:  # a full disk ends no training
+                logging.warning(
+                    "panda: --panda-batch-seed: what modules keep beside checkpoint-%d.pt "
+                    "could not be saved; a run resumed from it will not repeat this one: %s",
+                    epoch.saved_batches,
+                    error,
+                )
 
 
 def seed_batch(seed: int, batches_done: int, rank: int = 0) -> None:

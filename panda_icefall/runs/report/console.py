@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Column, Table
 from rich.text import Text
 
@@ -25,8 +26,8 @@ def open_console() -> Console:
     return console if console.is_terminal else Console(stderr=True, width=LOG_WIDTH)
 
 
-def print_contract(result: ContractRecord, path: Path, console: Console) -> None:
-    """Print losses and memory by update, then the worst distances."""
+def print_contract(result: ContractRecord, path: Path | None, console: Console) -> None:
+    """Print losses and memory by update, then the worst distances; ``path``: of the report."""
     losses = Table(
         *("update", "dense loss", "routed loss", "relative", "other ranges"),
         *("dense MiB", "routed MiB"),
@@ -54,7 +55,8 @@ def print_contract(result: ContractRecord, path: Path, console: Console) -> None
             console.print(
                 f"update {b.update}: rounding in the loss alone moves the dense gradient "
                 f"of {d.group} by rel-L2 {d.rel_l2:.2e}: the routed one may be "
-                f"{b.gradient_bounds[d.group]:.2e} apart"
+                f"{b.gradient_bounds[d.group]:.2e} apart",
+                markup=False,
             )
     silent = result.without_pruned_gradient
     if silent and len(silent) < len(result.batches):
@@ -67,7 +69,8 @@ def print_contract(result: ContractRecord, path: Path, console: Console) -> None
     verdict = "holds" if result.has_passed else "is VIOLATED"
     console.print(
         f"The contract {verdict} over {result.steps} update(s), {len(result.batches)} batch(es) "
-        f"compared; details: {path}"
+        f"compared; details: {path or 'not written'}",
+        markup=False,
     )
 
 
@@ -84,7 +87,7 @@ def _pruned_losses(result: ContractRecord) -> Table:
     ):
         for group, distances in _by_group(of_batches).items():
             worst = (_largest(distances, figure) for figure in ("max_abs", "max_scaled", "rel_l2"))
-            table.add_row(group, name, *worst, _least_cosine(distances))
+            table.add_row(escape(group), name, *worst, _least_cosine(distances))
     return table
 
 
@@ -100,7 +103,7 @@ def _gradients_and_parameters(result: ContractRecord) -> Table:
     for group, distances in _by_group(b.gradients for b in result.batches).items():
         judged = [d for d in distances if not d.is_negligible]
         table.add_row(
-            group,
+            escape(group),
             _largest(distances, "max_abs"),
             _largest(judged, "rel_l2") if judged else "dense ~0, judged absolutely",
             _least_cosine(judged) if judged else "-",
@@ -150,6 +153,12 @@ def print_summary(outcomes: list[RunOutcome], console: Console, options: PandaOp
         if options.ctc:
             counts = f"{total.ctc_losses_routed} / {total.ctc_losses_dense}"
             rows.append(("CTC losses routed / dense", counts))
+        if options.verify_every is not None:
+            losses, batches = (
+                sum(getattr(o, f"verified_{what}") for o in outcomes)
+                for what in ("losses", "batches")
+            )
+            rows.append(("losses compared with dense", f"{losses} of {batches} batches"))
     rows.append(("seconds in all", f"{max((o.seconds for o in outcomes), default=0.0):.1f}"))
     rows += _memory_rows(outcomes)
     table = Table(title="PANDA summary", show_header=False)
@@ -166,6 +175,13 @@ def print_summary(outcomes: list[RunOutcome], console: Console, options: PandaOp
             if path is not None:
                 line = f"{label} (rank {outcome.rank}): {path}"
                 console.print(line, markup=False, soft_wrap=True)
+    for outcome in outcomes:
+        if outcome.non_finite is not None:
+            line = (
+                f"Losses that are not finite in {outcome.non_finite_batches} training batch(es) "
+                f"(rank {outcome.rank}); the first bad batch is described in {outcome.non_finite}"
+            )
+            console.print(line, style="red", markup=False, soft_wrap=True)
     for outcome in outcomes:
         if outcome.memory_log_error is not None:
             line = (
@@ -202,6 +218,11 @@ def _routing_rows(total: LossTotals) -> list[tuple[str, str]]:
         ("evaluated forward", _share(total.sites_evaluated, total.sites)),
         ("evaluated backward", _share(total.sites_backward, total.sites)),
         ("tiles forward / backward", f"{total.tiles_forward} / {total.tiles_backward}"),
+        *(
+            [("tiles out of memory, made again half as large", str(total.out_of_memory_retries))]
+            if total.out_of_memory_retries
+            else []
+        ),
         ("adjoint mass skipped", _share(total.adjoint_mass_skipped, total.adjoint_mass, "{:.2e}")),
         (
             "seconds in the loss, forward / backward",

@@ -139,12 +139,13 @@ def test_that_nothing_was_routed_is_said_once(caplog):
     ("options", "names"),
     [
         (PandaOptions(max_batches=1, last_bit_twin=True), "PerturbedStart"),
-        (PandaOptions(use_panda=True), "RoutingProof"),
+        (PandaOptions(use_panda=True), "NonFiniteReport RoutingProof"),
+        (PandaOptions(use_panda=True, verify_every=9), "NonFiniteReport Guard RoutingProof"),
         (PandaOptions(use_panda=False, workspace_mib=1e9), ""),
         (PandaOptions(batch_seed=0, check_batches=1), "ContractCheck RepeatableBatches"),
         (
             PandaOptions(True, memory_log=Path("m.jsonl"), check_batches=1, batch_seed=1),
-            "MemoryLogging ContractCheck RoutingProof RepeatableBatches",
+            "MemoryLogging ContractCheck NonFiniteReport RoutingProof RepeatableBatches",
         ),
     ],
 )

@@ -49,7 +49,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             f"checkpoint: got {path}, expected a file that train.py wrote; check --exp-dir and "
             "the epoch"
         )
-    return torch.load(path, map_location="cpu")
+    return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def load_checkpoint(

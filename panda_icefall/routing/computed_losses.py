@@ -1,0 +1,123 @@
+"""Routed losses that were computed: what is needed to look into them afterwards."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from panda_icefall.losses.heads import Head
+from panda_icefall.losses.selected import LatticeLoss, selected_transducer_loss
+from panda_icefall.losses.simple_tiled import tiled_rnnt_loss_smoothed
+from panda_icefall.losses.simple_tiled.source import LogitSource
+from panda_icefall.losses.sites import LatticeSites, SiteLogProbs
+from panda_icefall.losses.smoothed import Scales
+from panda_icefall.losses.spec import LatticeSpec
+from panda_icefall.normalizer import RowLogits, RowProgram, RowTable, TileOptions
+
+__all__ = ["AM", "LM", "OTHER", "Computed", "ComputedLoss", "ComputedSimpleLoss", "detached"]
+
+# What a joiner reads at its sites.
+AM, LM, OTHER = "am", "lm", "another tensor of the joiner"
+
+
+@dataclass(frozen=True, eq=False)
+class ComputedLoss:
+    """A pruned or full-lattice loss; its tensors are detached, and those that the graph holds.
+
+    Attributes:
+      name: of the kind of loss, in words.
+      loss: what it returned.
+      logits: what computes the logits of its sites.
+      tables: ``AM``, ``LM`` or ``OTHER`` for each table of the rows.
+      sites, head, options, lattice_loss, clamp: as in ``selected_transducer_loss``.
+      log_probs: what it read at its sites; None: nobody asked.
+    """
+
+    name: str
+    loss: Tensor
+    logits: RowLogits
+    tables: tuple[str, ...]
+    sites: LatticeSites
+    head: Head
+    options: TileOptions
+    lattice_loss: LatticeLoss | None = None
+    clamp: float | None = None
+    log_probs: SiteLogProbs | None = None
+
+    @property
+    def spec(self) -> LatticeSpec:
+        return self.sites.spec
+
+    @property
+    def frames(self) -> int:
+        """T."""
+        return self.sites.T
+
+    def by_utterance(self, observer: Callable[[SiteLogProbs], None] | None = None) -> Tensor:
+        """The losses ``[B]``, computed once more, without gradients; nothing is counted."""
+        spec = dataclasses.replace(self.spec, reduction="none")
+        with torch.no_grad():
+            return selected_transducer_loss(
+                self.logits,
+                dataclasses.replace(self.sites, spec=spec),  # type: ignore[type-var]
+                self.head,
+                self.options,
+                lattice_loss=self.lattice_loss,
+                clamp=self.clamp,
+                observer=observer,
+            )
+
+
+@dataclass(frozen=True, eq=False)
+class ComputedSimpleLoss:
+    """A simple or smoothed loss in tiles; its tensors are detached, and those of the graph.
+
+    Attributes:
+      name, loss: as of ``ComputedLoss``.
+      am, lm: as in ``tiled_rnnt_loss_smoothed``.
+      spec, scales, options: likewise.
+    """
+
+    name: str
+    loss: Tensor
+    am: LogitSource
+    lm: LogitSource
+    spec: LatticeSpec
+    scales: Scales
+    options: TileOptions
+
+    @property
+    def frames(self) -> int:
+        """T."""
+        return self.am.rows
+
+    def by_utterance(self) -> Tensor:
+        """As of ``ComputedLoss``."""
+        spec = dataclasses.replace(self.spec, reduction="none")
+        with torch.no_grad():
+            losses = tiled_rnnt_loss_smoothed(self.lm, self.am, spec, self.scales, self.options)
+        assert isinstance(losses, Tensor)
+        return losses
+
+
+Computed = ComputedLoss | ComputedSimpleLoss
+
+
+def detached(logits: RowLogits) -> RowLogits:
+    """The same logits on tensors that hold no graph."""
+    program, weight, bias = logits.rows, logits.weight, logits.bias
+    rows = RowProgram(
+        [RowTable(table.values.detach(), table.index) for table in program.tables],
+        [parameter.detach() for parameter in program.parameters],
+        program.steps,
+    )
+    return RowLogits(
+        rows,
+        None if weight is None else weight.detach(),
+        None if bias is None else bias.detach(),
+        logits.head_dtype,
+    )
