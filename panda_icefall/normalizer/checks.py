@@ -31,12 +31,6 @@ class KnownSites:
         # Not nonzero(), which would wait for the device.
         return cls(live.to(torch.uint8).sort(descending=True, stable=True).indices[:count])
 
-    def mask(self, sites: int, device: torch.device) -> Tensor | None:
-        """Which of so many sites are live, bool ``[N]``; None: all."""
-        if self.index is None:
-            return None
-        return torch.zeros(sites, dtype=torch.bool, device=device).index_fill_(0, self.index, True)
-
 
 def live_sites(logits: RowLogits, ids: Tensor, live: Tensor | None) -> Tensor | None:
     """Indices ``[n]`` of the live sites, None for all; checks ids and table rows in the same sync.

@@ -116,8 +116,6 @@ def select(
     """
     logits = with_local_shard(logits)
     if logits.shard is not None:
-        if isinstance(live, KnownSites):
-            live = live.mask(ids.shape[0], ids.device)
         return select_of_shard(
             select, logits, ids, mask, live=live, options=options, counters=counters, clamp=clamp
         )

@@ -25,8 +25,9 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
+from panda_icefall.cuda_graphs import check_not_captured
 from panda_icefall.first_order import first_order_only
-from panda_icefall.normalizer.checks import check_form, live_sites
+from panda_icefall.normalizer.checks import KnownSites, check_form, live_sites
 from panda_icefall.normalizer.counters import TileCounters
 from panda_icefall.normalizer.head import ClassShard, RowLogits
 from panda_icefall.normalizer.program import RowProgram, RowTable
@@ -111,7 +112,7 @@ def select_of_shard(
     ids: Tensor,
     mask: Tensor | None,
     *,
-    live: Tensor | None,
+    live: Tensor | KnownSites | None,
     counters: TileCounters | None,
     **others: Any,
 ) -> Any:
@@ -123,14 +124,24 @@ def select_of_shard(
 
     Raises:
       ValueError, TypeError: as ``select``; or the ranks have other sites or ids than each other.
+      RuntimeError: a CUDA graph is being captured.
+
+    Note:
+      One device sync more than ``select``, to learn whether the ranks have the same batch.
     """
     shard, weight, own = logits.shard, logits.weight, _with_a_class(logits)
     assert shard is not None
     assert weight is not None
-    check_form(own, ids, mask, live)
+    check_not_captured("a head that is sharded on its classes")
+    check_form(own, ids, mask, None if isinstance(live, KnownSites) else live)
     ids = ids if mask is None else torch.where(mask, ids, torch.zeros_like(ids))
-    _check_same_sites(ids, live, shard.group)
-    sites = live_sites(logits, ids, live)
+    if isinstance(live, KnownSites):
+        sites = live.index
+        _check_same_sites(ids if sites is None else ids.index_select(0, sites), ids, shard.group)
+    else:
+        used = ids if live is None else torch.where(live[:, None], ids, torch.zeros_like(ids))
+        _check_same_sites(used, ids, shard.group)
+        sites = live_sites(logits, ids, live)
     # Ids of other ranks are masked: none can meet a column that pads the last tile.
     is_here = (ids >= shard.low) & (ids < shard.low + weight.shape[0])
     is_here = is_here if mask is None else is_here & mask
@@ -142,7 +153,7 @@ def select_of_shard(
         if counters is not None:
             counters.add(sites=total - sites.shape[0])
     own = replace(own, rows=program, shard=None)
-    found = select(own, own_ids, is_here, live=None, counters=counters, **others)
+    found = select(own, own_ids, is_here, live=KnownSites(), counters=counters, **others)
     logp, log_z = _Combined.apply(found.logp, found.log_z, is_here, shard.group)
     share = found.cost_share
     if sites is not None:
@@ -169,23 +180,25 @@ def _spread(values: Tensor, sites: Tensor, total: int) -> Tensor:
     return values.new_zeros((total, *values.shape[1:])).index_copy(0, sites, values)
 
 
-def _check_same_sites(ids: Tensor, live: Tensor | None, group: Any) -> None:
+def _check_same_sites(used: Tensor, ids: Tensor, group: Any) -> None:
     """Refuse ranks that compute the loss of other batches: their sums would mean nothing.
+
+    Args:
+      used: the ids that are read, ``[n, K]``; or all of them, 0 where they are not read.
+      ids: all of them, ``[N, K]``.
 
     Raises:
       ValueError: on every rank, where the number of sites or an id differs.
     """
-    used = ids if live is None else torch.where(live[:, None], ids, torch.zeros_like(ids))
     places = torch.arange(used.numel(), device=ids.device).view_as(used) % 8191 + 1
-    alive = ids.new_tensor(ids.shape[0]) if live is None else live.sum()
-    shape = ids.new_tensor(ids.shape)
-    facts = torch.stack((*shape, alive, (used * places).sum()))
+    sizes = ids.new_tensor((*ids.shape, used.shape[0]))
+    facts = torch.cat((sizes, (used * places).sum().view(1)))
     facts = torch.stack((facts, -facts))
     dist.all_reduce(facts, dist.ReduceOp.MAX, group)
     most, least = facts.tolist()
     if most != [-number for number in least]:
         raise ValueError(
-            f"selected_ids: got other ones on other ranks, here {int(alive)} live sites of "
+            f"selected_ids: got other ones on other ranks, here of {used.shape[0]} sites of "
             f"{ids.shape[0]}; expected the same batch on every rank of the group over which the "
             "classes of the head are sharded (its data cannot be)"
         )

@@ -111,7 +111,7 @@ def _forget_pending(gradient: Tensor) -> None:
 
 def non_finite_findings() -> tuple[Finding, ...]:
     """What was wrong with the first loss that was not finite, since ``forget_non_finite``."""
-    if _non_finite.pending is not None:
+    if _non_finite.pending is not None and _non_finite.pending.is_whole:
         _non_finite.look_at(_non_finite.pending)
     return _non_finite.findings
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from panda_icefall.freed import is_freed
 from panda_icefall.losses.heads import Head
 from panda_icefall.losses.selected import LatticeLoss, selected_transducer_loss
 from panda_icefall.losses.simple_tiled import tiled_rnnt_loss_smoothed
@@ -57,6 +58,13 @@ class ComputedLoss:
         """T."""
         return self.sites.T
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether what it read can be read again: FSDP2 frees it, other ranks may have a part."""
+        rows = self.logits.rows
+        given = (*(table.values for table in rows.tables), *rows.parameters)
+        return _are_whole((*given, self.logits.weight, self.logits.bias))
+
     def by_utterance(self, observer: Callable[[SiteLogProbs], None] | None = None) -> Tensor:
         """The losses ``[B]``, computed once more, without gradients; nothing is counted."""
         spec = dataclasses.replace(self.spec, reduction="none")
@@ -95,6 +103,11 @@ class ComputedSimpleLoss:
         """T."""
         return self.am.rows
 
+    @property
+    def is_whole(self) -> bool:
+        """As of ``ComputedLoss``."""
+        return _are_whole((*self.am.parts, *self.lm.parts))
+
     def by_utterance(self) -> Tensor:
         """As of ``ComputedLoss``."""
         spec = dataclasses.replace(self.spec, reduction="none")
@@ -105,6 +118,11 @@ class ComputedSimpleLoss:
 
 
 Computed = ComputedLoss | ComputedSimpleLoss
+
+
+def _are_whole(tensors: Iterable[Tensor | None]) -> bool:
+    given = [tensor for tensor in tensors if tensor is not None]
+    return not any(hasattr(t, "to_local") or is_freed(t, t.shape) for t in given)
 
 
 def detached(logits: RowLogits) -> RowLogits:

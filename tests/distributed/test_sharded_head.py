@@ -184,6 +184,39 @@ def check_transducer_losses_of_every_kind(rank):
             cases.assert_close(grads, expected_grads, 1e-11)
 
 
+def check_a_loss_that_is_not_finite_is_reported_as_on_one_process(rank):
+    (mesh, _) = meshes()
+    inputs = cases.batch(cases.KINDS["regular"][1])
+    am = inputs["am"].detach().clone()
+    am[0, 1, 2] = torch.nan
+    torch.manual_seed(1)
+    plain = cases.PlacingJoiner().double()
+    found = []
+    panda_icefall.routing.reset_counters()
+    for joiner in (sharded_twin(plain, mesh), plain):  # the first one is looked into
+        am.requires_grad_()
+        costs = panda_icefall.transducer_loss(
+            joiner, am, inputs["lm"], inputs["targets"], inputs["logit_lengths"],
+            inputs["target_lengths"], reduction="none",
+        )  # fmt: skip
+        (grad,) = torch.autograd.grad(costs.sum(), am)
+        found.append((costs.detach(), grad))
+    (sharded_costs, sharded_grad), (costs, grad) = found
+    assert costs.isnan().tolist() == sharded_costs.isnan().tolist() == [True] + 3 * [False]
+    cases.assert_close([sharded_costs[1:]], [costs[1:]], 1e-12)
+    cases.assert_close([sharded_grad[1:]], [grad[1:]], 1e-11)
+    assert sharded_grad[0].isnan().any()
+
+    plain.output.weight.data[7, 3] = torch.nan  # one rank has it
+    panda_icefall.routing.reset_counters()
+    costs = panda_icefall.transducer_loss(
+        sharded_twin(plain, mesh), inputs["am"], inputs["lm"], inputs["targets"],
+        inputs["logit_lengths"], inputs["target_lengths"], reduction="none",
+    )  # fmt: skip
+    assert costs.isnan().all()
+    costs.sum().backward()
+
+
 def check_a_pruned_loss_and_a_routed_recipe(rank):
     (mesh, _) = meshes()
     data = toy.batch(rnnt, torch.float64)

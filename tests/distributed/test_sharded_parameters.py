@@ -14,7 +14,8 @@ from rank_checks import checks_of, ranks_fixture
 from torch import nn
 
 import panda_icefall
-from panda_icefall import rnnt
+from panda_icefall import rnnt, routing
+from panda_icefall.runs.hooks import guard
 
 pytestmark = [
     pytest.mark.slow,
@@ -140,6 +141,17 @@ def check_memory_is_freed_between_the_passes(rank):
         assert weight.untyped_storage().nbytes() == 0
     # Nothing is left on the module.
     assert not any("panda" in name for name in vars(model.joiner.output_linear))
+
+
+def check_a_guard_leaves_freed_weights_alone(rank):
+    for shard, is_whole in ((in_parts(True), False), (lambda model: None, True)):
+        model, told = Recipe(has_loss=True), []
+        shard(model)
+        with panda_icefall.patched(), routing.followed_losses(told.append, log_probs=True):
+            recipe_loss(model, rank)
+        (found,) = told
+        assert found.is_whole is is_whole
+        assert bool(guard.compared(found, [0, 1])) is is_whole
 
 
 def check_gradients_accumulate_without_communication(rank):

@@ -136,7 +136,12 @@ class Guard(Hook):
 
 
 def compared(found: Computed, chosen: list[int]) -> list[Deviation]:
-    """The distances of a loss from the dense one, in as much scratch as its own tiles may take."""
+    """The distances of a loss from the dense one, in as much scratch as its own tiles may take.
+
+    None where what the loss read is sharded.
+    """
+    if not found.is_whole:
+        return []
     scratch = found.options.workspace_on(found.loss.device)
     if isinstance(found, ComputedLoss):
         return routing.deviations_of(found, chosen, scratch)
