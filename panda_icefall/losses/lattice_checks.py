@@ -146,9 +146,10 @@ def check_values(
         if boundary is not None:
             known = rows_of(found["boundary"])
             check_inside(known, boundary, S, T)
-            check_enough_frames(known, spec.rnnt_type)
         if not follows:
             remember_step(symbols, boundary, num_classes, T, known)
+    if boundary is not None:
+        check_enough_frames(known, spec.rnnt_type)
     return KnownLattice(known, 0 if counted is None else found["counted"][0])
 
 

@@ -9,8 +9,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from panda_icefall.losses.simple_tiled.rows import Selected
-
 # Classes that one program holds in registers: 16 values a thread at 256 threads.
 LARGEST_BLOCK = 4096
 
@@ -57,7 +55,7 @@ def gradient_(
     shift: Tensor | None = None,
     scale: Tensor | None = None,
     weights: Tensor | None = None,
-    selected: Selected | None = None,
+    selected: tuple[Tensor, int, Tensor] | None = None,  # rows.Selected
 ) -> Tensor:
     """``(grad + shift + scale * weights) * exp`` into ``out``, as ``rows.gradient_``.
 
