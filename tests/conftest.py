@@ -20,7 +20,7 @@ if not torch.cuda.is_available():
 HAS_K2 = importlib.util.find_spec("k2") is not None
 # Their assertions tell the values too.
 pytest.register_assert_rewrite(
-    "bands", "counted", "gates", "simple_losses", "toolkit_checkout", "toy", "toy_joiner"
+    "bands", "counted", "drawn", "gates", "simple_losses", "toolkit_checkout", "toy", "toy_joiner"
 )
 
 

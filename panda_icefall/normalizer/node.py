@@ -187,8 +187,8 @@ def _sites_that_matter(
         call.counters.add_when_read(adjoint_mass=total)
         return None
     # Sites without a normaliser go last and are kept, adjoint 0 or not: their gradient is NaN in
-    # the dense expression, and that must show.
-    broken = log_z.isnan() | log_z.isposinf()
+    # the dense expression, and that must show. So is that of a site whose logits are all -inf.
+    broken = ~log_z.isfinite()
     order = torch.where(broken, torch.full_like(mass, torch.inf), mass).argsort()
     ascending = mass[order]
     running = _running_sum(ascending)

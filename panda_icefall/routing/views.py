@@ -23,8 +23,8 @@ def view(function: Function, args: Arguments, kwargs: Keywords, joint: SiteTenso
     """
     if joint.width == 1 or not args or args[0] is not joint:
         raise NotRecordableError
-    args, kwargs = without_memory(args), {k: without_memory(v) for k, v in kwargs.items()}
-    with torch.inference_mode(False):
+    with torch.inference_mode(False):  # whose tensors do not say that they are views
+        args, kwargs = without_memory(args), {k: without_memory(v) for k, v in kwargs.items()}
         result = function(*args, **kwargs)
 
     def one(probe: Tensor, index: int | None) -> SiteTensor:

@@ -184,6 +184,24 @@ def test_nan_sites_show_in_the_gradient_even_where_their_adjoint_is_zero():
     assert counters.totals.adjoint_mass == pytest.approx(adjoints.abs().sum().item())
 
 
+def test_a_site_without_any_class_shows_in_the_gradient_as_in_dense():
+    logits = torch.randn(5, 4, dtype=torch.float64)
+    logits[3] = -torch.inf
+    logits.requires_grad_()
+    ids, adjoints = torch.ones(5, 1).long(), torch.ones(5, 1, dtype=torch.float64)
+    adjoints[3] = 0
+    grads = []
+    for logp in (
+        selected_log_probs(logits, None, None, ids)[0],
+        logits.gather(1, ids) - logits.logsumexp(1, keepdim=True),
+    ):
+        assert logp[3].isnan().all()
+        # Of a lattice that does not read the site.
+        grads.append(torch.autograd.grad(logp, logits, adjoints)[0])
+    torch.testing.assert_close(*grads, rtol=1e-12, atol=1e-14, equal_nan=True)
+    assert grads[0][3].isnan().all()
+
+
 def test_adjoint_tolerance_leaves_out_the_smallest_and_reports_the_mass():
     rows, weight, bias, ids, *_ = values()
     weight.requires_grad_()

@@ -272,6 +272,24 @@ def test_statistics_under_inference_mode_do_not_spoil_the_joiner(k2):
     compare(k2, hidden, materialised={"abs": 1})
 
 
+@pytest.mark.parametrize(
+    "view",
+    [
+        lambda x: torch.cat([x, x], dim=-1).chunk(2, dim=-1)[0],
+        lambda x: x.unsqueeze(1).squeeze(1),
+        lambda x: x.reshape(-1, toy.X).view(x.shape),
+    ],
+    ids=["chunk", "squeeze", "reshape"],
+)
+def test_views_are_recorded_under_inference_mode(k2, view):
+    torch.manual_seed(1)
+    joiner, data = toy.HiddenJoiner(lambda am, lm: view(am + lm).tanh()).double(), toy.batch(k2)
+    data.am, data.lm = data.am.double(), data.lm.double()
+    dense = toy.pruned_loss(k2, joiner, data)
+    with counted.routed(), torch.inference_mode():
+        torch.testing.assert_close(toy.pruned_loss(k2, joiner, data), dense, rtol=1e-12, atol=0)
+
+
 def test_an_infinite_logit_shows_in_the_gradients_as_in_dense(k2):
     torch.manual_seed(1)
     joiner, data = toy.TanhJoiner().double(), toy.batch(k2, torch.float64)

@@ -122,7 +122,7 @@ def arcs_by_formula(
     am_only = (am + unigram.log() - am_log_z[..., None])[:, None]
     log_probs = joint * (1 - lm_only_scale - am_only_scale)
     log_probs = log_probs + lm_only * lm_only_scale + am_only * am_only_scale
-    ids = symbols[:, :, None, None].expand(-1, -1, T, 1)
+    ids = symbols[:, :, None, None].expand(-1, -1, am.shape[1], 1)
     return log_probs[:, :-1].gather(3, ids).squeeze(3), log_probs[..., termination_symbol]
 
 
