@@ -168,7 +168,12 @@ def _pruned_tile_bytes(sites: int, sizes: LossSizes, workspace_bytes: int) -> in
     program = RowProgram((table, table))
     for step in (torch.relu, torch.tanh):  # only their sizes are read: a sum, and its tanh
         program = program.then(step, width=sizes.H)
-    costs = TileCosts.of(program, _FLOAT, casts_weight=sizes.half, with_gradients=True)
+    # Where torch has no half GEMMs into float32 the weight is widened; where it has, the gradient
+    # is a second tile. There is room for both.
+    costs = TileCosts.of(
+        program, _FLOAT, class_bytes=_FLOAT * sizes.H * sizes.half, half_gradient=sizes.half,
+        with_gradients=True,
+    )  # fmt: skip
     least = costs.tile_bytes(USEFUL_SIDE, min(sizes.C, USEFUL_SIDE))
     plan = TilePlan.make(sites, sizes.C, costs, max(workspace_bytes, least))
     # The plan has room for the gradients of all values of a row; they follow each other.

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from panda_icefall.normalizer.workspace import CUDA_BOUNDS, CUDA_FREE_SHARE, MIB
+from panda_icefall.normalizer.workspace import CUDA_BOUNDS, CUDA_SHARE
 from panda_icefall.runs.planning.batches import Speech, epoch_of_batches, typical_batch
 from panda_icefall.runs.planning.calibration import Calibration
 from panda_icefall.runs.planning.loss_memory import (
@@ -62,10 +62,7 @@ class PlanInputs:
     @property
     def workspace_bytes(self) -> int:
         """The tile scratch that routing would choose on this GPU, at most."""
-        most = CUDA_BOUNDS[1]
-        while most > MIB and most > self.usable_bytes * CUDA_FREE_SHARE:
-            most //= 2
-        return most
+        return min(CUDA_BOUNDS[1], int(self.gpu_bytes * CUDA_SHARE))
 
     def memory(self, arm: str, batch: Batch) -> Components:
         """Bytes by component, the step beside the losses among them where it is known."""
