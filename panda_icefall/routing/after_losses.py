@@ -16,6 +16,7 @@ from panda_icefall.normalizer import RowLogits, TileOptions
 from panda_icefall.routing.computed_losses import (
     AM,
     LM,
+    LOGITS,
     OTHER,
     Computed,
     ComputedLoss,
@@ -122,7 +123,7 @@ def forget_non_finite() -> None:
 
 def recorded_loss(
     name: str,
-    recorded: SiteTensor,
+    recorded: SiteTensor | None,
     logits: RowLogits,
     sites: LatticeSites,
     head: Head,
@@ -133,11 +134,11 @@ def recorded_loss(
     observer: Observer | None = None,
     **others: Any,
 ) -> Tensor:
-    """``selected_transducer_loss`` of recorded logits, of which followers are told.
+    """``selected_transducer_loss``, of which followers are told.
 
     Args:
       name: of the kind of loss.
-      recorded: what ``logits`` computes.
+      recorded: what ``logits`` computes; None: the logits themselves are its table.
       others: as of ``selected_transducer_loss``.
     """
     seen: list[SiteLogProbs] = []
@@ -160,8 +161,10 @@ def recorded_loss(
     return loss
 
 
-def _tables(recorded: SiteTensor, logits: RowLogits) -> tuple[str, ...]:
-    """What the tables of a recorded joiner's rows are, in their order."""
+def _tables(recorded: SiteTensor | None, logits: RowLogits) -> tuple[str, ...]:
+    """What the tables of a joiner's rows are, in their order."""
+    if recorded is None:
+        return (LOGITS,)
     order = in_order(recorded.node)
     names = [LM if node.by_symbol else AM for node in order if isinstance(node, Table)]
     names += [OTHER] * sum(isinstance(node, Operand) and not node.is_shared for node in order)
