@@ -16,6 +16,7 @@ from panda_icefall.normalizer import RowLogits, TileOptions
 from panda_icefall.routing.computed_losses import (
     AM,
     LM,
+    LOGITS,
     OTHER,
     Computed,
     ComputedLoss,
@@ -123,7 +124,7 @@ def forget_non_finite() -> None:
 
 def recorded_loss(
     name: str,
-    recorded: SiteTensor,
+    recorded: SiteTensor | None,
     logits: Callable[[], RowLogits],
     sites: LatticeSites,
     head: Head,
@@ -134,14 +135,14 @@ def recorded_loss(
     observer: Observer | None = None,
     **others: Any,
 ) -> Tensor:
-    """``selected_transducer_loss`` of recorded logits, of which followers are told.
+    """``selected_transducer_loss``, of which followers are told.
 
     It runs in the forward of the modules that had gathered what was recorded, where FSDP2 shards
     them.
 
     Args:
       name: of the kind of loss.
-      recorded: what ``logits`` computes.
+      recorded: what the logits are computed from; None: the logits themselves are the table.
       logits: makes them; called once, where the recorded tensors are at hand.
       others: as of ``selected_transducer_loss``.
     """
@@ -166,11 +167,13 @@ def recorded_loss(
         tell(found, loss)
         return loss
 
-    return in_forward_of(recorded.tensors(), computed)
+    return in_forward_of([] if recorded is None else recorded.tensors(), computed)
 
 
-def _tables(recorded: SiteTensor, logits: RowLogits) -> tuple[str, ...]:
-    """What the tables of a recorded joiner's rows are, in their order."""
+def _tables(recorded: SiteTensor | None, logits: RowLogits) -> tuple[str, ...]:
+    """What the tables of a joiner's rows are, in their order."""
+    if recorded is None:
+        return (LOGITS,)
     order = in_order(recorded.node)
     names = [LM if node.by_symbol else AM for node in order if isinstance(node, Table)]
     names += [OTHER] * sum(isinstance(node, Operand) and not node.is_shared for node in order)

@@ -10,8 +10,12 @@ import torch
 from torch import Tensor
 
 from panda_icefall.freed import is_freed
-from panda_icefall.losses.heads import Head
-from panda_icefall.losses.selected import LatticeLoss, selected_transducer_loss
+from panda_icefall.losses.heads import Head, HeadLogProbs
+from panda_icefall.losses.selected import (
+    LatticeLoss,
+    loss_of_log_probs,
+    selected_transducer_loss,
+)
 from panda_icefall.losses.simple_tiled import tiled_rnnt_loss_smoothed
 from panda_icefall.losses.simple_tiled.source import LogitSource
 from panda_icefall.losses.sites import LatticeSites, SiteLogProbs
@@ -19,10 +23,20 @@ from panda_icefall.losses.smoothed import Scales
 from panda_icefall.losses.spec import LatticeSpec
 from panda_icefall.normalizer import RowLogits, RowProgram, RowTable, TileOptions
 
-__all__ = ["AM", "LM", "OTHER", "Computed", "ComputedLoss", "ComputedSimpleLoss", "detached"]
+__all__ = [
+    "AM",
+    "LM",
+    "LOGITS",
+    "OTHER",
+    "Computed",
+    "ComputedByCalls",
+    "ComputedLoss",
+    "ComputedSimpleLoss",
+    "detached",
+]
 
-# What a joiner reads at its sites.
-AM, LM, OTHER = "am", "lm", "another tensor of the joiner"
+# What a joiner reads at its sites, or logits that exist.
+AM, LM, OTHER, LOGITS = "am", "lm", "another tensor of the joiner", "logits"
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,7 +47,7 @@ class ComputedLoss:
       name: of the kind of loss, in words.
       loss: what it returned.
       logits: what computes the logits of its sites.
-      tables: ``AM``, ``LM`` or ``OTHER`` for each table of the rows.
+      tables: ``AM``, ``LM``, ``OTHER`` or ``LOGITS`` for each table of the rows.
       sites, head, options, lattice_loss, clamp: as in ``selected_transducer_loss``.
       log_probs: what it read at its sites; None: nobody asked.
     """
@@ -117,7 +131,45 @@ class ComputedSimpleLoss:
         return losses
 
 
-Computed = ComputedLoss | ComputedSimpleLoss
+@dataclass(frozen=True, eq=False)
+class ComputedByCalls:
+    """A loss whose joiner was called for some sites at a time; its tensors are detached.
+
+    Attributes:
+      name, loss, sites, lattice_loss, options: as of ``ComputedLoss``.
+      found: log-probs of the sites.
+      am: ``[B, T, D]``.
+      lm: ``[B, S + 1, E]``.
+    """
+
+    name: str
+    loss: Tensor
+    found: HeadLogProbs
+    am: Tensor
+    lm: Tensor
+    sites: LatticeSites
+    lattice_loss: LatticeLoss | None
+    options: TileOptions
+
+    @property
+    def spec(self) -> LatticeSpec:
+        return self.sites.spec
+
+    @property
+    def frames(self) -> int:
+        """T."""
+        return self.sites.T
+
+    def by_utterance(self, observer: Callable[[SiteLogProbs], None]) -> Tensor:
+        """As of ``ComputedLoss``."""
+        found = self.found
+        observer(self.sites.observed(found.target, found.blank, found.log_z))
+        spec = dataclasses.replace(self.spec, reduction="none")
+        sites = dataclasses.replace(self.sites, spec=spec)  # type: ignore[type-var]
+        return loss_of_log_probs(found, sites, self.lattice_loss, self.options)
+
+
+Computed = ComputedLoss | ComputedSimpleLoss | ComputedByCalls
 
 
 def _are_whole(tensors: Iterable[Tensor | None]) -> bool:

@@ -15,11 +15,19 @@ from panda_icefall.losses.simple_tiled.source import LogitSource
 from panda_icefall.losses.sites import LatticeSites, RetainedSites, SiteLogProbs
 from panda_icefall.losses.spec import LatticeSpec
 from panda_icefall.normalizer.autocast import no_autocast
-from panda_icefall.routing.computed_losses import AM, LM, Computed, ComputedLoss, ComputedSimpleLoss
+from panda_icefall.routing.computed_losses import (
+    AM,
+    LM,
+    LOGITS,
+    Computed,
+    ComputedByCalls,
+    ComputedLoss,
+    ComputedSimpleLoss,
+)
 
 __all__ = ["Finding", "diagnosed", "lengths_of"]
 
-_SIDES = {AM: "encoder output", LM: "decoder output"}
+_SIDES = {AM: "encoder output", LM: "decoder output", LOGITS: "logits"}
 _OTHER = "another input of the joiner"
 
 
@@ -95,7 +103,8 @@ def _diagnosed(found: Computed) -> list[Finding]:
         if isinstance(found, ComputedSimpleLoss):
             losses, causes = found.by_utterance(), _of_projections(found)
         else:
-            losses, causes = found.by_utterance(seen.append), _of_tables(found)
+            losses = found.by_utterance(seen.append)
+            causes = _of_tables(found) if isinstance(found, ComputedLoss) else _of_calls(found)
             causes += _of_log_probs(found.sites, seen[-1])
         values = losses.tolist()
         # k2's recursion may give a number where an arc is NaN.
@@ -167,22 +176,38 @@ def _of_log_probs(sites: LatticeSites, seen: SiteLogProbs) -> list[_Cause]:
 def _of_projections(found: ComputedSimpleLoss) -> list[_Cause]:
     """What the simple loss's projections read, and their parameters; or am and lm themselves."""
     causes = []
-    lengths = torch.tensor(lengths_of(found.spec, found.frames), device=found.loss.device)
-    for name, source, ends in ((AM, found.am, lengths[:, 0]), (LM, found.lm, lengths[:, 1] + 1)):
+    for name, source in ((AM, found.am), (LM, found.lm)):
         values = source.parts[0]
         assert values is not None
-        inside = torch.arange(values.shape[1], device=values.device) < ends[:, None]
-        bad = inside & ~values.isfinite().all(dim=2)
-        if bool(bad.any()):
-            is_read = isinstance(source, Projection)
-            quantity = _SIDES[name] if is_read else "projection"
-            reason = _seen_in(values, f"the input of {name}'s projection" if is_read else name)
-            rows = bad.int().argmax(dim=1).tolist()
-            first = [(r, 0) if name == AM else (0, r) for r in rows]
-            causes.append(_Cause(quantity, reason, bad.any(dim=1), first))
+        is_read = isinstance(source, Projection)
+        what = f"the input of {name}'s projection" if is_read else name
+        causes += _of_rows(found, name, values, _SIDES[name] if is_read else "projection", what)
     for name, source in ((AM, found.am), (LM, found.lm)):
         causes += _of_parameters(f"{name}'s projection", found.spec, _parameters(source))
     return causes
+
+
+def _of_calls(found: ComputedByCalls) -> list[_Cause]:
+    """What a joiner that was called reads."""
+    sides = ((AM, found.am), (LM, found.lm))
+    return [
+        cause
+        for name, values in sides
+        for cause in _of_rows(found, name, values, _SIDES[name], f"{name}, as the joiner reads it")
+    ]
+
+
+def _of_rows(found: Computed, name: str, values: Tensor, quantity: str, what: str) -> list[_Cause]:
+    """Rows ``[B, T, D]`` of the encoder (AM), or ``[B, S + 1, E]`` of the predictor, inside."""
+    lengths = torch.tensor(lengths_of(found.spec, found.frames), device=values.device)
+    ends = lengths[:, 0] if name == AM else lengths[:, 1] + 1
+    inside = torch.arange(values.shape[1], device=values.device) < ends[:, None]
+    bad = inside & ~values.isfinite().all(dim=2)
+    if not bool(bad.any()):
+        return []
+    rows = bad.int().argmax(dim=1).tolist()
+    first = [(r, 0) if name == AM else (0, r) for r in rows]
+    return [_Cause(quantity, _seen_in(values, what), bad.any(dim=1), first)]
 
 
 def _parameters(source: LogitSource) -> Sequence[Tensor | None]:

@@ -12,17 +12,18 @@ from torch import Tensor
 
 from panda_icefall.cuda_graphs import check_not_captured
 from panda_icefall.dynamo import opaque
-from panda_icefall.losses.heads import Head
+from panda_icefall.losses.heads import Head, HeadLogProbs
 from panda_icefall.losses.lengths import sites_of_utterances
 from panda_icefall.losses.pruning import check_pruning_form
-from panda_icefall.losses.selected import LatticeLoss, loss_of_log_probs, selected_transducer_loss
+from panda_icefall.losses.selected import LatticeLoss, loss_of_log_probs
 from panda_icefall.losses.sites import FullSites, LatticeSites, RetainedSites
 from panda_icefall.losses.spec import LatticeSpec, check_options
 from panda_icefall.losses.variant import Variant
 from panda_icefall.normalizer import RowLogits, RowProgram, RowTable, TileOptions
 from panda_icefall.routing import patch
-from panda_icefall.routing.after_losses import recorded_loss
+from panda_icefall.routing.after_losses import recorded_loss, tell
 from panda_icefall.routing.axis_tensor import AxisTensor
+from panda_icefall.routing.computed_losses import ComputedByCalls
 from panda_icefall.routing.deferred import DeferredJoint
 from panda_icefall.routing.hosts import Kind
 from panda_icefall.routing.joiner_calls import Joiner, SiteRows, log_probs_by_calls
@@ -270,13 +271,16 @@ def _loss(
     counters, observer = patch.counters(), current_observer()
     bound = clamp if is_clamped else None
     state = JoinerState(joiner, rows.am.device)
+    kind = Kind.FULL_LOSS if isinstance(rows.sites, GridSites) else Kind.PRUNED_LOSS
     logits = _recorded(joiner, joints)
     if isinstance(logits, str):
         state.restore()
         why_not_called = rows.why_not_by_calls(joiner)
         if why_not_called is not None:
             counters.count_whole_lattice(f"{logits}: {why_not_called}")
-            return _loss_of_logits(rows.whole(joiner), sites_of, head, lattice_loss, bound, options)
+            return _loss_of_logits(
+                kind, rows.whole(joiner), sites_of, head, lattice_loss, bound, options
+            )
         counters.count_calls(logits)
         facts = rows.facts(joiner)
         sites = sites_of(facts.classes)
@@ -285,10 +289,19 @@ def _loss(
         )
         if observer is not None:
             observer(sites.observed(found.target, found.blank, found.log_z))
-        return loss_of_log_probs(found, sites, lattice_loss, options)
+        loss = loss_of_log_probs(found, sites, lattice_loss, options)
+        others = None if found.others is None else found.others.detach()
+        known = HeadLogProbs(
+            found.target.detach(), found.blank.detach(), found.log_z.detach(), others
+        )
+        am, lm = rows.am.detach(), rows.lm.detach()
+        computed = ComputedByCalls(
+            kind.value, loss.detach(), known, am, lm, sites, lattice_loss, options
+        )
+        tell(computed, loss)
+        return loss
     sites = sites_of(logits.width)
     is_shift_free = not (is_clamped or variant.use_hat_loss)
-    kind = Kind.FULL_LOSS if isinstance(sites, FullSites) else Kind.PRUNED_LOSS
     recorded, position = logits, _position(sites)
     loss = recorded_loss(
         kind.value, recorded,
@@ -301,6 +314,7 @@ def _loss(
 
 
 def _loss_of_logits(
+    kind: Kind,
     logits: Tensor,
     sites_of: Callable[[int], LatticeSites],
     head: Head,
@@ -311,8 +325,8 @@ def _loss_of_logits(
     """The loss of a lattice's logits that exist."""
     sites = sites_of(logits.shape[-1])
     table = RowTable(logits.reshape(-1, logits.shape[-1]), _position(sites))
-    return selected_transducer_loss(
-        RowLogits(RowProgram((table,))), sites, head, options,
+    return recorded_loss(
+        kind.value, None, lambda: RowLogits(RowProgram((table,))), sites, head, options,
         lattice_loss=lattice_loss, clamp=clamp, counters=patch.counters().tiles,
         observer=current_observer(),
     )  # fmt: skip

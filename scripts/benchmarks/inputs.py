@@ -16,6 +16,8 @@ from benchmarks.shapes import LossShape
 
 # Classes of the loss that random bands are taken from: enough to tell states apart.
 BAND_CLASSES = 64
+# The unpickler that makes no objects but tensors; torch 1.13's knows no floats.
+IS_WEIGHTS_ONLY = int(torch.__version__.partition(".")[0]) >= 2
 
 
 @dataclass
@@ -69,7 +71,7 @@ class LossInputs:
     @classmethod
     def load(cls, path: Path, device: torch.device) -> LossInputs:
         """What `save` wrote."""
-        saved = torch.load(path, map_location="cpu", weights_only=True)
+        saved = torch.load(path, map_location="cpu", weights_only=IS_WEIGHTS_ONLY)
         return cls(LossShape(**saved.pop("shape")), **saved).to(device)
 
     def save(self, path: Path) -> None:

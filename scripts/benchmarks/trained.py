@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.inputs import LossInputs
+from benchmarks.inputs import IS_WEIGHTS_ONLY, LossInputs
 from benchmarks.model import TransducerLoss
 from benchmarks.shapes import LossShape
 
@@ -45,7 +45,7 @@ def trained_inputs(checkpoint: Path, B: int, T: int, s_range: int, shortest: flo
             f"--checkpoint: got {checkpoint}, expected an epoch-N.pt that egs/tones' train.py "
             "wrote; the docstring of make_trained_inputs.py has the commands"
         )
-    saved = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    saved = torch.load(checkpoint, map_location="cpu", weights_only=IS_WEIGHTS_ONLY)
     with _recipe_on_path():
         train = importlib.import_module("train")
         params = train.get_params()
@@ -61,7 +61,7 @@ def trained_inputs(checkpoint: Path, B: int, T: int, s_range: int, shortest: flo
 
 def used_classes(checkpoint: Path) -> Tensor:
     """The classes that texts of a checkpoint's corpus have, and blank; int64, ascending."""
-    saved = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    saved = torch.load(checkpoint, map_location="cpu", weights_only=IS_WEIGHTS_ONLY)
     with _recipe_on_path():
         params = importlib.import_module("train").get_params()
         params.update(saved["params"])

@@ -177,6 +177,30 @@ def test_every_loss_of_the_field_is_looked_into(options):
     assert "encoder output at t=5" in text
 
 
+def rolled(logits):
+    return logits.roll(1, dims=-1).roll(-1, dims=-1)  # cannot be recorded
+
+
+def of_all_states(logits):
+    return rolled(logits) + logits.mean(dim=(1, 2), keepdim=True)
+
+
+@pytest.mark.parametrize(
+    ("unrecorded", "quantity"), [(rolled, "encoder output at t=3"), (of_all_states, "logits at t=")]
+)
+def test_joiners_that_cannot_be_recorded_are_looked_into_too(unrecorded, quantity):
+    joiner = torch.nn.Linear(toy.X, toy.C)
+    am, lm = torch.randn(2, 6, toy.X), torch.randn(2, 4, toy.X)
+    am[1, 3] = NAN
+    transducer_loss(
+        lambda am, lm: unrecorded(joiner(torch.tanh(am.unsqueeze(2) + lm.unsqueeze(1)))),
+        am.requires_grad_(), lm, torch.ones(2, 3).long(), torch.tensor([6, 4]),
+        torch.tensor([3, 2]),
+    )  # fmt: skip
+    (text,) = panda_icefall.status().non_finite
+    assert f"utterance b=1 (T=4, S=2) is nan: {quantity}" in text
+
+
 def test_on_a_device_the_loss_is_looked_at_where_status_is_asked_until_backward_begins():
     losses = []
     with followed_losses(losses.append):

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from panda_icefall import routing
-from panda_icefall.routing import Computed, ComputedLoss, Deviation
+from panda_icefall.routing import Computed, ComputedLoss, ComputedSimpleLoss, Deviation
 from panda_icefall.runs.contract.tolerances import tolerances_for
 from panda_icefall.runs.errors import MismatchError
 from panda_icefall.runs.hooks.bad_batch import report_path, utterance_of, write_report
@@ -145,7 +145,9 @@ def compared(found: Computed, chosen: list[int]) -> list[Deviation]:
     scratch = found.options.workspace_on(found.loss.device)
     if isinstance(found, ComputedLoss):
         return routing.deviations_of(found, chosen, scratch)
-    return routing.deviations_of_simple(found, chosen, scratch)
+    if isinstance(found, ComputedSimpleLoss):
+        return routing.deviations_of_simple(found, chosen, scratch)
+    return []  # a joiner that was called: only its own loop does that
 
 
 def _operands(found: Computed) -> torch.dtype:

@@ -11,6 +11,8 @@ from torch.nn.parallel import DistributedDataParallel as DDP
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+# The unpickler that makes no objects but tensors; torch 1.13's knows no floats.
+IS_WEIGHTS_ONLY = int(torch.__version__.partition(".")[0]) >= 2
 PROGRESS = ("batch_idx_train", "best_valid_loss", "best_valid_epoch")
 
 
@@ -49,7 +51,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             f"checkpoint: got {path}, expected a file that train.py wrote; check --exp-dir and "
             "the epoch"
         )
-    return torch.load(path, map_location="cpu", weights_only=True)
+    return torch.load(path, map_location="cpu", weights_only=IS_WEIGHTS_ONLY)
 
 
 def load_checkpoint(
