@@ -212,6 +212,7 @@ def asked_by(command):
     start = words.index("bounded") + 1
     assert words[: start - 1] in (["panda-icefall"], [sys.executable, "-m", "panda_icefall"])
     given = cli.commands["bounded"].make_context("bounded", words[start:]).params
+    assert given.pop("is_json") is False
     return check_request(given.pop("config"), **given)
 
 
@@ -254,7 +255,7 @@ def interrupt(monkeypatch, stage, steps):
     """The bound in minutes is over once `stage` has trained that many steps."""
     real = bounded_run.run_stage
 
-    def run_stage(command, folder, environment, log, deadline):
+    def run_stage(command, folder, environment, log, deadline, on_poll):
         def stop():
             memory_log = log.with_name("memory.jsonl")
             rows = memory_log.read_text() if memory_log.exists() else ""
