@@ -81,12 +81,14 @@ def run(name: str, examples: int, with_seed: int, *, shrinks: bool = True) -> Ru
 
 
 def split(examples: int, most: int, names: Sequence[str] = ()) -> list[tuple[str, int]]:
-    """So many examples shared out over the properties, in pieces of at most ``most``.
+    """So many examples shared out over the properties, in pieces of at most ``most``; each has one.
 
     One piece of each property after the other, so that all of them have some early on.
     """
     shares = {name: SHARES[name] for name in names or PROPERTIES}
     left = {n: max(1, round(examples * s / sum(shares.values()))) for n, s in shares.items()}
+    first = next(iter(left))
+    left[first] = max(1, left[first] + examples - sum(left.values()))
     pieces = []
     while left:
         for name in [*left]:
