@@ -9,10 +9,8 @@ from torch import Tensor
 
 from panda_icefall.normalizer.plan import ClassTile
 
-# The GEMM adds the bias, and subtracts ``log_z``: it reads what it adds its products to anyway.
+# The GEMM does: it reads what it adds its products to anyway.
 ADDS_BIAS = False
-# Half of the L2 cache of a core, where two cores work on a strip.
-STRIP_BYTES = 2**20
 
 
 def fold(
@@ -41,24 +39,19 @@ def fold(
     logits = tile[:, : at.width]
     if bias is not None:
         logits.add_(bias)
-    is_first = at.low == 0
-    if is_first:
+    if at.low == 0:
         column = ids if at.is_whole else ids.clamp(max=at.width - 1)
         torch.gather(logits, 1, column, out=chosen)
-    else:
-        inside, column = _in_tile(ids, at)
-        chosen.copy_(torch.where(inside, logits.gather(1, column), chosen))
-    for rows in _strips(tile):
-        part, high, summed = logits[rows], peak[rows], total[rows]
-        if is_first:
-            torch.amax(part, dim=1, out=high)
-            torch.sum(part.sub_(finite_or_zero(high)[:, None]).exp_(), dim=1, out=summed)
-            continue
-        new_high = torch.maximum(high, part.amax(dim=1))
-        shift = finite_or_zero(new_high)
-        summed.mul_(high.sub_(shift).exp_())
-        summed.add_(part.sub_(shift[:, None]).exp_().sum(dim=1))
-        high.copy_(new_high)
+        torch.amax(logits, dim=1, out=peak)
+        torch.sum(logits.sub_(finite_or_zero(peak)[:, None]).exp_(), dim=1, out=total)
+        return
+    inside, column = _in_tile(ids, at)
+    chosen.copy_(torch.where(inside, logits.gather(1, column), chosen))
+    new_peak = torch.maximum(peak, logits.amax(dim=1))
+    shift = finite_or_zero(new_peak)
+    total.mul_(peak.sub_(shift).exp_())
+    total.add_(logits.sub_(shift[:, None]).exp_().sum(dim=1))
+    peak.copy_(new_peak)
 
 
 def gradient(
@@ -66,7 +59,7 @@ def gradient(
     bias: Tensor | None,
     at: ClassTile,
     ids: Tensor,
-    log_z: Tensor | None,
+    log_z: Tensor,
     softmax_scale: Tensor,
     adjoints: Tensor,
     limits: Tensor | None,
@@ -79,8 +72,7 @@ def gradient(
 
     Args:
       tile, bias, at, ids: as of ``fold``; duplicates in a row of ids add up.
-      log_z: ``[n]`` still to be subtracted, or None.
-      softmax_scale: ``[n]``.
+      log_z, softmax_scale: ``[n]``.
       adjoints: ``[n, K]`` of the selected log-probs.
       limits: ``[n]``, bounds of the absolute gradient, or None.
       out: as the tile, which it may be; the gradient is written to its first columns, rounded once
@@ -90,11 +82,7 @@ def gradient(
     grad = tile[:, : at.width]
     if bias is not None:
         grad.add_(bias)
-    for rows in _strips(tile):
-        part = grad[rows]
-        if log_z is not None:
-            part.sub_(log_z[rows, None])
-        part.exp_().mul_(softmax_scale[rows, None])
+    grad.sub_(log_z[:, None]).exp_().mul_(softmax_scale[:, None])
     column = ids
     if not at.is_whole:
         inside, column = _in_tile(ids, at)
@@ -114,13 +102,6 @@ def gradient(
 def finite_or_zero(peak: Tensor) -> Tensor:
     """What is subtracted from logits before ``exp``: the peak, or 0 where it is infinite."""
     return torch.nan_to_num(peak, nan=math.nan, posinf=0.0, neginf=0.0)
-
-
-def _strips(tile: Tensor) -> list[slice]:
-    """Rows that a CPU's cache keeps from one pass over them to the next; elsewhere all rows."""
-    n, row_bytes = tile.shape[0], tile.stride(0) * tile.element_size()
-    step = max(1, STRIP_BYTES // row_bytes) if tile.device.type == "cpu" else max(1, n)
-    return [slice(low, min(low + step, n)) for low in range(0, n, step)]
 
 
 def _in_tile(ids: Tensor, at: ClassTile) -> tuple[Tensor, Tensor]:
