@@ -88,7 +88,7 @@ def backward(
       limits: ``[n]``, bounds of the absolute gradient of a site's logits; None: none.
     """
     scratch = log_z.new_empty(plan.tile_rows, plan.row_stride)
-    grads = scratch  # in place, but where GEMMs take other operands
+    grads: Tensor | None = None  # in place, but where GEMMs take other operands
     if head.gemms.widens:
         grads = scratch.new_empty(scratch.shape, dtype=head.gemms.operands)
     softmax_scale = log_z_adjoints - adjoints.sum(dim=1)
@@ -110,7 +110,8 @@ def backward(
         hidden_grad: Tensor | None = None
         if wants_rows and head.weight is not None:
             hidden_grad = hidden.new_empty(hidden.shape, dtype=head.dtype)
-        tile, grad_tile = scratch[: end - begin], grads[: end - begin]
+        tile = scratch[: end - begin]
+        grad_tile = tile if grads is None else grads[: end - begin]
         for at in class_tiles:
             weight, bias = head_tile(at)
             grad = grad_tile[:, : at.width]
@@ -171,10 +172,11 @@ def _logits(
             out.sub_(column)
     elif head.gemms.adds and (bias is not None or column is not None):
         # What the products are added to is read by the GEMM anyway.
-        start = bias if column is None else -column
-        if bias is not None and column is not None:
-            start = torch.sub(bias, column, out=out)
-        assert start is not None
+        if bias is None:
+            assert column is not None
+            start = -column
+        else:
+            start = bias if column is None else torch.sub(bias, column, out=out)
         head.gemms.add_product(start, hidden, weight.t(), out=out)
     else:
         head.gemms.multiply(hidden, weight.t(), out=out)

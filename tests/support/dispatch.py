@@ -54,7 +54,7 @@ class Launches(TorchDispatchMode):
     """
 
     NOT_LAUNCHED = ("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided")
-    NOT_LAUNCHED += ("_unsafe_view", "lift_fresh", "detach", "resize_", "set_")
+    NOT_LAUNCHED += ("_unsafe_view", "lift_fresh", "detach", "resize_", "set_", "is_same_size")
 
     def __init__(self):
         super().__init__()
