@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from panda_icefall.losses.simple_tiled.rows import Selected
+from panda_icefall.losses.simple_tiled.source import Selected
 
 # Classes that one program holds in registers: 16 values a thread at 256 threads.
 LARGEST_BLOCK = 4096
