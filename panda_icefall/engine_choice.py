@@ -108,6 +108,6 @@ def why_not_triton(device: torch.device) -> str | None:
 
 
 def _try_kernel(device: torch.device) -> None:
-    from panda_icefall import triton_probe
+    from panda_icefall.triton_probe import run
 
-    triton_probe.run(device)
+    run(device)

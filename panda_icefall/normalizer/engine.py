@@ -16,7 +16,7 @@ class RowKernels(Protocol):
     """The two functions on one tile of logits; ``torch_rows`` documents them.
 
     Attributes:
-      ADDS_BIAS: whether they add the bias, and subtract ``log_z``, at no cost.
+      ADDS_BIAS: whether they add the bias at no cost, so that GEMMs need not.
     """
 
     ADDS_BIAS: bool
@@ -38,7 +38,7 @@ class RowKernels(Protocol):
         bias: Tensor | None,
         at: ClassTile,
         ids: Tensor,
-        log_z: Tensor | None,
+        log_z: Tensor,
         softmax_scale: Tensor,
         adjoints: Tensor,
         limits: Tensor | None,

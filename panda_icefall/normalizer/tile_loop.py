@@ -41,7 +41,7 @@ def forward(
         hidden = head.rows(program.replay(_gather(program, begin, end), parameters))
         tile = scratch[: end - begin]
         for at in class_tiles:
-            bias, _ = _logits(kernels, head, hidden, *head_tile(at), None, tile[:, : at.width])
+            bias = _logits(kernels, head, hidden, *head_tile(at), tile[:, : at.width])
             kernels.fold(
                 tile, bias, at, ids[begin:end],
                 peak[begin:end], total[begin:end], chosen[begin:end],
@@ -115,11 +115,9 @@ def backward(
         for at in class_tiles:
             weight, bias = head_tile(at)
             grad = grad_tile[:, : at.width]
-            bias, shift = _logits(
-                kernels, head, hidden, weight, bias, log_z[part], tile[:, : at.width]
-            )
+            bias = _logits(kernels, head, hidden, weight, bias, tile[:, : at.width])
             kernels.gradient(
-                tile, bias, at, ids[part], shift, softmax_scale[part], adjoints[part],
+                tile, bias, at, ids[part], log_z[part], softmax_scale[part], adjoints[part],
                 None if limits is None else limits[part], grad_tile,
                 None if wanted.bias is None else wanted.bias[at.low : at.high],
             )  # fmt: skip
@@ -154,37 +152,22 @@ def _logits(
     hidden: Tensor,
     weight: Tensor | None,
     bias: Tensor | None,
-    shift: Tensor | None,
     out: Tensor,
-) -> tuple[Tensor | None, Tensor | None]:
-    """Logits ``[n, c]`` of hidden rows ``[n, H]``, plus the bias, minus the shift ``[n]``.
+) -> Tensor | None:
+    """Logits ``[n, c]`` of hidden rows ``[n, H]``.
 
     Returns:
-      The bias and the shift where the kernels are to add them, else None.
+      The bias where the kernels are to add it, else None.
     """
-    left: tuple[Tensor | None, Tensor | None] = None, None
-    if kernels.ADDS_BIAS:
-        left, bias, shift = (bias, shift), None, None
-    column = None if shift is None else shift.unsqueeze(1)
     if weight is None:
         out.copy_(hidden)
-        if column is not None:
-            out.sub_(column)
-    elif head.gemms.adds and (bias is not None or column is not None):
-        # What the products are added to is read by the GEMM anyway.
-        if bias is None:
-            assert column is not None
-            start = -column
-        else:
-            start = bias if column is None else torch.sub(bias, column, out=out)
-        head.gemms.add_product(start, hidden, weight.t(), out=out)
-    else:
+    elif bias is None or kernels.ADDS_BIAS or not head.gemms.adds:
         head.gemms.multiply(hidden, weight.t(), out=out)
-        if bias is not None:
-            out.add_(bias)
-        if column is not None:
-            out.sub_(column)
-    return left
+        return bias
+    else:
+        # What products are added to is read by the GEMM anyway.
+        head.gemms.add_product(bias, hidden, weight.t(), out=out)
+    return None
 
 
 def _rows_backward(

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from panda_icefall.normalizer.plan import ClassTile
 
-# The GEMM adds the bias, and subtracts ``log_z``: it reads what it adds its products to anyway.
+# The GEMM does: it reads what it adds its products to anyway.
 ADDS_BIAS = False
 # Half of the L2 cache of a core, where two cores work on a strip.
 STRIP_BYTES = 2**20
@@ -66,7 +66,7 @@ def gradient(
     bias: Tensor | None,
     at: ClassTile,
     ids: Tensor,
-    log_z: Tensor | None,
+    log_z: Tensor,
     softmax_scale: Tensor,
     adjoints: Tensor,
     limits: Tensor | None,
@@ -79,8 +79,7 @@ def gradient(
 
     Args:
       tile, bias, at, ids: as of ``fold``; duplicates in a row of ids add up.
-      log_z: ``[n]`` still to be subtracted, or None.
-      softmax_scale: ``[n]``.
+      log_z, softmax_scale: ``[n]``.
       adjoints: ``[n, K]`` of the selected log-probs.
       limits: ``[n]``, bounds of the absolute gradient, or None.
       out: as the tile, which it may be; the gradient is written to its first columns, rounded once
@@ -91,10 +90,7 @@ def gradient(
     if bias is not None:
         grad.add_(bias)
     for rows in _strips(tile):
-        part = grad[rows]
-        if log_z is not None:
-            part.sub_(log_z[rows, None])
-        part.exp_().mul_(softmax_scale[rows, None])
+        grad[rows].sub_(log_z[rows, None]).exp_().mul_(softmax_scale[rows, None])
     column = ids
     if not at.is_whole:
         inside, column = _in_tile(ids, at)

@@ -55,7 +55,7 @@ def gradient(
     bias: Tensor | None,
     at: ClassTile,
     ids: Tensor,
-    log_z: Tensor | None,
+    log_z: Tensor,
     softmax_scale: Tensor,
     adjoints: Tensor,
     limits: Tensor | None,
