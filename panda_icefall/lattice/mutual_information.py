@@ -136,8 +136,8 @@ def is_k2_chosen(recursion: str, engine: str, device: torch.device) -> bool:
     and some thousand where not.
 
     Args:
-      recursion: "k2", "exact", or "auto": on CUDA the exact one where Triton runs; there without
-        Triton, and on a CPU, k2's where it has one for the device; else the exact one.
+      recursion: "k2", "exact", or "auto": k2's on CUDA where Triton does not run and k2 has CUDA,
+        the exact one everywhere else.
       engine: of ``exact_recursion``.
       device: where the arcs lie.
 
@@ -149,8 +149,8 @@ def is_k2_chosen(recursion: str, engine: str, device: torch.device) -> bool:
     if recursion == "exact":
         return False
     if recursion == "auto":
-        is_fast = device.type == "cuda" and is_triton_chosen(engine, device)
-        return not is_fast and has_k2_recursion(device)
+        is_slow = device.type == "cuda" and not is_triton_chosen(engine, device)
+        return is_slow and has_k2_recursion(device)
     if not has_k2_recursion(device):
         raise ValueError(
             f"recursion: got 'k2' for arcs on {device}, where the installed k2 has none; give "

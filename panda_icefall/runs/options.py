@@ -162,7 +162,7 @@ class PandaOptions:
     recursion: str = option(
         "auto", _choice(check_recursion), "loss",
         "Recursion over the lattice: k2's own, in float32, or the exact one in float64; auto: the "
-        "exact one on CUDA where Triton runs and where k2 has none, else k2's.",
+        "exact one, but on CUDA without Triton k2's.",
         metavar="{" + ",".join(RECURSIONS) + "}",
     )  # fmt: skip
     projections: Mapping[str, str] | None = option(

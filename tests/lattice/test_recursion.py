@@ -3,7 +3,8 @@
 import math
 import random
 import sys
-from types import SimpleNamespace
+from importlib.machinery import ModuleSpec
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from panda_icefall.lattice import (
     has_k2_recursion,
     mutual_information_recursion,
 )
+from panda_icefall.lattice.mutual_information import unchecked_recursion
 
 NEG_INF = float("-inf")
 
@@ -374,17 +376,17 @@ def test_an_unfit_boundary_is_refused_naming_the_utterance(function, boundary, e
 # Which recursion runs.
 
 
-def test_k2_runs_where_it_is_importable(monkeypatch):
+def test_k2s_runs_where_it_is_asked_for(monkeypatch):
     calls = []
-    stub = SimpleNamespace(mutual_information_recursion=lambda *args: calls.append(args) or "k2's")
+    stub = ModuleType("k2")
+    stub.__spec__ = ModuleSpec("k2", None)
+    stub.mutual_information_recursion = lambda *args: calls.append(args) or "k2's"
     monkeypatch.setitem(sys.modules, "k2", stub)
-    assert mutual_information_recursion(GOOD_PX, GOOD_PY, None, True) == "k2's"
+    assert unchecked_recursion(GOOD_PX, GOOD_PY, None, True, recursion="k2") == "k2's"
     assert calls[0][2:] == (None, True)
 
 
-@pytest.mark.parametrize("stub", [None, SimpleNamespace()], ids=["no k2", "k2 without recursion"])
-def test_the_own_recursion_runs_where_k2_has_none(monkeypatch, stub):
-    monkeypatch.setitem(sys.modules, "k2", stub)
+def test_the_public_function_is_the_exact_one_on_a_cpu():
     px, py, boundary = make_lattice("regular ragged")
     scores = mutual_information_recursion(px, py, boundary)
     assert torch.equal(scores, exact_recursion(px, py, boundary))
@@ -449,11 +451,11 @@ def test_fp32_is_at_most_as_wrong_as_k2_in_fp32():
 
 
 @pytest.mark.k2
-def test_the_public_function_is_k2s_in_the_k2_lane(lattice):
+def test_k2s_is_the_one_that_runs_where_it_is_asked_for_in_the_k2_lane(lattice):
     import k2
 
     px, py, boundary = lattice
     assert torch.equal(
-        mutual_information_recursion(px, py, boundary),
+        unchecked_recursion(px, py, boundary, False, recursion="k2"),
         k2.mutual_information_recursion(px, py, boundary),
     )

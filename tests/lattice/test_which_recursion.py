@@ -42,7 +42,7 @@ def machine(monkeypatch):
 @pytest.mark.parametrize(
     ("recursion", "device", "k2", "has_triton", "is_k2"),
     [
-        ("auto", CPU, "cpu", True, True),
+        ("auto", CPU, "cpu", True, False),
         ("auto", CPU, None, True, False),
         ("auto", CUDA, "cuda", True, False),
         ("auto", CUDA, "cuda", False, True),

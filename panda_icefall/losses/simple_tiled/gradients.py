@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from panda_icefall.losses.simple_tiled.kernels import RowKernels
 from panda_icefall.losses.simple_tiled.plan import SimpleTilePlan
-from panda_icefall.losses.simple_tiled.rows import RowKernels
 from panda_icefall.losses.simple_tiled.source import LogitSource, Parts
 from panda_icefall.losses.simple_tiled.sums import Masses
 from panda_icefall.losses.simple_tiled.unigram import unigram_backward

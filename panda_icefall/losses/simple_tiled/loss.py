@@ -16,13 +16,13 @@ from panda_icefall.dynamo import opaque
 from panda_icefall.losses.lattice_checks import check_spec
 from panda_icefall.losses.lattices.full import Loss, loss_of_arcs, symbol_arcs
 from panda_icefall.losses.logit_checks import check_logits
+from panda_icefall.losses.simple_tiled.kernels import row_kernels
 from panda_icefall.losses.simple_tiled.logits import Logits
 from panda_icefall.losses.simple_tiled.plan import (
     USEFUL_ROWS,
     USEFUL_ROWS_ON_DEVICE,
     SimpleTilePlan,
 )
-from panda_icefall.losses.simple_tiled.rows import row_kernels
 from panda_icefall.losses.simple_tiled.source import LogitSource, check_sources
 from panda_icefall.losses.simple_tiled.terms import simple_terms
 from panda_icefall.losses.smoothed import Scales, mixed_arcs

@@ -12,6 +12,8 @@ from torch import Tensor
 from panda_icefall.losses.logit_checks import WIDE, check_fit
 
 Parts = tuple[Tensor | None, ...]
+# Class ids, int64 [n, K], the first class of the tile, and values [n, K, length].
+Selected = tuple[Tensor, int, Tensor]
 # Classes: of so many numbers rows begin at addresses that GEMMs and row kernels read in full width.
 ALIGNMENT = 64
 

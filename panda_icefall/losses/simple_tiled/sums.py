@@ -18,8 +18,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from panda_icefall.losses.simple_tiled.kernels import RowKernels
 from panda_icefall.losses.simple_tiled.plan import SimpleTilePlan
-from panda_icefall.losses.simple_tiled.rows import RowKernels
 from panda_icefall.losses.simple_tiled.source import LogitSource
 from panda_icefall.losses.simple_tiled.unigram import unigram_of
 

@@ -12,8 +12,8 @@ from torch import Tensor
 from panda_icefall.first_order import first_order_only
 from panda_icefall.freed import refuse_freed, shapes_of
 from panda_icefall.losses.simple_tiled.gradients import Adjoints, add_gradients
+from panda_icefall.losses.simple_tiled.kernels import RowKernels
 from panda_icefall.losses.simple_tiled.plan import SimpleTilePlan
-from panda_icefall.losses.simple_tiled.rows import RowKernels
 from panda_icefall.losses.simple_tiled.source import LogitSource
 from panda_icefall.losses.simple_tiled.sums import Masses, sum_over_classes
 from panda_icefall.normalizer import TileCounters

@@ -9,6 +9,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from panda_icefall.losses.simple_tiled.source import Selected
+
 # Classes that one program holds in registers: 16 values a thread at 256 threads.
 LARGEST_BLOCK = 4096
 
@@ -55,7 +57,7 @@ def gradient_(
     shift: Tensor | None = None,
     scale: Tensor | None = None,
     weights: Tensor | None = None,
-    selected: tuple[Tensor, int, Tensor] | None = None,  # rows.Selected
+    selected: Selected | None = None,
 ) -> Tensor:
     """``(grad + shift + scale * weights) * exp`` into ``out``, as ``rows.gradient_``.
 

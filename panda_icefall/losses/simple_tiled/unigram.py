@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from panda_icefall.losses.simple_tiled.kernels import RowKernels
 from panda_icefall.losses.simple_tiled.plan import SimpleTilePlan
-from panda_icefall.losses.simple_tiled.rows import RowKernels
 from panda_icefall.losses.simple_tiled.source import LogitBlock, LogitSource, Parts
 
 
