@@ -45,8 +45,7 @@ def bench(inputs: LossInputs, args: argparse.Namespace) -> list[dict[str, Any]]:
     }
     for step in steps.values():
         step.run()
-    works = {name: step.run for name, step in steps.items()}
-    samples = interleaved_samples(works, args.repeats, device)
+    samples = interleaved_samples(steps, args.repeats, device, args.warm_ups)
     parts: dict[str, list[dict[str, float]]] = {name: [] for name in names}
     for _ in range(args.repeats):
         for name, step in steps.items():
