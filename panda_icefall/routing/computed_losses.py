@@ -160,6 +160,11 @@ class ComputedByCalls:
         """T."""
         return self.sites.T
 
+    @property
+    def is_whole(self) -> bool:
+        """As of ``ComputedLoss``."""
+        return _are_whole((self.am, self.lm))
+
     def by_utterance(self, observer: Callable[[SiteLogProbs], None]) -> Tensor:
         """As of ``ComputedLoss``."""
         found = self.found
