@@ -68,7 +68,8 @@ def _lattice(px: Tensor, py: Tensor, boundary: Tensor | None) -> tuple[Tensor | 
 
 def _columns(S: int) -> dict[str, int]:
     # No more warps than columns fill: the others would only repeat what those do.
-    columns = triton.next_power_of_2(S + 1)
+    # The interpreter of Triton 3.2 takes a mask of a single False for no mask.
+    columns = max(2, triton.next_power_of_2(S + 1))
     return {"COLUMNS": columns, "num_warps": min(max(columns // 32, 1), 16)}
 
 

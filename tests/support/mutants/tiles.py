@@ -26,18 +26,18 @@ def dropped_row_tile(patch):
 
 
 def wrong_sign(patch):
-    gradient_ = torch_rows.gradient_
+    gradient = torch_rows.gradient
 
-    def wrong(logits, ids, low, log_z, softmax_scale, adjoints):
-        gradient_(logits, ids, low, log_z, -softmax_scale, adjoints)
+    def wrong(tile, bias, at, ids, log_z, softmax_scale, *rest):
+        gradient(tile, bias, at, ids, log_z, -softmax_scale, *rest)
 
-    patch.setattr(torch_rows, "gradient_", wrong)
+    patch.setattr(torch_rows, "gradient", wrong)
 
 
 def _backward(patch, change):
     """``tile_loop.backward`` of arguments by name that ``change`` changes."""
     backward = tile_loop.backward
-    names = "program head sites ids log_z adjoints log_z_adjoints plan kernels wanted limits"
+    names = "program head ids log_z adjoints log_z_adjoints plan kernels wanted limits"
 
     def wrong(*args: Any) -> None:
         given = dict(zip(names.split(), args))
@@ -92,14 +92,12 @@ def nothing_ever_skipped(patch):
 def half_accumulator(patch):
     backward = tile_loop.backward
 
-    def wrong(
-        program, head, sites, ids, log_z, adjoints, log_z_adjoints, plan, kernels, wanted, limits
-    ):
+    def wrong(program, head, ids, log_z, adjoints, log_z_adjoints, plan, kernels, wanted, limits):
         for begin, end in plan.row_tiles():
             some = slice(begin, end)
             small = dataclasses.replace(plan, sites=end - begin)
             backward(
-                program, head, sites[some], ids[some], log_z[some], adjoints[some],
+                program.at(torch.arange(begin, end)), head, ids[some], log_z[some], adjoints[some],
                 log_z_adjoints[some], small, kernels, wanted, limits,
             )  # fmt: skip
             for buffer in (*wanted.tables, wanted.weight, wanted.bias):
@@ -123,8 +121,14 @@ def not_rescaled(patch):
     """The sum so far keeps the peak of the first class tile."""
     finite_or_zero = torch_rows.finite_or_zero
 
-    def fold(logits, ids, low, peak, total, chosen):
-        inside, column = torch_rows._in_tile(ids, low, low + logits.shape[1])
+    def fold(tile, bias, at, ids, peak, total, chosen):
+        logits = tile[:, : at.width]
+        if bias is not None:
+            logits.add_(bias)
+        if at.low == 0:
+            peak.fill_(-torch.inf)
+            total.zero_()
+        inside, column = torch_rows._in_tile(ids, at)
         chosen.copy_(torch.where(inside, logits.gather(1, column), chosen))
         new_peak = torch.maximum(peak, logits.amax(dim=1))
         total.add_(logits.sub_(finite_or_zero(new_peak)[:, None]).exp_().sum(dim=1))
@@ -134,17 +138,19 @@ def not_rescaled(patch):
 
 
 def duplicate_ids_once(patch):
-    gradient_ = torch_rows.gradient_
+    gradient = torch_rows.gradient
 
-    def wrong(logits, ids, low, log_z, softmax_scale, adjoints):
+    def wrong(tile, bias, at, ids, log_z, softmax_scale, adjoints, *rest):
         again = (ids[:, :, None] == ids[:, None]).triu(1).any(dim=1)
-        gradient_(logits, ids, low, log_z, softmax_scale, adjoints.masked_fill(again, 0))
+        once = adjoints.masked_fill(again, 0)
+        gradient(tile, bias, at, ids, log_z, softmax_scale, once, *rest)
 
-    patch.setattr(torch_rows, "gradient_", wrong)
+    patch.setattr(torch_rows, "gradient", wrong)
 
 
 def index_table_not_followed(patch):
-    def gather(program, sites):
+    def gather(program, begin, end):
+        sites = torch.arange(begin, end)
         return [t.values.detach()[sites % len(t.values)] for t in program.tables]
 
     patch.setattr(tile_loop, "_gather", gather)
@@ -154,10 +160,10 @@ def wrong_segment_of_lm(patch):
     """What a state's row of lm gets, the next row gets."""
     rows_backward = tile_loop._rows_backward
 
-    def wrong(program, sites, rows, leaves, output, output_grad, wanted):
+    def wrong(program, part, rows, leaves, output, output_grad, wanted):
         *_, last = wanted.tables
         before = None if last is None else last.clone()
-        rows_backward(program, sites, rows, leaves, output, output_grad, wanted)
+        rows_backward(program, part, rows, leaves, output, output_grad, wanted)
         if last is not None and len(wanted.tables) > 1:
             last.copy_(before + (last - before).roll(1, 0))
 
@@ -193,7 +199,7 @@ TILES = [
     Mutation("dropped class tile", "TilePlan.class_tiles", dropped_class_tile, FULL),
     Mutation("dropped row tile", "TilePlan.row_tiles", dropped_row_tile, "structure gate",
              structure),
-    Mutation("wrong sign", "torch_rows.gradient_", wrong_sign, FULL),
+    Mutation("wrong sign", "torch_rows.gradient", wrong_sign, FULL),
     Mutation("stale log_z", "tile_loop.backward", stale_log_z, FULL),
     Mutation("adjoint of log_z forgotten", "tile_loop.backward", log_z_adjoint_forgotten,
              LOG_PROBS),
@@ -209,7 +215,7 @@ TILES = [
     Mutation("normaliser rounded to half", "tile_loop.forward", rounded_normalizer,
              "low-precision gate", low_precision),
     Mutation("running sum not rescaled", "torch_rows.fold", not_rescaled, LOG_PROBS),
-    Mutation("a class selected twice, once", "torch_rows.gradient_", duplicate_ids_once,
+    Mutation("a class selected twice, once", "torch_rows.gradient", duplicate_ids_once,
              LOG_PROBS),
     Mutation("index table not followed", "tile_loop._gather", index_table_not_followed, FULL),
     Mutation("wrong segment in an lm reduction", "tile_loop._rows_backward", wrong_segment_of_lm,
