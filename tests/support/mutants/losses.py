@@ -90,8 +90,8 @@ def penalty_of_the_padded_length(patch):
 def fastemit_on_blank_arcs(patch):
     loss_of_full_sites = full.loss_of_full_sites
 
-    def wrong(target_logp, blank_logp, lattice):
-        return loss_of_full_sites(target_logp, lattice.spec.emitted(blank_logp), lattice)
+    def wrong(target_logp, blank_logp, lattice, *rest):
+        return loss_of_full_sites(target_logp, lattice.spec.emitted(blank_logp), lattice, *rest)
 
     patch.setattr(selected, "loss_of_full_sites", wrong)
 
@@ -193,7 +193,7 @@ LOSSES = [
     Mutation("ids of another utterance", "FullSites.next_symbols", ids_of_another_utterance, FULL),
     Mutation("ids of the state before", "sites.next_symbols", ids_of_the_state_before, PRUNED),
     Mutation("boundary a frame too early", "sites.inside_boundary", boundary_off_by_one, PRUNED),
-    Mutation("boundary a state too early", "sites.inside_boundary", last_state_outside, FULL),
+    Mutation("boundary a state too early", "sites.inside_boundary", last_state_outside, PRUNED),
     Mutation("symbols after the last frame", "full.symbol_arcs", symbol_arc_at_the_last_frame,
              FULL),
     Mutation("final blank forgotten", "LatticeOptions.last_frame", final_blank_forgotten, FULL),
