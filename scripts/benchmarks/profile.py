@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import time
 from collections.abc import Callable, Iterator
@@ -89,6 +90,7 @@ def _timed(name: str, part: str, seconds: dict[str, float]) -> Iterator[None]:
                              "scripts/benchmarks/profile.py")  # fmt: skip
     called = original
 
+    @functools.wraps(called)  # its signature is looked at
     def timed(*args: Any, **kwargs: Any) -> Any:
         begin = time.perf_counter()
         try:

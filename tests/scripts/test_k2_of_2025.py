@@ -66,7 +66,8 @@ def test_the_simple_loss_makes_the_tensors_of_c_classes_that_k2_makes():
     am, lm = leaves(AM, LM)
     with TensorsMade(SHAPE.C) as meter:
         smoothed(k2_of_2025.rnnt_loss_smoothed, am, lm)[0].backward()
-    of_classes = {shape: n for shape, n in meter.made.items() if n}
+    # Not the recursion's, of four dimensions.
+    of_classes = {shape: n for shape, n in meter.made.items() if n and len(shape) < 4}
     assert max(torch.Size(shape).numel() for shape in of_classes) == torch.Size(AM).numel()
     assert of_classes == SIMPLE_COUNTS
 
