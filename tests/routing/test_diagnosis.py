@@ -215,7 +215,7 @@ def test_on_a_device_the_loss_is_looked_at_where_status_is_asked_until_backward_
 
     device = types.SimpleNamespace(type="cuda")
     loss = types.SimpleNamespace(device=device, isfinite=isfinite)
-    there = types.SimpleNamespace(loss=loss, name="loss")
+    there = types.SimpleNamespace(loss=loss, name="loss", is_whole=True)
     result = torch.zeros((), requires_grad=True) * 1
     after_losses.tell(there, result)
     assert looked == []  # nothing was waited for
