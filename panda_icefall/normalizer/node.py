@@ -33,6 +33,7 @@ class Call:
       workspace_bytes: what the options say for the device.
       clamp: bound of every element of the logits' gradient, for a cost whose own gradient is 1;
         None: none.
+      is_part: as of ``panda_icefall.normalizer.op.select``.
     """
 
     steps: Sequence[Step]
@@ -45,6 +46,7 @@ class Call:
     counters: TileCounters
     kernels: RowKernels
     clamp: float | None = None
+    is_part: bool = False
 
     def head(self, weight: Tensor | None, bias: Tensor | None) -> LinearHead:
         return LinearHead.of(weight, bias, self.head_dtype, self.dtype)
@@ -188,7 +190,7 @@ def _sites_that_matter(
         return None
     # Sites without a normaliser go last and are kept, adjoint 0 or not: their gradient is NaN in
     # the dense expression, and that must show. So is that of a site whose logits are all -inf.
-    broken = ~log_z.isfinite()
+    broken = log_z.isnan() | log_z.isposinf() if call.is_part else ~log_z.isfinite()
     order = torch.where(broken, torch.full_like(mass, torch.inf), mass).argsort()
     ascending = mass[order]
     running = _running_sum(ascending)

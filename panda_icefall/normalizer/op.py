@@ -104,6 +104,7 @@ def select(
     options: TileOptions,
     counters: TileCounters | None,
     clamp: float | None = None,
+    is_part: bool = False,
 ) -> Selected:
     """``selected_log_probs`` of arguments that are gathered already; same errors and notes.
 
@@ -113,6 +114,7 @@ def select(
       clamp: the gradient of each cost with respect to the logits is clipped to
         ``[-clamp, clamp]``, element by element, before it is multiplied by that of the cost;
         None: it is not.
+      is_part: other processes have further classes; those here may all have probability 0.
     """
     logits = with_local_shard(logits)
     if logits.shard is not None:
@@ -130,7 +132,7 @@ def select(
     counters.add(sites=program.sites, sites_evaluated=evaluated)
     call = Call(
         program.steps, len(program.tables), logits.classes, logits.head_dtype, logits.dtype,
-        options, options.workspace_on(ids.device), counters, kernels, clamp,
+        options, options.workspace_on(ids.device), counters, kernels, clamp, is_part,
     )  # fmt: skip
     head = call.head(weight, None)  # that of a plan, which asks for no bias
     for with_gradients in (False, True):  # refuses a workspace that is too small for either

@@ -153,8 +153,12 @@ def select_of_shard(
         if counters is not None:
             counters.add(sites=total - sites.shape[0])
     own = replace(own, rows=program, shard=None)
-    found = select(own, own_ids, is_here, live=KnownSites(), counters=counters, **others)
-    logp, log_z = _Combined.apply(found.logp, found.log_z, is_here, shard.group)
+    found = select(
+        own, own_ids, is_here, live=KnownSites(), counters=counters, is_part=True, **others
+    )
+    # Of a rank without a class: it takes part, and adds nothing.
+    own_log_z = found.log_z if weight.shape[0] else found.log_z - torch.inf
+    logp, log_z = _Combined.apply(found.logp, own_log_z, is_here, shard.group)
     share = found.cost_share
     if sites is not None:
         logp, log_z = _spread(logp, sites, total), _spread(log_z, sites, total)
@@ -165,14 +169,13 @@ def select_of_shard(
 
 
 def _with_a_class(logits: RowLogits) -> RowLogits:
-    """Where a rank has no class, one of probability 0: it takes part in all that the others do."""
+    """Where a rank has no class, one to go through: it takes part in all that the others do."""
     weight = logits.weight
     assert weight is not None
     if weight.shape[0]:
         return logits
-    bias = weight.new_zeros(0) if logits.bias is None else logits.bias
-    padded = F.pad(bias, (0, 1), value=-torch.inf)
-    return replace(logits, weight=F.pad(weight, (0, 0, 0, 1)), bias=padded)
+    bias = None if logits.bias is None else F.pad(logits.bias, (0, 1))
+    return replace(logits, weight=F.pad(weight, (0, 0, 0, 1)), bias=bias)
 
 
 def _spread(values: Tensor, sites: Tensor, total: int) -> Tensor:
