@@ -163,8 +163,9 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def documents(folder: Path) -> list[Path]:
-    """The documents of a folder, but for those of `validate_gpu.py`, which have another form."""
-    return [path for path in sorted(folder.glob("*.json")) if not path.name.startswith("gpu-")]
+    """The documents of a folder; those of other scripts, which have another form, are left out."""
+    others = ("gpu-", "plan.json")  # validate_gpu.py, check_plan.py
+    return [path for path in sorted(folder.glob("*.json")) if not path.name.startswith(others)]
 
 
 def default_path(*words: str, device: str, dtype: str) -> Path:
