@@ -95,6 +95,8 @@ def why_not_triton(device: torch.device) -> str | None:
         return f"the compute capability of {device} is {major}.{minor}, expected 7.0 or higher"
     try:
         _try_kernel(device)
+    except torch.cuda.OutOfMemoryError:  # says nothing about Triton
+        raise
     except Exception as error:
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
         logging.warning(

@@ -151,10 +151,10 @@ class SelectedLogProbs(torch.autograd.Function):
             )
             tile_loop.backward(
                 program, head, ids, log_z, adjoints, log_z_adjoints,
-                plan, call.kernels, wanted, limits,
+                plan, call.kernels, wanted, limits, scale,
             )  # fmt: skip
             if scale is not None:
-                for total in (wanted.weight, wanted.bias, *buffers):
+                for total in (wanted.weight, wanted.bias):
                     if total is not None:
                         total.div_(scale)
         tiles = len(plan.row_tiles()) * len(plan.class_tiles())
@@ -183,7 +183,7 @@ def _sites_that_matter(
     mass = sizes.sum(dim=1) + log_z_adjoints.double().abs()
     total = mass.sum()
     tolerance = call.options.tolerance_in(call.dtype)
-    if tolerance == 0 and waits_for_values(mass.device):
+    if tolerance == 0 and not call.is_part and waits_for_values(mass.device):
         # How many adjoints are exactly 0 is not worth waiting for.
         total = torch.where(total.isfinite(), total, torch.zeros_like(total))
         call.counters.add_when_read(adjoint_mass=total)

@@ -73,6 +73,7 @@ def backward(
     kernels: RowKernels,
     wanted: Gradients,
     limits: Tensor | None = None,
+    scale: Tensor | None = None,
 ) -> None:
     """Add the gradients of ``sum(adjoints * selected_logp) + sum(log_z_adjoints * log_z)``.
 
@@ -86,6 +87,9 @@ def backward(
       plan: tiles for ``n`` sites.
       wanted: zero-filled buffers to add into.
       limits: ``[n]``, bounds of the absolute gradient of a site's logits; None: none.
+      scale: ``[]`` by which the adjoints and limits were multiplied; None: 1. Gradients of the
+        head are left multiplied by it, those of the rows are divided, before the joiner's own
+        half-precision layers see them.
     """
     scratch = log_z.new_empty(plan.tile_rows, plan.row_stride)
     grads: Tensor | None = None  # in place, but where GEMMs take other operands
@@ -133,6 +137,8 @@ def backward(
                 head.gemms.add_product(weight_grad, grad.t(), hidden, out=weight_grad)
         # Rows of steps without a derivative, such as comparisons, take no gradient.
         if hidden_grad is not None and output.requires_grad:
+            if scale is not None:
+                hidden_grad.div_(scale)
             _rows_backward(program, part, rows, leaves, output, hidden_grad, wanted)
 
 

@@ -86,8 +86,11 @@ def diagnosed(found: Computed) -> list[Finding]:
     """What is wrong with the utterances whose loss is not finite; empty where all are finite.
 
     Computes the losses once more, by utterance, without gradients. Reads device values. Where that
-    fails, as for memory, it is logged, and the findings are empty.
+    fails, as for memory, it is logged, and the findings are empty; so they are where what the loss
+    read is freed or sharded.
     """
+    if not found.is_whole:
+        return []
     try:
         return _diagnosed(found)
     except Exception as error:  # training has to go on as it would have

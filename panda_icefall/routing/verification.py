@@ -21,7 +21,7 @@ from panda_icefall.losses.lattices.pruned import pruned_px_py
 from panda_icefall.losses.selected import loss_of_log_probs
 from panda_icefall.losses.sites import FullSites, LatticeSites, inside_boundary
 from panda_icefall.losses.utterances import at_sites, lattice_of_utterances
-from panda_icefall.normalizer import RowLogits, RowProgram
+from panda_icefall.normalizer import RowLogits, RowProgram, TileOptions
 from panda_icefall.normalizer.autocast import no_autocast
 from panda_icefall.normalizer.op import Selected, select
 from panda_icefall.routing.computed_losses import ComputedLoss
@@ -235,9 +235,9 @@ def _dense_loss(
     found: HeadLogProbs,
     sites: LatticeSites,
     lattice_loss: Callable[..., Tensor] | None,
-    engine: str,
+    options: TileOptions,
 ) -> Tensor:
-    """The losses ``[n]`` by the recursion over the full lattice in torch."""
+    """The losses ``[n]`` by the recursion over the full lattice in torch, whatever the options."""
     if lattice_loss is not None:  # of durations: it is in torch everywhere
         return lattice_loss(found, sites)
     spec, S = sites.spec, sites.spec.symbols.shape[1]
@@ -251,7 +251,7 @@ def _dense_loss(
     if spec.delay_penalty > 0.0:
         earliness = spec.earliness(px, px.shape[2], py.shape[2])
         px = px + earliness.unsqueeze(1) * spec.delay_penalty
-    scores = unchecked_exact_recursion(px, py, spec.boundary, False)
+    scores = unchecked_exact_recursion(px, py, spec.boundary, False, "torch")
     assert isinstance(scores, Tensor)
     return spec.loss_of(scores)
 

@@ -156,7 +156,7 @@ class PandaOptions:
     )  # fmt: skip
     engine: str = option(
         "auto", _choice(check_engine), "loss",
-        "Kernels of the losses; auto: Triton's on CUDA where it is installed.",
+        "Kernels of the losses; auto: Triton's on CUDA where it works.",
         metavar="{" + ",".join(ENGINES) + "}",
     )  # fmt: skip
     recursion: str = option(

@@ -45,7 +45,7 @@ def lattice(request):
     return make_lattice(request.param)
 
 
-@pytest.fixture(params=["torch", "triton"])
+@pytest.fixture(params=["torch", pytest.param("triton", marks=pytest.mark.cuda)])
 def recursion(request):
     """`exact_recursion` by one engine; Triton's kernels run on the GPU where there is one."""
     engine = request.param

@@ -15,6 +15,7 @@ from panda_icefall.losses.simple_tiled import rows, source
 
 # In the interpreter numpy tells of inf minus inf, and of what older Tritons do with it.
 pytestmark = [
+    pytest.mark.cuda,
     pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning"),
     pytest.mark.filterwarnings("ignore:Conversion of an array:DeprecationWarning"),
 ]

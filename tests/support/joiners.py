@@ -201,7 +201,8 @@ ROWS = [
     after("learned temperature", lambda z, p: z * p["t"].exp(), shapes={"t": ()}),
     after("scale and bias of each class", lambda z, p: 0.3 - z * p["v"] + p["u"],
           shapes={"v": (C,), "u": (C,)}),
-    after("mask of classes, filled", lambda z, p: z.masked_fill(MASK, -1e30)),
+    # Some of them are targets: at -1e30 rounding would choose among their paths.
+    after("mask of classes, filled", lambda z, p: z.masked_fill(MASK, -30.0)),
     after("mask of classes, added", lambda z, p: z + torch.zeros(C).masked_fill(MASK, -30.0)),
     Row("slice of the classes", lambda am, lm, p: head(torch.tanh(am + lm), p)[..., :C],
         {"w": (C + 5, X), "b": (C + 5,)}),

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from panda_icefall.dynamo import opaque
 from panda_icefall.lattice.mutual_information import (
-    mutual_information_recursion,
     unchecked_recursion,
 )
+from panda_icefall.lattice.validation import check_recursion_inputs, widened
 from panda_icefall.losses.sites import FullSites
 from panda_icefall.losses.spec import LatticeOptions, check_options
 from panda_icefall.normalizer import TileOptions
@@ -132,10 +132,11 @@ def loss_of_arcs(
         earliness = options.earliness(px, px.shape[2], py.shape[2])
         px = px + earliness.unsqueeze(1) * options.delay_penalty
     boundary, chosen = options.boundary, (tiles.engine, tiles.recursion)
-    if is_checked:
-        result = unchecked_recursion(px, py, boundary, return_grad, *chosen)
-    else:
-        result = mutual_information_recursion(px, py, boundary, return_grad)
+    if not is_checked:
+        if px.dtype == py.dtype:
+            px, py = widened(px), widened(py)
+        check_recursion_inputs(px, py, boundary)
+    result = unchecked_recursion(px, py, boundary, return_grad, *chosen)
     scores, grads = result if isinstance(result, tuple) else (result, None)
     loss = options.loss_of(scores)
     return loss if grads is None else (loss, grads)

@@ -64,7 +64,12 @@ class NonFiniteReport(Hook):
 
     def _report(self, epoch: Epoch, losses: list[Computed], result: Any) -> None:
         findings = [finding for found in losses for finding in routing.diagnosed(found)]
-        names = [n for n, p in epoch.model.named_parameters() if not bool(p.isfinite().all())]
+        # Of a sharded one the part that is here: only this rank looks.
+        held = {
+            name: p.to_local() if hasattr(p, "to_local") else p
+            for name, p in epoch.model.named_parameters()
+        }
+        names = [name for name, p in held.items() if not bool(p.isfinite().all())]
         text = "every routed loss is finite; what the recipe makes of them, or another loss, is not"
         if findings:
             text = str(findings[0])

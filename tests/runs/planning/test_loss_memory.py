@@ -42,7 +42,7 @@ def test_both_arms_and_several_shapes_were_measured():
 
 
 def test_published_figures_of_the_dense_loss_are_met():
-    """The peak of k2's losses that other work measured here, FACTS: B=20 T=150 S=14, 1389 MiB."""
+    """The peak of k2's losses that were measured before: B=20 T=150 S=14, 1389 MiB."""
     figure = sum(dense_memory(Batch(20, 150, 14), AISHELL).values())
     assert figure == pytest.approx(1389.4 * MIB, rel=0.02)
 

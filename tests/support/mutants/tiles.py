@@ -37,7 +37,7 @@ def wrong_sign(patch):
 def _backward(patch, change):
     """``tile_loop.backward`` of arguments by name that ``change`` changes."""
     backward = tile_loop.backward
-    names = "program head ids log_z adjoints log_z_adjoints plan kernels wanted limits"
+    names = "program head ids log_z adjoints log_z_adjoints plan kernels wanted limits scale"
 
     def wrong(*args: Any) -> None:
         given = dict(zip(names.split(), args))
@@ -92,7 +92,9 @@ def nothing_ever_skipped(patch):
 def half_accumulator(patch):
     backward = tile_loop.backward
 
-    def wrong(program, head, ids, log_z, adjoints, log_z_adjoints, plan, kernels, wanted, limits):
+    def wrong(
+        program, head, ids, log_z, adjoints, log_z_adjoints, plan, kernels, wanted, limits, scale
+    ):
         for begin, end in plan.row_tiles():
             some = slice(begin, end)
             small = dataclasses.replace(plan, sites=end - begin)
