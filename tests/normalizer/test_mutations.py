@@ -44,7 +44,9 @@ def round_normalizer_to_bfloat16(patch):
 def accumulate_in_bfloat16(patch):
     backward = tile_loop.backward
 
-    def wrong(program, head, ids, log_z, adjoints, log_z_adjoints, plan, kernels, wanted, limits):
+    def wrong(
+        program, head, ids, log_z, adjoints, log_z_adjoints, plan, kernels, wanted, limits, scale
+    ):
         for begin, end in plan.row_tiles():
             part = slice(begin, end)
             small = dataclasses.replace(plan, sites=end - begin)
