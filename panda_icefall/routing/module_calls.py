@@ -23,7 +23,12 @@ from panda_icefall.routing.recorded_joiners import (
     running,
 )
 from panda_icefall.routing.recorded_projections import recorded_projection
-from panda_icefall.routing.sharded_modules import compute_dtypes, is_fully_sharded, sharded_forward
+from panda_icefall.routing.sharded_modules import (
+    compute_dtypes,
+    has_base,
+    is_fully_sharded,
+    sharded_forward,
+)
 from panda_icefall.routing.stand_in import StandIn, as_tensors
 
 # Modules that raised on a stand-in, and how counters name that.
@@ -97,12 +102,12 @@ def _is_called_by_fsdp(module: nn.Module) -> bool:
 
 
 def _is_fsdp(module: nn.Module) -> bool:
-    """Whether it is FSDP (1), which takes its parameters away once its forward is over."""
-    return any(
-        kind.__name__ == "FullyShardedDataParallel"
-        and kind.__module__.startswith("torch.distributed.")
-        for kind in type(module).__mro__
-    )
+    """Whether an FSDP takes its parameters away once its forward is over, and gives none back.
+
+    The first kind; and the second one of torch before 2.6.
+    """
+    is_second = has_base(module, "FSDPModule") and not is_fully_sharded(module)
+    return is_second or has_base(module, "FullyShardedDataParallel")
 
 
 @opaque

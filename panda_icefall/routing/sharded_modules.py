@@ -21,6 +21,7 @@ from panda_icefall.dynamo import opaque
 
 __all__ = [
     "compute_dtypes",
+    "has_base",
     "in_forward_of",
     "is_fully_sharded",
     "note_gathered",
@@ -35,13 +36,28 @@ _gathered_by: Any = None  # recorded tensors, and by which modules; made at the 
 
 
 def is_fully_sharded(module: nn.Module) -> bool:
-    """Whether ``torch.distributed.fsdp.fully_shard`` was called on this very module."""
-    kind = type(module)
+    """Whether ``torch.distributed.fsdp.fully_shard`` was called on this very module.
+
+    That of torch before 2.6, which lets no loss run as one more forward, does not count.
+    """
     # It names the classes it makes so; asked at every call of a module.
-    return kind.__name__.startswith("FSDP") and any(
-        base.__name__ == "FSDPModule" and base.__module__.startswith("torch.distributed.")
-        for base in kind.__mro__
+    is_named = type(module).__name__.startswith("FSDP")
+    return is_named and has_base(module, "FSDPModule") and _runs_losses()
+
+
+def has_base(module: nn.Module, name: str) -> bool:
+    """Whether a module is of this class of ``torch.distributed``."""
+    return any(
+        base.__name__ == name and base.__module__.startswith("torch.distributed.")
+        for base in type(module).__mro__
     )
+
+
+@functools.cache
+def _runs_losses() -> bool:
+    import torch.distributed.fsdp as fsdp
+
+    return hasattr(fsdp, "register_fsdp_forward_method")
 
 
 def compute_dtypes(module: nn.Module) -> tuple[torch.dtype | None, torch.dtype | None]:

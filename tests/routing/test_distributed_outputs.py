@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 import panda_icefall
-from panda_icefall.routing import PandaError
+from panda_icefall.routing import PandaError, sharded_modules
 
 
 @pytest.fixture(autouse=True)
@@ -219,6 +219,25 @@ def test_sharded_models_compute_as_without(k2, shard, has_loss, is_joiner_sharde
         assert status.materialised == {"FullyShardedDataParallel": 2}
     else:
         assert (status.losses_routed, status.materialised) == (2, {})
+
+
+@needs_fsdp
+def test_fully_shard_of_older_torch_computes_a_joiner_as_without(k2, monkeypatch):
+    data = toy.batch(k2, torch.float64)
+
+    def run():
+        model = Recipe(k2, has_loss=True).double()
+        model.joiner = fully_shard(model.joiner)
+        return model(data).detach()
+
+    dense = run()
+    monkeypatch.setattr(sharded_modules, "_runs_losses", lambda: False)
+    with panda_icefall.patched():
+        routed = run()
+    torch.testing.assert_close(routed, dense, rtol=1e-10, atol=1e-12)
+    status = panda_icefall.status()
+    assert (status.losses_routed, status.losses_dense) == (0, 1)
+    assert status.materialised == {"FSDP": 2}
 
 
 def by_storage(parameter):
