@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from panda_icefall.runs.bounded.arms import read_arm
+from panda_icefall.runs.contract import result
 from panda_icefall.runs.contract.result import ContractRecord
 from panda_icefall.runs.errors import UsageError
 from panda_icefall.runs.memory.log import find_memory_logs, read_last_run
@@ -12,8 +13,6 @@ from panda_icefall.runs.records import validated
 from panda_icefall.runs.report.comparison import ComparedRun
 
 __all__ = ["read_runs"]
-
-_CONTRACT = "panda-check.json"
 
 
 def read_runs(folders: Sequence[Path]) -> list[ComparedRun]:
@@ -33,7 +32,7 @@ def read_runs(folders: Sequence[Path]) -> list[ComparedRun]:
 def _read(log: Path, name: str) -> ComparedRun:
     try:
         rows = read_last_run(log)
-        path = log.with_name(_CONTRACT)
+        path = log.with_name(result.FILE_NAME)
         contract = None
         if path.is_file():
             content = json.loads(path.read_text(encoding="utf-8"))

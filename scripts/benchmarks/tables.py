@@ -152,7 +152,7 @@ COLUMNS: dict[str, list[Column]] = {
         Column("", text("name")),
         Column("s, minimum", number("seconds_min", ".4f")),
         Column("s, median", number("seconds", ".4f")),
-        Column("of the losses' own time, every 200th batch", number("share", ".3%")),
+        Column("of the losses' own time", number("share", ".3%")),
     ],
 }
 
@@ -192,9 +192,8 @@ def _problem(figures: dict[str, Any]) -> str:
     if name == "recursion":
         return f"Recursion over the lattice, whole loss, {settings['adjoints']} adjoints: {size}"
     if name == "guard":
-        return (
-            f"--panda-verify-every, two longest utterances, {settings['adjoints']} adjoints: {size}"
-        )
+        every = settings["every"]
+        return f"--panda-verify-every {every}, {settings['adjoints']} adjoints: {size}"
     return f"Workspace of the tiles, whole loss, {settings['adjoints']} adjoints: {size}"
 
 
