@@ -97,4 +97,4 @@ def test_icefall_loads_a_checkpoint_of_a_routed_run_where_there_is_no_panda(tmp_
     path = tmp_path / "epoch-1.pt"
     run(sys.executable, "-c", SAVED, path, cwd=tmp_path)
     text = run(sys.executable, "-c", LOADED, path, cwd=tmp_path)
-    assert f"7 panda-icefall {VERSION}: --use-panda 1 --panda-workspace-mib 4.0\n" in text
+    assert f"7 panda-icefall {VERSION}: --use-panda 1 --panda-workspace-mib 4\n" in text
