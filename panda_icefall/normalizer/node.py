@@ -20,7 +20,7 @@ from panda_icefall.normalizer.head import LinearHead
 from panda_icefall.normalizer.options import TileOptions
 from panda_icefall.normalizer.plan import USEFUL_SIDE, TileCosts, TilePlan
 from panda_icefall.normalizer.program import RowProgram, RowTable, Step
-from panda_icefall.normalizer.retry import retrying_backward, retrying_forward
+from panda_icefall.normalizer.retry import with_one_retry
 from panda_icefall.normalizer.tensor_cores import scale_for_float16
 
 
@@ -73,7 +73,6 @@ class SelectedLogProbs(torch.autograd.Function):
     """Autograd node; its ``inputs`` are the program's tables and then its parameters."""
 
     @staticmethod
-    @retrying_forward
     def forward(  # type: ignore[override]
         ctx: Any,
         call: Call,
@@ -89,12 +88,15 @@ class SelectedLogProbs(torch.autograd.Function):
         with call.counters.timed("forward", device), no_autocast(device):
             (live_ids,) = _rows(live_sites, ids)
             live_program = program if live_sites is None else program.at(live_sites)
-            plan = call.plan(program, head, live_ids.shape[0], with_gradients=False)
-            live_logp, live_log_z = tile_loop.forward(
-                live_program, head, live_ids, plan, call.kernels
-            )
+
+            def in_tiles(call: Call) -> tuple[Call, TilePlan, tuple[Tensor, Tensor]]:
+                plan = call.plan(program, head, live_ids.shape[0], with_gradients=False)
+                found = tile_loop.forward(live_program, head, live_ids, plan, call.kernels)
+                return call, plan, found
+
+            # Backward goes on with tiles that fit.
+            ctx.call, plan, (live_logp, live_log_z) = with_one_retry(in_tiles, call)
         call.counters.add(tiles_forward=len(plan.row_tiles()) * len(plan.class_tiles()))
-        ctx.call = call
         indices = [table.index for table in program.tables]
         ctx.shapes = shapes_of((weight, bias, *inputs))
         ctx.save_for_backward(
@@ -110,7 +112,6 @@ class SelectedLogProbs(torch.autograd.Function):
 
     @staticmethod
     @first_order_only
-    @retrying_backward
     def backward(  # type: ignore[override]
         ctx: Any, logp_grad: Tensor, log_z_grad: Tensor, share_grad: Tensor
     ) -> tuple[Tensor | None, ...]:
@@ -137,22 +138,25 @@ class SelectedLogProbs(torch.autograd.Function):
                 scale = scale_for_float16(adjoints, log_z_adjoints)
                 adjoints, log_z_adjoints = adjoints * scale, log_z_adjoints * scale
                 limits = None if limits is None else limits * scale
-            plan = call.plan(program, head, ids.shape[0], with_gradients=True)
             _, _, _, needs_weight, needs_bias, _, *needs = ctx.needs_input_grad
-            buffers = [
-                t.new_zeros(t.shape, dtype=call.dtype) if need else None
-                for t, need in zip(inputs, needs)
-            ]
-            wanted = tile_loop.Gradients(
-                tables=buffers[: call.tables],
-                parameters=buffers[call.tables :],
-                weight=weight.new_zeros(weight.shape, dtype=call.dtype) if needs_weight else None,
-                bias=bias.new_zeros(bias.shape, dtype=call.dtype) if needs_bias else None,
-            )
-            tile_loop.backward(
-                program, head, ids, log_z, adjoints, log_z_adjoints,
-                plan, call.kernels, wanted, limits, scale,
-            )  # fmt: skip
+            needs = [needs_weight, needs_bias, *needs]
+
+            def in_tiles(call: Call) -> tuple[TilePlan, tile_loop.Gradients]:
+                plan = call.plan(program, head, ids.shape[0], with_gradients=True)
+                of_weight, of_bias, *of_inputs = (
+                    t.new_zeros(t.shape, dtype=call.dtype) if need else None
+                    for t, need in zip((weight, bias, *inputs), needs)
+                )
+                wanted = tile_loop.Gradients(
+                    of_inputs[: call.tables], of_inputs[call.tables :], of_weight, of_bias
+                )
+                tile_loop.backward(
+                    program, head, ids, log_z, adjoints, log_z_adjoints,
+                    plan, call.kernels, wanted, limits, scale,
+                )  # fmt: skip
+                return plan, wanted
+
+            plan, wanted = with_one_retry(in_tiles, call)
             if scale is not None:
                 for total in (wanted.weight, wanted.bias):
                     if total is not None:
@@ -166,7 +170,10 @@ class SelectedLogProbs(torch.autograd.Function):
             None if wanted.weight is None else wanted.weight.to(weight.dtype),
             None if wanted.bias is None else wanted.bias.to(bias.dtype),
             None,
-            *(None if g is None else g.to(t.dtype) for g, t in zip(buffers, inputs)),
+            *(
+                None if g is None else g.to(t.dtype)
+                for g, t in zip((*wanted.tables, *wanted.parameters), inputs)
+            ),
         )
 
 

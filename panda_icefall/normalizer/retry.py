@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import logging
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
-__all__ = ["is_out_of_memory", "retrying_backward", "retrying_forward"]
+__all__ = ["is_out_of_memory", "with_one_retry"]
+
+_Result = TypeVar("_Result")
 
 _REMEDY = (
     "panda: half the workspace did not fit either; give a smaller workspace "
@@ -25,36 +26,16 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
 
 
-def retrying_forward(forward: Callable[..., Any]) -> Callable[..., Any]:
-    """An autograd node's ``forward(ctx, call, ...)`` that begins again where its tiles do not fit.
+def with_one_retry(run: Callable[[Any], _Result], call: Any) -> _Result:
+    """``run(call)``; where its tiles do not fit, once more with half the workspace.
 
-    The backward of that node goes on with the smaller tiles.
+    Args:
+      run: makes the tiles of a call, and counts nothing before they are made.
+      call: a ``panda_icefall.normalizer.node.Call``.
 
-    Raises of the result: torch's own error with what to set, where they do not fit either.
+    Raises:
+      RuntimeError, MemoryError: torch's own error with what to set, where they do not fit either.
     """
-
-    @functools.wraps(forward)
-    def run(ctx: Any, call: Any, *args: Any) -> Any:
-        return _twice(lambda given: forward(ctx, given, *args), call)
-
-    return run
-
-
-def retrying_backward(backward: Callable[..., Any]) -> Callable[..., Any]:
-    """The same of ``backward(ctx, ...)``, which finds its call in ``ctx.call``."""
-
-    @functools.wraps(backward)
-    def run(ctx: Any, *grads: Any) -> Any:
-        def of(call: Any) -> Any:
-            ctx.call = call
-            return backward(ctx, *grads)
-
-        return _twice(of, ctx.call)
-
-    return run
-
-
-def _twice(run: Callable[[Any], Any], call: Any) -> Any:
     try:
         return run(call)
     except (MemoryError, RuntimeError) as error:
