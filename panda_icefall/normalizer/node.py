@@ -18,7 +18,7 @@ from panda_icefall.normalizer.counters import TileCounters
 from panda_icefall.normalizer.engine import RowKernels
 from panda_icefall.normalizer.head import LinearHead
 from panda_icefall.normalizer.options import TileOptions
-from panda_icefall.normalizer.plan import USEFUL_SIDE, TileCosts, TilePlan
+from panda_icefall.normalizer.plan import LEAST_SHARE_ON_DEVICE, USEFUL_SIDE, TileCosts, TilePlan
 from panda_icefall.normalizer.program import RowProgram, RowTable, Step
 from panda_icefall.normalizer.retry import with_one_retry
 from panda_icefall.normalizer.tensor_cores import scale_for_float16
@@ -64,9 +64,11 @@ class Call:
             fewest = min(self.classes, USEFUL_SIDE) if splits_classes else self.classes
             rows = USEFUL_SIDE if splits_classes else 1
             workspace_bytes = max(workspace_bytes, costs.tile_bytes(rows, fewest))
+        is_on_cpu = program.tables[0].values.device.type == "cpu"
         return TilePlan.make(
-            sites, self.classes, costs, workspace_bytes, splits_classes=splits_classes
-        )
+            sites, self.classes, costs, workspace_bytes, splits_classes=splits_classes,
+            least_share=1.0 if is_on_cpu else LEAST_SHARE_ON_DEVICE,
+        )  # fmt: skip
 
 
 class SelectedLogProbs(torch.autograd.Function):

@@ -10,8 +10,10 @@ from panda_icefall.normalizer.program import RowProgram
 
 # Rows and classes below which a GEMM is bound by reading its operands.
 USEFUL_SIDE = 192
-# Of the rows of a square tile: with fewer, all classes at once are not worth it.
-LEAST_SHARE = 1 / 2
+# Of the rows of a square tile, on a GPU: with as many, all classes at once save launches. On a CPU
+# (B=20 T=145 S=17 C=4336 H=512, ``scripts/bench_loss.py``) such products take 14 MiB of MKL's own
+# buffers more than square ones, and are not faster.
+LEAST_SHARE_ON_DEVICE = 1 / 2
 # GEMMs and row kernels are fast where rows of a tile begin at multiples of 16 bytes and its sides
 # fill the blocks that they are computed in.
 ROW_UNIT = 128
@@ -107,10 +109,11 @@ class TilePlan:
         workspace_bytes: int,
         *,
         splits_classes: bool = True,
+        least_share: float = 1.0,
     ) -> TilePlan:
         """Choose the tile sizes for one workspace budget.
 
-        Tiles have all classes where that leaves them useful rows, and are square otherwise: it is
+        Tiles have all classes where that leaves them enough rows, and are square otherwise: it is
         then that weight and rows are read least. Their sides are multiples of ``ROW_UNIT`` and
         ``CLASS_UNIT``, of smaller powers of two where they are short.
 
@@ -119,6 +122,7 @@ class TilePlan:
           classes: C >= 1.
           workspace_bytes: upper bound of ``tile_bytes``.
           splits_classes: False where a row has all its logits at once: it has no weight.
+          least_share: of a square tile's rows, that are enough for tiles of all classes.
 
         Raises:
           ValueError: the workspace cannot hold a single row with a single class, or with all of
@@ -135,7 +139,7 @@ class TilePlan:
         linear = costs.row_bytes + costs.class_bytes
         root = math.sqrt(linear * linear + 4 * costs.logit_bytes * workspace_bytes)
         side = max(1, int((root - linear) / (2 * costs.logit_bytes)))
-        rows = min(sites, max(1, int(side * LEAST_SHARE)))
+        rows = min(sites, max(1, int(side * least_share)))
         tile_classes = classes
         if splits_classes and _most(costs, workspace_bytes, rows=rows) < classes:
             affordable = _most(costs, workspace_bytes, rows=min(sites, side))

@@ -90,7 +90,7 @@ def per_tile(engine, classes, workspace_bytes=2_000, **options):
     ],
 )
 def test_a_tile_of_all_classes_takes_few_operations(engine, has_steps, most):
-    found = per_tile(engine, 16, has_steps=has_steps)
+    found = per_tile(engine, 8, has_steps=has_steps)
     assert all(count <= at_most for count, at_most in zip(found, most))
 
 

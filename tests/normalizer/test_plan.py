@@ -7,7 +7,13 @@ import torch
 
 from panda_icefall.normalizer import RowProgram, RowTable, TilePlan
 from panda_icefall.normalizer.head import LinearHead
-from panda_icefall.normalizer.plan import CLASS_UNIT, ROW_UNIT, ClassTile, TileCosts
+from panda_icefall.normalizer.plan import (
+    CLASS_UNIT,
+    LEAST_SHARE_ON_DEVICE,
+    ROW_UNIT,
+    ClassTile,
+    TileCosts,
+)
 
 PLAIN = TileCosts(logit_bytes=4, row_bytes=64)
 WITH_CAST = TileCosts(logit_bytes=4, row_bytes=64, class_bytes=100)
@@ -65,8 +71,12 @@ def test_small_tiles_are_aligned_as_far_as_that_costs_little(workspace_bytes):
 
 def test_all_classes_are_in_a_tile_of_at_least_half_the_rows_of_a_square():
     costs = TileCosts(logit_bytes=4, row_bytes=12_288)
-    assert TilePlan.make(40_000, 5_537, costs, 100 * 2**20).class_tiles()[0].is_whole
-    assert not TilePlan.make(40_000, 65_536, costs, 100 * 2**20).class_tiles()[0].is_whole
+    share = LEAST_SHARE_ON_DEVICE
+    for classes, least_share, is_whole in (
+        (5_537, share, True), (65_536, share, False), (5_537, 1.0, False), (3_001, 1.0, True)
+    ):  # fmt: skip
+        plan = TilePlan.make(40_000, classes, costs, 100 * 2**20, least_share=least_share)
+        assert plan.class_tiles()[0].is_whole == is_whole
 
 
 def test_tiles_are_square_where_they_can_be():

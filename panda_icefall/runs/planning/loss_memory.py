@@ -15,7 +15,7 @@ from panda_icefall.losses.simple_tiled.plan import (
     USEFUL_ROWS_ON_DEVICE,
     SimpleTilePlan,
 )
-from panda_icefall.normalizer.plan import USEFUL_SIDE, TileCosts, TilePlan
+from panda_icefall.normalizer.plan import LEAST_SHARE_ON_DEVICE, USEFUL_SIDE, TileCosts, TilePlan
 from panda_icefall.normalizer.program import RowProgram, RowTable
 
 __all__ = ["MEASURED_ERROR", "Batch", "LossSizes", "dense_memory", "routed_memory"]
@@ -129,7 +129,7 @@ def routed_memory(
     Args:
       batch, sizes: Of the loss.
       workspace_bytes: Upper bound of a tile's scratch.
-      on_gpu: Where more utterances share a tile of the simple loss.
+      on_gpu: Where more utterances share a tile of the simple loss, and the pruned one's are wider.
 
     Raises:
       ValueError: The workspace is too small for a tile.
@@ -137,7 +137,7 @@ def routed_memory(
     sites = batch.frames * sizes.s_range
     projected = sizes.H * (batch.frames + batch.states)
     in_pruned = {
-        "pruned loss: a tile": _pruned_tile_bytes(sites, sizes, workspace_bytes),
+        "pruned loss: a tile": _pruned_tile_bytes(sites, sizes, workspace_bytes, on_gpu),
         "pruned loss: ids, log-probs and adjoints of the sites": _SITE_BYTES * sites,
         "projections of the joiner and their gradients": (sizes.layer_bytes + _FLOAT) * projected,
         "gradients of the joiner": sizes.head_bytes,
@@ -161,7 +161,7 @@ def _outputs_bytes(batch: Batch, sizes: LossSizes) -> int:
     return _FLOAT * (batch.frames * sizes.am_dim + batch.states * sizes.lm_dim)
 
 
-def _pruned_tile_bytes(sites: int, sizes: LossSizes, workspace_bytes: int) -> int:
+def _pruned_tile_bytes(sites: int, sizes: LossSizes, workspace_bytes: int, on_gpu: bool) -> int:
     """Scratch of a tile in backward, of a joiner that adds and takes a tanh."""
     dtype = torch.float16 if sizes.half else torch.float32
     table = RowTable(torch.empty(1, sizes.H, dtype=dtype, device="meta"))
@@ -175,7 +175,10 @@ def _pruned_tile_bytes(sites: int, sizes: LossSizes, workspace_bytes: int) -> in
         with_gradients=True,
     )  # fmt: skip
     least = costs.tile_bytes(USEFUL_SIDE, min(sizes.C, USEFUL_SIDE))
-    plan = TilePlan.make(sites, sizes.C, costs, max(workspace_bytes, least))
+    plan = TilePlan.make(
+        sites, sizes.C, costs, max(workspace_bytes, least),
+        least_share=LEAST_SHARE_ON_DEVICE if on_gpu else 1.0,
+    )  # fmt: skip
     # The plan has room for the gradients of all values of a row; they follow each other.
     return plan.tile_bytes - plan.tile_rows * _ROWS_TO_SPARE * _FLOAT * sizes.H
 
