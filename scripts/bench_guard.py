@@ -74,7 +74,9 @@ def main() -> None:
     check_counts(parser, args, "repeats", "every")
     inputs = chosen_inputs(parser, args)
     settings = {**settings_of(args, inputs), "every": args.every}
-    target = args.json or results.default_path("guard", args.corpus, args.adjoints)
+    target = args.json or results.default_path(
+        "guard", args.corpus, args.adjoints, device=args.device, dtype=args.dtype
+    )
     with measuring("guard", settings, target) as rows:
         rows += bench(inputs, args)
 

@@ -4,6 +4,7 @@ import importlib
 import json
 import re
 import sys
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,8 +16,8 @@ sys.path.insert(0, str(SCRIPTS))
 
 @pytest.fixture
 def script(monkeypatch, tmp_path):
-    """Runs a script's main() with words; gives what it wrote to --json."""
-    from benchmarks import child
+    """Runs a script's main() with words; gives what it wrote where results go."""
+    from benchmarks import child, results
 
     def measure_here(job):
         return child.run(replace(job, cap_bytes=None))
@@ -25,12 +26,12 @@ def script(monkeypatch, tmp_path):
         module = importlib.import_module(name)
         if hasattr(module, "measure"):
             # In this process, whose memory no cap may limit: processes have tests of their own.
-            monkeypatch.setattr(
-                module, "measure", lambda job: child.run(replace(job, cap_bytes=None))
-            )
-        path = tmp_path / f"{name}.json"
-        monkeypatch.setattr(sys, "argv", [name, *map(str, words), "--json", str(path)])
+            monkeypatch.setattr(module, "measure", measure_here)
+        folder = Path(tempfile.mkdtemp(dir=tmp_path))
+        monkeypatch.setattr(results, "RESULTS", folder)
+        monkeypatch.setattr(sys, "argv", [name, *map(str, words)])
         module.main()
+        (path,) = folder.glob("*.json")
         return json.loads(path.read_text())
 
     return run
