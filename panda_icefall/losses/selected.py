@@ -65,7 +65,7 @@ def selected_transducer_loss(
       k2.rnnt_loss_pruned; Kuang et al., "Pruned RNN-T for fast, memory-efficient ASR training"
       (arXiv:2206.13236), section 3.
     """
-    logits = with_local_shard(logits)  # a head takes parts of its classes
+    logits = with_local_shard(logits)  # a head reads ranges of its classes
     blank = sites.spec.termination_symbol
     head.check(blank, logits.classes)
     assert clamp is None or head.takes_clamp

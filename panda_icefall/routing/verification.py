@@ -21,7 +21,7 @@ from panda_icefall.losses.lattices.pruned import pruned_px_py
 from panda_icefall.losses.selected import loss_of_log_probs
 from panda_icefall.losses.sites import FullSites, LatticeSites, inside_boundary
 from panda_icefall.losses.utterances import at_sites, lattice_of_utterances
-from panda_icefall.normalizer import RowLogits, RowProgram, TileOptions
+from panda_icefall.normalizer import ClassRanges, RowLogits, RowProgram, TileOptions
 from panda_icefall.normalizer.autocast import no_autocast
 from panda_icefall.normalizer.op import Selected, select
 from panda_icefall.routing.computed_losses import ComputedLoss
@@ -224,9 +224,12 @@ class _Part:
         options = dataclasses.replace(self.whole.options, adjoint_tolerance=0.0)
 
         def in_tiles(
-            logits: RowLogits, ids: Tensor, mask: Tensor | None = None, **_: object
+            logits: RowLogits,
+            ids: Tensor,
+            mask: Tensor | None = None,
+            read: ClassRanges | None = None,
         ) -> Selected:
-            return select(logits, ids, mask, live=None, options=options, counters=None)
+            return select(logits, ids, mask, live=None, options=options, counters=None, read=read)
 
         return self.whole.head.of_rows(logits, self.targets, self._blank, in_tiles)
 
