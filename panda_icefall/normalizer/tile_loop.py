@@ -160,13 +160,14 @@ def backward(
 
 
 def _gather(program: RowProgram, begin: int, end: int) -> list[Tensor]:
-    """Rows ``[n, X]`` of every table for the sites ``[begin, end)``."""
-    return [
-        table.values.detach()[begin:end].clone()
-        if table.index is None
-        else table.values.detach().index_select(0, table.index[begin:end])
-        for table in program.tables
-    ]
+    """Rows ``[n, X]`` of every table for the sites ``[begin, end)``; where steps work, copies."""
+
+    def rows(values: Tensor, index: Tensor | None) -> Tensor:
+        if index is not None:
+            return values.index_select(0, index[begin:end])
+        return values[begin:end].clone() if program.steps else values[begin:end]
+
+    return [rows(table.values.detach(), table.index) for table in program.tables]
 
 
 def _logits(
