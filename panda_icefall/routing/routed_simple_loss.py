@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from panda_icefall.dtypes import WIDE
 from panda_icefall.dynamo import is_traced
-from panda_icefall.lattice.validation import WIDE
 from panda_icefall.losses.lattices.full import Loss
 from panda_icefall.losses.simple_tiled import Logits, Projection, tiled_rnnt_loss_smoothed
 from panda_icefall.losses.simple_tiled.source import LogitSource

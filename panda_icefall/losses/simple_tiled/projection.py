@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from panda_icefall.lattice.validation import HALVES, WIDE
+from panda_icefall.dtypes import HALVES, WIDE
 from panda_icefall.losses.simple_tiled.source import LogitBlock, LogitSource, Parts
 from panda_icefall.normalizer.tensor_cores import Gemms
 

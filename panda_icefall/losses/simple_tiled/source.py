@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from panda_icefall.losses.logit_checks import WIDE, check_fit
+from panda_icefall.dtypes import WIDE
+from panda_icefall.losses.logit_checks import check_fit
 
 Parts = tuple[Tensor | None, ...]
 # Class ids, int64 [n, K], the first class of the tile, and values [n, K, length].
