@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -15,7 +16,6 @@ from panda_icefall.freed import refuse_freed, shapes_of
 from panda_icefall.normalizer import tile_loop
 from panda_icefall.normalizer.autocast import no_autocast
 from panda_icefall.normalizer.counters import TileCounters
-from panda_icefall.normalizer.engine import RowKernels
 from panda_icefall.normalizer.head import ClassRanges, LinearHead
 from panda_icefall.normalizer.options import TileOptions
 from panda_icefall.normalizer.plan import LEAST_SHARE_ON_DEVICE, USEFUL_SIDE, TileCosts, TilePlan
@@ -32,6 +32,7 @@ class Call:
       steps, tables: of the program; the number of its tables.
       read: the classes that are read.
       workspace_bytes: what the options say for the device.
+      kernels: ``torch_rows``, or ``triton_rows``.
       clamp: bound of every element of the logits' gradient, for a cost whose own gradient is 1;
         None: none.
       is_part: as of ``panda_icefall.normalizer.op.select``.
@@ -45,7 +46,7 @@ class Call:
     options: TileOptions
     workspace_bytes: int
     counters: TileCounters
-    kernels: RowKernels
+    kernels: ModuleType
     clamp: float | None = None
     is_part: bool = False
 
@@ -139,9 +140,7 @@ class SelectedLogProbs(torch.autograd.Function):
             limits = None
             if call.clamp is not None:
                 limits = call.clamp * _rows(live_sites, share_grad)[0].abs()
-            kept = _sites_that_matter(
-                adjoints, log_z_adjoints, plain_adjoints, log_z, limits, call
-            )
+            kept = _sites_that_matter(adjoints, log_z_adjoints, plain_adjoints, log_z, limits, call)
             ids, log_z, adjoints, log_z_adjoints, plain_adjoints = _rows(
                 kept, ids, log_z, adjoints, log_z_adjoints, plain_adjoints
             )

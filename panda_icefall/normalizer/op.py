@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from panda_icefall.dynamo import opaque
+from panda_icefall.engine_choice import row_kernels
+from panda_icefall.normalizer import torch_rows
 from panda_icefall.normalizer.checks import KnownSites, check_form, live_sites
 from panda_icefall.normalizer.counters import TileCounters
-from panda_icefall.normalizer.engine import row_kernels
 from panda_icefall.normalizer.head import ClassRanges, RowLogits
 from panda_icefall.normalizer.node import Call, SelectedLogProbs
 from panda_icefall.normalizer.options import TileOptions
@@ -129,7 +130,7 @@ def select(
             clamp=clamp,
         )  # fmt: skip
     check_form(logits, ids, mask, None if isinstance(live, KnownSites) else live)
-    kernels = row_kernels(options.engine, ids.device)
+    kernels = row_kernels(options.engine, ids.device, torch_rows)
     if mask is not None:
         ids = torch.where(mask, ids, torch.full_like(ids, read.normalized.start))
     if isinstance(live, KnownSites):

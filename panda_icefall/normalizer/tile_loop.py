@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from types import ModuleType
 
 import torch
 from torch import Tensor
 
-from panda_icefall.normalizer.engine import RowKernels
 from panda_icefall.normalizer.head import LinearHead
 from panda_icefall.normalizer.plan import TilePlan
 from panda_icefall.normalizer.program import RowProgram
@@ -20,7 +20,7 @@ def forward(
     head: LinearHead,
     ids: Tensor,
     plan: TilePlan,
-    kernels: RowKernels,
+    kernels: ModuleType,
     plain_logits: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """Selected log-probs and normaliser of a program's sites.
@@ -28,6 +28,7 @@ def forward(
     Args:
       ids: ``[n, K]`` int64 class ids, counted from the first of the normalised ones; contiguous.
       plan: tiles for ``n`` sites and the normalised classes.
+      kernels: ``torch_rows``, or ``triton_rows``.
       plain_logits: ``[n, m]``, where the logits of the classes are written that are given as they
         are.
 
@@ -80,7 +81,7 @@ def backward(
     adjoints: Tensor,
     log_z_adjoints: Tensor,
     plan: TilePlan,
-    kernels: RowKernels,
+    kernels: ModuleType,
     wanted: Gradients,
     limits: Tensor | None,
     scale: Tensor | None,
@@ -171,7 +172,7 @@ def _gather(program: RowProgram, begin: int, end: int) -> list[Tensor]:
 
 
 def _logits(
-    kernels: RowKernels,
+    kernels: ModuleType,
     head: LinearHead,
     hidden: Tensor,
     weight: Tensor | None,

@@ -7,7 +7,7 @@ head was cast once, the state of the log-sum-exp kept for all tiles and the bias
     engine, classes of a tile      before        after
     torch, all                  29.5  20.5      7    11
     torch, some                 23.9  19.2     17.4  15.1
-    torch, all, joiner          32.5  25.5     11    17
+    torch, all, joiner                         11    17
     triton, all                  8.5   8.5      2     6
     triton, all, joiner         11    13        6    12
     triton, half head           11.5  11.5      3     7

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from panda_icefall.dynamo import opaque
+from panda_icefall.engine_choice import row_kernels
 from panda_icefall.losses.lattice_checks import check_spec
 from panda_icefall.losses.lattices.full import Loss, loss_of_arcs, symbol_arcs
 from panda_icefall.losses.logit_checks import check_logits
-from panda_icefall.losses.simple_tiled.kernels import row_kernels
+from panda_icefall.losses.simple_tiled import rows
 from panda_icefall.losses.simple_tiled.logits import Logits
 from panda_icefall.losses.simple_tiled.plan import (
     USEFUL_ROWS,
@@ -138,7 +139,7 @@ def tiled_arcs(
     if scales.am_only != 0.0:
         unigram_plan = replace(make_plan([0] * B), order=as_given)
     ids = torch.cat((symbols, symbols.new_full((B, 1), spec.termination_symbol)), dim=1)
-    kernels = row_kernels(options.engine, am.device)
+    kernels = row_kernels(options.engine, am.device, rows)
     terms = simple_terms(am, lm, ids, plan, unigram_plan, kernels, counters)
     unigram = None
     if terms.unigram_logp is not None and terms.unigram_log_mass is not None:
