@@ -126,6 +126,7 @@ def tiled_arcs(
         itemsize=torch.finfo(am.dtype).bits // 8,
         workspace_bytes=options.workspace_on(am.device),
         casts_weight=am.casts_weight or lm.casts_weight,
+        copy_bytes=am.copy_bytes + lm.copy_bytes,
         rounds_gradient=am.rounds_gradient or lm.rounds_gradient,
         useful_rows=USEFUL_ROWS if am.device.type == "cpu" else USEFUL_ROWS_ON_DEVICE,
     )
@@ -135,6 +136,8 @@ def tiled_arcs(
         by_length = boundary[:, 3].sort(descending=True, stable=True).indices
     plan = make_plan([am.rows] * B if t_ends is None else t_ends)
     plan = replace(plan, order=by_length)
+    if not plan.keeps_copies:
+        am, lm = am.copying_by_tile(), lm.copying_by_tile()
     unigram_plan = None
     if scales.am_only != 0.0:
         unigram_plan = replace(make_plan([0] * B), order=as_given)
