@@ -17,6 +17,7 @@ from panda_icefall.engine_choice import row_kernels
 from panda_icefall.losses.lattice_checks import check_spec
 from panda_icefall.losses.lattices.full import Loss, loss_of_arcs, symbol_arcs
 from panda_icefall.losses.logit_checks import check_logits
+from panda_icefall.losses.options import LossOptions
 from panda_icefall.losses.simple_tiled import rows
 from panda_icefall.losses.simple_tiled.logits import Logits
 from panda_icefall.losses.simple_tiled.plan import (
@@ -38,7 +39,7 @@ def tiled_rnnt_loss_smoothed(
     am: Tensor | LogitSource,
     spec: LatticeSpec,
     scales: Scales,
-    options: TileOptions,
+    options: LossOptions,
     *,
     return_grad: bool = False,
     counters: TileCounters | None = None,
