@@ -168,6 +168,67 @@ class LinearHead:
         """Hidden rows ``[n, H]`` as they meet the weight, contiguous."""
         return self._cast(hidden).contiguous()
 
+    def logits(
+        self,
+        hidden: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        classes: slice,
+        out: Tensor,
+        leaves_bias: bool = False,
+    ) -> Tensor | None:
+        """Logits ``[n, c]`` of some classes in ``out``.
+
+        Args:
+          hidden: ``[n, H]``, as from ``rows``.
+          weight, bias: the ``part`` of the classes.
+          leaves_bias: somebody else adds it at no cost.
+
+        Returns:
+          The bias where it is still to be added, else None.
+        """
+        if weight is None:
+            out.copy_(hidden[:, classes])
+        elif bias is None or leaves_bias or not self.gemms.adds:
+            self.gemms.multiply(hidden, weight.t(), out=out)
+            return bias
+        else:
+            # What products are added to is read by the GEMM anyway.
+            self.gemms.add_product(bias, hidden, weight.t(), out=out)
+        return None
+
+    def backward(
+        self,
+        grad: Tensor,
+        weight: Tensor | None,
+        classes: slice,
+        hidden: Tensor,
+        hidden_grad: Tensor | None,
+        weight_grad: Tensor | None,
+        is_first: bool = False,
+    ) -> None:
+        """Add what the gradient ``[n, c]`` of some classes' logits gives to rows and weight.
+
+        Args:
+          weight, hidden: as of ``logits``.
+          hidden_grad: ``[n, H]``, or None.
+          weight_grad: ``[C, H]``, of all classes, or None.
+          is_first: nothing was added to ``hidden_grad``, which is not initialised.
+        """
+        if weight is None:
+            if hidden_grad is not None:
+                if is_first:
+                    hidden_grad.zero_()
+                hidden_grad[:, classes] = grad
+            return
+        if hidden_grad is not None and is_first:
+            self.gemms.multiply(grad, weight, out=hidden_grad)
+        elif hidden_grad is not None:
+            self.gemms.add_product(hidden_grad, grad, weight, out=hidden_grad)
+        if weight_grad is not None:
+            total = weight_grad[classes]
+            self.gemms.add_product(total, grad.t(), hidden, out=total)
+
     def _cast(self, tensor: Tensor) -> Tensor:
         # Rounded, then widened where they have to be: products of half values are exact in float32.
         rounded = tensor if self.row_dtype is None else tensor.to(self.row_dtype)

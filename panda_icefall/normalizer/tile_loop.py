@@ -46,13 +46,13 @@ def forward(
         hidden = head.rows(program.replay(_gather(program, begin, end), parameters))
         if plain_logits.shape[1]:
             out = plain_logits[begin:end]
-            bias = _logits(kernels, head, hidden, *plain_head, head.plain, out)
+            bias = head.logits(hidden, *plain_head, head.plain, out)
             if bias is not None:
                 out.add_(bias)
         tile = scratch[: end - begin]
         for at in class_tiles:
             out, classes = tile[:, : at.width], head.classes_of(at)
-            bias = _logits(kernels, head, hidden, *head_tile(at), classes, out)
+            bias = head.logits(hidden, *head_tile(at), classes, out, kernels.ADDS_BIAS)
             kernels.fold(
                 tile, bias, at, ids[begin:end],
                 peak[begin:end], total[begin:end], chosen[begin:end],
@@ -139,7 +139,8 @@ def backward(
         for at in class_tiles:
             weight, bias = head_tile(at)
             grad, classes = grad_tile[:, : at.width], head.classes_of(at)
-            bias = _logits(kernels, head, hidden, weight, bias, classes, tile[:, : at.width])
+            out = tile[:, : at.width]
+            bias = head.logits(hidden, weight, bias, classes, out, kernels.ADDS_BIAS)
             kernels.gradient(
                 tile, bias, at, ids[part], log_z[part], softmax_scale[part], adjoints[part],
                 None if limits is None else limits[part], grad_tile,
@@ -148,10 +149,12 @@ def backward(
             if is_of_rows:
                 hidden_grad = grad if wants_rows else None
                 continue
-            _head_backward(head, grad, classes, weight, hidden, hidden_grad, wanted, at.low == 0)
+            head.backward(
+                grad, weight, classes, hidden, hidden_grad, wanted.weight, is_first=at.low == 0
+            )
         if has_plain:
-            _head_backward(
-                head, plain_grads[part], head.plain, plain_weight, hidden, hidden_grad, wanted
+            head.backward(
+                plain_grads[part], plain_weight, head.plain, hidden, hidden_grad, wanted.weight
             )
         # Rows of steps without a derivative, such as comparisons, take no gradient.
         if hidden_grad is not None and output.requires_grad:
@@ -169,62 +172,6 @@ def _gather(program: RowProgram, begin: int, end: int) -> list[Tensor]:
         return values[begin:end].clone() if program.steps else values[begin:end]
 
     return [rows(table.values.detach(), table.index) for table in program.tables]
-
-
-def _logits(
-    kernels: ModuleType,
-    head: LinearHead,
-    hidden: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    classes: slice,
-    out: Tensor,
-) -> Tensor | None:
-    """Logits ``[n, c]`` of hidden rows ``[n, H]`` and some classes, whose weight and bias is given.
-
-    Returns:
-      The bias where the kernels are to add it, else None.
-    """
-    if weight is None:
-        out.copy_(hidden[:, classes])
-    elif bias is None or kernels.ADDS_BIAS or not head.gemms.adds:
-        head.gemms.multiply(hidden, weight.t(), out=out)
-        return bias
-    else:
-        # What products are added to is read by the GEMM anyway.
-        head.gemms.add_product(bias, hidden, weight.t(), out=out)
-    return None
-
-
-def _head_backward(
-    head: LinearHead,
-    grad: Tensor,
-    classes: slice,
-    weight: Tensor | None,
-    hidden: Tensor,
-    hidden_grad: Tensor | None,
-    wanted: Gradients,
-    is_first: bool = False,
-) -> None:
-    """Add what the gradient ``[n, c]`` of some classes' logits gives to hidden rows and weight.
-
-    Args:
-      weight: that of the classes, as it meets the rows.
-      is_first: nothing was added to ``hidden_grad``, which is not initialised.
-    """
-    if weight is None:
-        if hidden_grad is not None:
-            if is_first:
-                hidden_grad.zero_()
-            hidden_grad[:, classes] = grad
-        return
-    if hidden_grad is not None and is_first:
-        head.gemms.multiply(grad, weight, out=hidden_grad)
-    elif hidden_grad is not None:
-        head.gemms.add_product(hidden_grad, grad, weight, out=hidden_grad)
-    if wanted.weight is not None:
-        weight_grad = wanted.weight[classes]
-        head.gemms.add_product(weight_grad, grad.t(), hidden, out=weight_grad)
 
 
 def _rows_backward(

@@ -12,6 +12,7 @@ import torch
 
 from mutants.mutation import Mutation
 from panda_icefall.normalizer import TileOptions, TilePlan, node, op, tile_loop, torch_rows
+from panda_icefall.normalizer.head import LinearHead
 
 SPLIT = 3_001  # bytes: several row tiles and several class tiles
 
@@ -162,13 +163,13 @@ def index_table_not_followed(patch):
 
 def plain_logits_without_a_gradient(patch):
     """Logits beside the normalised classes give nothing to rows and weight."""
-    head_backward = tile_loop._head_backward
+    backward = LinearHead.backward
 
-    def wrong(head, grad, classes, *rest):
-        if classes != head.plain:
-            head_backward(head, grad, classes, *rest)
+    def wrong(self, grad, weight, classes, *rest, **options):
+        if classes != self.plain:
+            backward(self, grad, weight, classes, *rest, **options)
 
-    patch.setattr(tile_loop, "_head_backward", wrong)
+    patch.setattr(LinearHead, "backward", wrong)
 
 
 def wrong_segment_of_lm(patch):
@@ -232,7 +233,7 @@ TILES = [
     Mutation("running sum not rescaled", "torch_rows.fold", not_rescaled, LOG_PROBS),
     Mutation("a class selected twice, once", "torch_rows.gradient", duplicate_ids_once,
              LOG_PROBS),
-    Mutation("plain logits without a gradient", "tile_loop._head_backward",
+    Mutation("plain logits without a gradient", "LinearHead.backward",
              plain_logits_without_a_gradient, FULL),
     Mutation("index table not followed", "tile_loop._gather", index_table_not_followed, FULL),
     Mutation("wrong segment in an lm reduction", "tile_loop._rows_backward", wrong_segment_of_lm,
