@@ -42,10 +42,12 @@ def fold(
     block = min(triton.next_power_of_2(width), LARGEST_BLOCK)
     while block > LEAST_BLOCK and triton.cdiv(width, block) * block > 1.25 * width:
         block //= 2
+    # Of one value, Triton 3.2's interpreter stores what the mask leaves out.
+    ids_block = max(triton.next_power_of_2(ids.shape[1]), 2)
     with torch.cuda.device_of(tile):
         _fold_row[(n,)](
             tile, tile.stride(0), bias, ids, chosen, peak, total, at.low, at.width, width,
-            ids.shape[1], triton.next_power_of_2(ids.shape[1]), block,
+            ids.shape[1], ids_block, block,
             num_warps=min(max(block // 512, 1), 8),
         )  # fmt: skip
 
