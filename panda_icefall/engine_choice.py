@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import importlib.util
 import logging
 import os
+from types import ModuleType
 
 import torch
 
@@ -70,6 +72,20 @@ def is_triton_chosen(engine: str, device: torch.device) -> bool:
             f"(Triton's interpreter, TRITON_INTERPRET=1, is for tests)"
         )
     return True
+
+
+def row_kernels(engine: str, device: torch.device, in_torch: ModuleType) -> ModuleType:
+    """The row kernels that work on the tiles of a device.
+
+    Args:
+      engine, device: as in ``is_triton_chosen``, which raises what this does.
+      in_torch: the kernels in plain torch, which documents them. In its package ``triton_rows``, of
+        the same functions, has them in Triton.
+    """
+    if not is_triton_chosen(engine, device):
+        return in_torch
+    package, _, _ = in_torch.__name__.rpartition(".")
+    return importlib.import_module(f"{package}.triton_rows")
 
 
 def _is_installed() -> bool:

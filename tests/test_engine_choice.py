@@ -1,6 +1,7 @@
 """Which engine serves a device, and what is refused."""
 
 import importlib.util
+import inspect
 import logging
 import sys
 import types
@@ -9,10 +10,16 @@ import pytest
 import torch
 
 from panda_icefall import engine_choice
-from panda_icefall.engine_choice import MissingEngineError, is_triton_chosen, why_not_triton
+from panda_icefall.engine_choice import (
+    MissingEngineError,
+    is_triton_chosen,
+    row_kernels,
+    why_not_triton,
+)
 from panda_icefall.lattice import banded
 from panda_icefall.lattice.banded import WIDEST_IN_TRITON, banded_recursion
-from panda_icefall.normalizer import selected_log_probs
+from panda_icefall.losses.simple_tiled import rows
+from panda_icefall.normalizer import selected_log_probs, torch_rows
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
@@ -137,3 +144,20 @@ def test_bands_too_wide_for_one_warp_are_left_to_torch(monkeypatch):
         logp, ranges = torch.zeros(1, 2, s_range), torch.arange(s_range).expand(1, 2, s_range)
         banded_recursion(logp, logp, ranges, s_range - 1)
     assert len(asked) == 1
+
+
+@pytest.mark.parametrize(
+    ("in_torch", "functions"),
+    [(torch_rows, ("fold", "gradient")), (rows, ("fold_", "exp_below_", "gradient_"))],
+)
+def test_row_kernels_of_both_engines_take_the_same_arguments(in_torch, functions, monkeypatch):
+    pytest.importorskip("triton", reason="needs triton: pip install triton")
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    assert row_kernels("torch", CPU, in_torch) is row_kernels("auto", CPU, in_torch) is in_torch
+    in_triton = row_kernels("triton", CPU, in_torch)
+    for name in functions:
+        theirs, ours = (
+            [(p.name, p.default) for p in inspect.signature(getattr(m, name)).parameters.values()]
+            for m in (in_torch, in_triton)
+        )
+        assert ours == theirs

@@ -25,20 +25,20 @@ from panda_icefall.normalizer import triton_rows
 
 # What is no pointer and no block size is an int.
 POINTERS = {
-    "tile": "*fp32", "out": "*bf16", "bias": "*fp32", "sums": "*fp32", "limits": "*fp32",
-    "ids": "*i64", "chosen": "*fp32", "peak": "*fp32", "total": "*fp32", "adjoints": "*fp32",
-    "log_z": "*fp32", "softmax_scale": "*fp32", "numbers": "*fp32", "terms": "*fp64",
-    "scores": "*fp64", "last_step": "*fp64", "first_column": "*i64", "last_column": "*i64",
-    "is_closed": "*u8", "px": "*fp32", "py": "*fp32", "px_grad": "*fp32", "py_grad": "*fp32",
-    "shares": "*fp64", "exchange": "*fp64", "boundary": "*i64", "mass": "*fp32", "weights": "*fp32",
-    "weighted": "*fp32", "factor": "*fp32", "grad": "*fp32", "exp": "*fp32", "shift": "*fp32",
-    "scale": "*fp32", "selected": "*fp32",
+    "tile": "*fp32", "out": "*bf16", "bias": "*fp32", "bias_grad": "*fp32", "sums": "*fp32",
+    "limits": "*fp32", "ids": "*i64", "chosen": "*fp32", "peak": "*fp32", "total": "*fp32",
+    "adjoints": "*fp32", "log_z": "*fp32", "softmax_scale": "*fp32", "numbers": "*fp32",
+    "terms": "*fp64", "scores": "*fp64", "last_step": "*fp64", "first_column": "*i64",
+    "last_column": "*i64", "is_closed": "*u8", "px": "*fp32", "py": "*fp32", "px_grad": "*fp32",
+    "py_grad": "*fp32", "shares": "*fp64", "exchange": "*fp64", "boundary": "*i64",
+    "mass": "*fp32", "weights": "*fp32", "weighted": "*fp32", "factor": "*fp32", "grad": "*fp32",
+    "exp": "*fp32", "shift": "*fp32", "scale": "*fp32", "selected": "*fp32",
 }
 DOUBLES = {name: t.replace("fp32", "fp64").replace("bf16", "fp64") for name, t in POINTERS.items()}
 BLOCKS = {"BLOCK": 512, "K_BLOCK": 2, "COLUMNS": 8, "ROWS": 4, "PROGRAM_ROWS": 64}
 BLOCKS["IS_REGULAR"] = True
 NOTHING = {"bias": None, "sums": None, "limits": None, "boundary": None, "IS_REGULAR": False}
-NOTHING |= dict.fromkeys(("mass", "weights", "weighted", "shift", "scale", "selected"))
+NOTHING |= dict.fromkeys(("bias_grad", "mass", "weights", "weighted", "shift", "scale", "selected"))
 
 def compile_for(capability, kernel, pointers, constants, aligned=()):
     constants = {n: v for n, v in constants.items() if n in kernel.arg_names}

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-HALVES = (torch.float16, torch.bfloat16)
-WIDE = (torch.float32, torch.float64)
+from panda_icefall.dtypes import HALVES
+
 RNNT_TYPES = ("regular", "modified", "constrained")
 BOUNDARY_FIELDS = "[s_begin, t_begin, s_end, t_end]"
 Numbers = Tensor | int

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from panda_icefall.lattice.validation import HALVES, WIDE
+from panda_icefall.dtypes import HALVES, WIDE
 
 
 def check_floats(name: str, values: Tensor, shape: str, *, takes_half: bool = False) -> None:

@@ -13,9 +13,10 @@ from panda_icefall.dynamo import opaque
 from panda_icefall.losses.heads import HeadLogProbs, PlainHead
 from panda_icefall.losses.lengths import sites_of_utterances
 from panda_icefall.losses.logit_checks import check_floats
+from panda_icefall.losses.options import LossOptions
 from panda_icefall.losses.selected import loss_of_log_probs, selected_transducer_loss
 from panda_icefall.losses.sites import FullSites
-from panda_icefall.normalizer import RowLogits, RowProgram, RowTable, TileOptions
+from panda_icefall.normalizer import RowLogits, RowProgram, RowTable
 
 __all__ = ["rnnt_loss", "sites_of_lengths", "transducer_loss"]
 
@@ -137,7 +138,7 @@ def _loss(table: RowTable, sites: FullSites, clamp: float, *, is_normalised: boo
     bound = clamp if clamp > 0 else None
     if not is_normalised:
         logits = RowLogits(RowProgram((table,)))
-        return selected_transducer_loss(logits, sites, PlainHead(), TileOptions(), clamp=bound)
+        return selected_transducer_loss(logits, sites, PlainHead(), LossOptions(), clamp=bound)
     if bound is not None:
         raise ValueError(f"clamp: got {clamp} for log-probs, expected 0 or less; give logits")
     targets, rows = sites.next_symbols(), table.values

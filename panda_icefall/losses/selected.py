@@ -11,8 +11,9 @@ from panda_icefall.dynamo import opaque
 from panda_icefall.losses.heads import Head, HeadLogProbs
 from panda_icefall.losses.lattices.full import DEFAULT, loss_of_full_sites
 from panda_icefall.losses.lattices.pruned import loss_of_retained_sites
+from panda_icefall.losses.options import LossOptions
 from panda_icefall.losses.sites import FullSites, LatticeSites, RetainedSites, SiteLogProbs
-from panda_icefall.normalizer import RowLogits, TileCounters, TileOptions
+from panda_icefall.normalizer import RowLogits, TileCounters
 from panda_icefall.normalizer.checks import check_rows
 from panda_icefall.normalizer.op import select
 from panda_icefall.normalizer.sharded import with_local_shard
@@ -26,7 +27,7 @@ def selected_transducer_loss(
     logits: RowLogits,
     sites: LatticeSites,
     head: Head,
-    options: TileOptions,
+    options: LossOptions,
     *,
     lattice_loss: LatticeLoss | None = None,
     clamp: float | None = None,
@@ -65,7 +66,7 @@ def selected_transducer_loss(
       k2.rnnt_loss_pruned; Kuang et al., "Pruned RNN-T for fast, memory-efficient ASR training"
       (arXiv:2206.13236), section 3.
     """
-    logits = with_local_shard(logits)  # a head takes parts of its classes
+    logits = with_local_shard(logits)  # a head reads ranges of its classes
     blank = sites.spec.termination_symbol
     head.check(blank, logits.classes)
     assert clamp is None or head.takes_clamp
@@ -84,7 +85,7 @@ def loss_of_log_probs(
     found: HeadLogProbs,
     sites: LatticeSites,
     lattice_loss: LatticeLoss | None = None,
-    options: TileOptions = DEFAULT,
+    options: LossOptions = DEFAULT,
 ) -> Tensor:
     """The loss of what a head found at the sites; arguments as in ``selected_transducer_loss``."""
     if lattice_loss is not None:

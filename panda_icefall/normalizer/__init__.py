@@ -2,7 +2,7 @@
 
 from panda_icefall.normalizer.checks import KnownSites
 from panda_icefall.normalizer.counters import TileCounters, TileTotals
-from panda_icefall.normalizer.head import RowLogits
+from panda_icefall.normalizer.head import ClassRanges, RowLogits
 from panda_icefall.normalizer.op import selected_log_probs
 from panda_icefall.normalizer.options import TileOptions
 from panda_icefall.normalizer.plan import TilePlan
@@ -10,6 +10,7 @@ from panda_icefall.normalizer.program import RowProgram, RowTable, Slot, Step
 from panda_icefall.normalizer.workspace import auto_workspace_bytes
 
 __all__ = [
+    "ClassRanges",
     "KnownSites",
     "RowLogits",
     "RowProgram",

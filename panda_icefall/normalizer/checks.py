@@ -32,25 +32,32 @@ class KnownSites:
         return cls(live.to(torch.uint8).sort(descending=True, stable=True).indices[:count])
 
 
-def live_sites(logits: RowLogits, ids: Tensor, live: Tensor | None) -> Tensor | None:
+def live_sites(
+    logits: RowLogits, ids: Tensor, live: Tensor | None, classes: range
+) -> Tensor | None:
     """Indices ``[n]`` of the live sites, None for all; checks ids and table rows in the same sync.
+
+    Args:
+      classes: those that ids may be of.
 
     Raises:
       ValueError: a class id or a table row is out of range.
       RuntimeError: a CUDA graph is being captured.
     """
-    classes = logits.classes
     if logits.rows.sites == 0:
         return None
     check_not_captured("selected_log_probs")
-    used = ids if live is None else torch.where(live[:, None], ids, torch.zeros_like(ids))
+    first = classes.start
+    used = ids if live is None else torch.where(live[:, None], ids, torch.full_like(ids, first))
     bounds = [used.min(), used.max(), *_row_bounds(logits.rows)]
     if live is not None:
         bounds.append(live.sum())
     low, high, *others = torch.stack(bounds).tolist()
-    if low < 0 or high >= classes:
-        wrong = low if low < 0 else high
-        raise ValueError(f"selected_ids: got class {wrong}, expected 0 <= id < {classes} (C)")
+    if low < first or high >= classes.stop:
+        wrong = low if low < first else high
+        raise ValueError(
+            f"selected_ids: got class {wrong}, expected {first} <= id < {classes.stop}"
+        )
     _check_row_bounds(logits.rows, others)
     return None if live is None else KnownSites.of(live, others[-1]).index
 

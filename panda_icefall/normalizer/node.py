@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -15,8 +16,7 @@ from panda_icefall.freed import refuse_freed, shapes_of
 from panda_icefall.normalizer import tile_loop
 from panda_icefall.normalizer.autocast import no_autocast
 from panda_icefall.normalizer.counters import TileCounters
-from panda_icefall.normalizer.engine import RowKernels
-from panda_icefall.normalizer.head import LinearHead
+from panda_icefall.normalizer.head import ClassRanges, LinearHead
 from panda_icefall.normalizer.options import TileOptions
 from panda_icefall.normalizer.plan import LEAST_SHARE_ON_DEVICE, USEFUL_SIDE, TileCosts, TilePlan
 from panda_icefall.normalizer.program import RowProgram, RowTable, Step
@@ -30,7 +30,9 @@ class Call:
 
     Attributes:
       steps, tables: of the program; the number of its tables.
+      read: the classes that are read.
       workspace_bytes: what the options say for the device.
+      kernels: ``torch_rows``, or ``triton_rows``.
       clamp: bound of every element of the logits' gradient, for a cost whose own gradient is 1;
         None: none.
       is_part: as of ``panda_icefall.normalizer.op.select``.
@@ -38,18 +40,18 @@ class Call:
 
     steps: Sequence[Step]
     tables: int
-    classes: int
+    read: ClassRanges
     head_dtype: torch.dtype | None
     dtype: torch.dtype
     options: TileOptions
     workspace_bytes: int
     counters: TileCounters
-    kernels: RowKernels
+    kernels: ModuleType
     clamp: float | None = None
     is_part: bool = False
 
     def head(self, weight: Tensor | None, bias: Tensor | None) -> LinearHead:
-        return LinearHead.of(weight, bias, self.head_dtype, self.dtype)
+        return LinearHead.of(weight, bias, self.head_dtype, self.dtype, self.read)
 
     def plan(
         self, program: RowProgram, head: LinearHead, sites: int, with_gradients: bool
@@ -58,15 +60,16 @@ class Call:
             program, torch.finfo(self.dtype).bits // 8, class_bytes=head.class_bytes,
             half_gradient=head.gemms.widens, with_gradients=with_gradients,
         )  # fmt: skip
+        classes = len(self.read.normalized)
         workspace_bytes, splits_classes = self.workspace_bytes, head.weight is not None
         if self.options.workspace_bytes is None:
             # However wide the joiner is, tiles that a GEMM is good for.
-            fewest = min(self.classes, USEFUL_SIDE) if splits_classes else self.classes
+            fewest = min(classes, USEFUL_SIDE) if splits_classes else classes
             rows = USEFUL_SIDE if splits_classes else 1
             workspace_bytes = max(workspace_bytes, costs.tile_bytes(rows, fewest))
         is_on_cpu = program.tables[0].values.device.type == "cpu"
         return TilePlan.make(
-            sites, self.classes, costs, workspace_bytes, splits_classes=splits_classes,
+            sites, classes, costs, workspace_bytes, splits_classes=splits_classes,
             least_share=1.0 if is_on_cpu else LEAST_SHARE_ON_DEVICE,
         )  # fmt: skip
 
@@ -84,16 +87,21 @@ class SelectedLogProbs(torch.autograd.Function):
         bias: Tensor | None,
         ids: Tensor,
         *inputs: Tensor,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         device = ids.device
         head = call.head(weight, bias)
         with call.counters.timed("forward", device), no_autocast(device):
             (live_ids,) = _rows(live_sites, ids)
             live_program = program if live_sites is None else program.at(live_sites)
+            live_plain = torch.empty(
+                live_ids.shape[0], len(call.read.plain), dtype=call.dtype, device=device
+            )
 
             def in_tiles(call: Call) -> tuple[Call, TilePlan, tuple[Tensor, Tensor]]:
                 plan = call.plan(program, head, live_ids.shape[0], with_gradients=False)
-                found = tile_loop.forward(live_program, head, live_ids, plan, call.kernels)
+                found = tile_loop.forward(
+                    live_program, head, live_ids, plan, call.kernels, live_plain
+                )
                 return call, plan, found
 
             # Backward goes on with tiles that fit.
@@ -107,15 +115,17 @@ class SelectedLogProbs(torch.autograd.Function):
         ctx.set_materialize_grads(True)
         share = live_log_z.new_zeros(0 if call.clamp is None else ids.shape[0])
         if live_sites is None:
-            return live_logp, live_log_z, share
-        selected_logp = live_logp.new_zeros(ids.shape).index_copy_(0, live_sites, live_logp)
-        log_z = live_log_z.new_zeros(ids.shape[0]).index_copy_(0, live_sites, live_log_z)
-        return selected_logp, log_z, share
+            return live_logp, live_log_z, live_plain, share
+        selected_logp, log_z, plain = (
+            x.new_zeros(ids.shape[0], *x.shape[1:]).index_copy_(0, live_sites, x)
+            for x in (live_logp, live_log_z, live_plain)
+        )
+        return selected_logp, log_z, plain, share
 
     @staticmethod
     @first_order_only
     def backward(  # type: ignore[override]
-        ctx: Any, logp_grad: Tensor, log_z_grad: Tensor, share_grad: Tensor
+        ctx: Any, logp_grad: Tensor, log_z_grad: Tensor, plain_grad: Tensor, share_grad: Tensor
     ) -> tuple[Tensor | None, ...]:
         call: Call = ctx.call
         weight, bias, ids, log_z, live_sites, *rest = ctx.saved_tensors
@@ -124,12 +134,16 @@ class SelectedLogProbs(torch.autograd.Function):
         tables = [RowTable(values, index) for values, index in zip(inputs, indices)]
         program = RowProgram(tables, inputs[call.tables :], call.steps)
         with call.counters.timed("backward", ids.device), no_autocast(ids.device):
-            adjoints, log_z_adjoints = _rows(live_sites, logp_grad, log_z_grad)
+            adjoints, log_z_adjoints, plain_adjoints = _rows(
+                live_sites, logp_grad, log_z_grad, plain_grad
+            )
             limits = None
             if call.clamp is not None:
                 limits = call.clamp * _rows(live_sites, share_grad)[0].abs()
-            kept = _sites_that_matter(adjoints, log_z_adjoints, log_z, limits, call)
-            ids, log_z, adjoints, log_z_adjoints = _rows(kept, ids, log_z, adjoints, log_z_adjoints)
+            kept = _sites_that_matter(adjoints, log_z_adjoints, plain_adjoints, log_z, limits, call)
+            ids, log_z, adjoints, log_z_adjoints, plain_adjoints = _rows(
+                kept, ids, log_z, adjoints, log_z_adjoints, plain_adjoints
+            )
             if limits is not None:
                 (limits,) = _rows(kept, limits)
             for position in (live_sites, kept):
@@ -137,8 +151,10 @@ class SelectedLogProbs(torch.autograd.Function):
             head = call.head(weight, bias)
             scale = None
             if head.gemms.operands == torch.float16:
-                scale = scale_for_float16(adjoints, log_z_adjoints)
-                adjoints, log_z_adjoints = adjoints * scale, log_z_adjoints * scale
+                scale = scale_for_float16(adjoints, log_z_adjoints, plain_adjoints)
+                adjoints, log_z_adjoints, plain_adjoints = (
+                    x * scale for x in (adjoints, log_z_adjoints, plain_adjoints)
+                )
                 limits = None if limits is None else limits * scale
             _, _, _, needs_weight, needs_bias, _, *needs = ctx.needs_input_grad
             needs = [needs_weight, needs_bias, *needs]
@@ -154,7 +170,7 @@ class SelectedLogProbs(torch.autograd.Function):
                 )
                 tile_loop.backward(
                     program, head, ids, log_z, adjoints, log_z_adjoints,
-                    plan, call.kernels, wanted, limits, scale,
+                    plan, call.kernels, wanted, limits, scale, plain_adjoints,
                 )  # fmt: skip
                 return plan, wanted
 
@@ -180,7 +196,12 @@ class SelectedLogProbs(torch.autograd.Function):
 
 
 def _sites_that_matter(
-    adjoints: Tensor, log_z_adjoints: Tensor, log_z: Tensor, limits: Tensor | None, call: Call
+    adjoints: Tensor,
+    log_z_adjoints: Tensor,
+    plain_adjoints: Tensor,
+    log_z: Tensor,
+    limits: Tensor | None,
+    call: Call,
 ) -> Tensor | None:
     """Rows of ``adjoints`` whose backward is computed, ascending, None for all; counts the mass.
 
@@ -190,6 +211,8 @@ def _sites_that_matter(
     if limits is not None:
         sizes = sizes.minimum(limits.double().unsqueeze(1))
     mass = sizes.sum(dim=1) + log_z_adjoints.double().abs()
+    if plain_adjoints.shape[1]:
+        mass += plain_adjoints.double().abs().sum(dim=1)
     total = mass.sum()
     tolerance = call.options.tolerance_in(call.dtype)
     if tolerance == 0 and not call.is_part and waits_for_values(mass.device):

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from panda_icefall.dynamo import opaque
+from panda_icefall.engine_choice import row_kernels
+from panda_icefall.normalizer import torch_rows
 from panda_icefall.normalizer.checks import KnownSites, check_form, live_sites
 from panda_icefall.normalizer.counters import TileCounters
-from panda_icefall.normalizer.engine import row_kernels
-from panda_icefall.normalizer.head import RowLogits
+from panda_icefall.normalizer.head import ClassRanges, RowLogits
 from panda_icefall.normalizer.node import Call, SelectedLogProbs
 from panda_icefall.normalizer.options import TileOptions
 from panda_icefall.normalizer.program import RowProgram
@@ -86,12 +87,14 @@ class Selected(NamedTuple):
     Attributes:
       logp: ``[N, K]`` log-probs of the selected ids, nats.
       log_z: ``[N]`` normaliser, nats.
+      logits: ``[N, m]``, those of the plain classes of ``read``, m of them.
       cost_share: ``[N]`` zeros where there is a ``clamp``, else empty. Each utterance's cost adds
         up those of its sites, so that their gradient is that of the cost.
     """
 
     logp: Tensor
     log_z: Tensor
+    logits: Tensor
     cost_share: Tensor
 
 
@@ -103,6 +106,7 @@ def select(
     live: Tensor | KnownSites | None,
     options: TileOptions,
     counters: TileCounters | None,
+    read: ClassRanges | None = None,
     clamp: float | None = None,
     is_part: bool = False,
 ) -> Selected:
@@ -111,36 +115,45 @@ def select(
     Args:
       ids, mask: its ``selected_ids`` and ``selected_mask``.
       live: its own, or sites that are known: then no value is checked, and forward does not sync.
-      clamp: the gradient of each cost with respect to the logits is clipped to
+      read: which classes are read, all of them for one gradient of weight and bias. None: all are
+        normalised.
+      clamp: the gradient of each cost with respect to the normalised logits is clipped to
         ``[-clamp, clamp]``, element by element, before it is multiplied by that of the cost;
         None: it is not.
       is_part: other processes have further classes; those here may all have probability 0.
     """
     logits = with_local_shard(logits)
+    read = ClassRanges(range(logits.classes)) if read is None else read
     if logits.shard is not None:
         return select_of_shard(
-            select, logits, ids, mask, live=live, options=options, counters=counters, clamp=clamp
-        )
+            select, logits, ids, mask, live=live, options=options, counters=counters, read=read,
+            clamp=clamp,
+        )  # fmt: skip
     check_form(logits, ids, mask, None if isinstance(live, KnownSites) else live)
-    kernels = row_kernels(options.engine, ids.device)
+    kernels = row_kernels(options.engine, ids.device, torch_rows)
     if mask is not None:
-        ids = torch.where(mask, ids, torch.zeros_like(ids))
-    sites = live.index if isinstance(live, KnownSites) else live_sites(logits, ids, live)
+        ids = torch.where(mask, ids, torch.full_like(ids, read.normalized.start))
+    if isinstance(live, KnownSites):
+        sites = live.index
+    else:
+        sites = live_sites(logits, ids, live, read.normalized)
+    if read.normalized.start:
+        ids = ids - read.normalized.start
     program, weight, bias = logits.rows, logits.weight, logits.bias
     counters = TileCounters() if counters is None else counters
     evaluated = program.sites if sites is None else sites.shape[0]
     counters.add(sites=program.sites, sites_evaluated=evaluated)
     call = Call(
-        program.steps, len(program.tables), logits.classes, logits.head_dtype, logits.dtype,
+        program.steps, len(program.tables), read, logits.head_dtype, logits.dtype,
         options, options.workspace_on(ids.device), counters, kernels, clamp, is_part,
     )  # fmt: skip
     head = call.head(weight, None)  # that of a plan, which asks for no bias
     for with_gradients in (False, True):  # refuses a workspace that is too small for either
         call.plan(program, head, evaluated, with_gradients)
     tables = [table.values for table in program.tables]
-    selected_logp, log_z, cost_share = SelectedLogProbs.apply(
+    selected_logp, log_z, plain_logits, cost_share = SelectedLogProbs.apply(
         call, program, sites, weight, bias, ids, *tables, *program.parameters
     )
     if mask is not None:
         selected_logp = selected_logp.masked_fill(~mask, 0.0)
-    return Selected(selected_logp, log_z, cost_share)
+    return Selected(selected_logp, log_z, plain_logits, cost_share)

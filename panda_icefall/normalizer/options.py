@@ -6,13 +6,13 @@ from dataclasses import dataclass
 
 import torch
 
-from panda_icefall.engine_choice import check_engine, check_recursion
+from panda_icefall.engine_choice import check_engine
 from panda_icefall.normalizer.workspace import auto_workspace_bytes
 
 
 @dataclass(frozen=True)
 class TileOptions:
-    """Options of one call, or of all routed losses.
+    """Options of one call, or of all of them.
 
     Attributes:
       workspace_bytes: upper bound of a tile's scratch, in bytes. None: by the device, see
@@ -24,21 +24,18 @@ class TileOptions:
         not waited for.
       engine: "torch", "triton", or "auto", which is Triton on CUDA where it works and torch
         otherwise.
-      recursion: "k2", "exact" or "auto", as in ``panda_icefall.lattice.is_k2_chosen``.
 
     Raises:
-      ValueError: the tolerance is out of range, or there is no such engine or recursion.
-      MissingEngineError: Triton or k2 is asked for and not installed.
+      ValueError: the tolerance is out of range, or there is no such engine.
+      MissingEngineError: Triton is asked for and not installed.
     """
 
     workspace_bytes: int | None = None
     adjoint_tolerance: float | None = None
     engine: str = "auto"
-    recursion: str = "auto"
 
     def __post_init__(self) -> None:
         check_engine(self.engine)
-        check_recursion(self.recursion)
         tolerance = self.adjoint_tolerance
         if tolerance is not None and not 0 <= tolerance < 1:
             raise ValueError(f"adjoint_tolerance: got {tolerance}, expected 0 <= it < 1")

@@ -6,7 +6,8 @@ rank r has,
     log_z    = logsumexp over r of log_z_r
     logp[id] = logp_r[id] + log_z_r - log_z,  from the rank that has the id
 
-which takes an all-reduce (max) of one number per site and one (sum) of 1 + K. In backward the
+which takes an all-reduce (max) of one number per site and one (sum) of 1 + K, and one more number
+for each class whose logit is given as it is. In backward the
 gradients of what the rows are computed from are summed over the ranks; nothing is communicated for
 a site.
 
@@ -29,7 +30,7 @@ from panda_icefall.cuda_graphs import check_not_captured
 from panda_icefall.first_order import first_order_only
 from panda_icefall.normalizer.checks import KnownSites, check_form, live_sites
 from panda_icefall.normalizer.counters import TileCounters
-from panda_icefall.normalizer.head import ClassShard, RowLogits
+from panda_icefall.normalizer.head import ClassRanges, ClassShard, RowLogits
 from panda_icefall.normalizer.program import RowProgram, RowTable
 from panda_icefall.normalizer.torch_rows import finite_or_zero
 
@@ -114,6 +115,7 @@ def select_of_shard(
     *,
     live: Tensor | KnownSites | None,
     counters: TileCounters | None,
+    read: ClassRanges,
     **others: Any,
 ) -> Any:
     """``select`` of logits whose classes are sharded; every rank of the group has to call it.
@@ -134,18 +136,22 @@ def select_of_shard(
     assert weight is not None
     check_not_captured("a head that is sharded on its classes")
     check_form(own, ids, mask, None if isinstance(live, KnownSites) else live)
-    ids = ids if mask is None else torch.where(mask, ids, torch.zeros_like(ids))
+    if mask is not None:
+        ids = torch.where(mask, ids, torch.full_like(ids, read.normalized.start))
     if isinstance(live, KnownSites):
         sites = live.index
         _check_same_sites(ids if sites is None else ids.index_select(0, sites), ids, shard.group)
     else:
         used = ids if live is None else torch.where(live[:, None], ids, torch.zeros_like(ids))
         _check_same_sites(used, ids, shard.group)
-        sites = live_sites(logits, ids, live)
+        sites = live_sites(logits, ids, live, read.normalized)
     # Ids of other ranks are masked: none can meet a column that pads the last tile.
     is_here = (ids >= shard.low) & (ids < shard.low + weight.shape[0])
     is_here = is_here if mask is None else is_here & mask
-    own_ids = torch.where(is_here, ids - shard.low, torch.zeros_like(ids))
+    own_ids, own_read = ids - shard.low, read.held(shard.low, weight.shape[0])
+    has_class = len(own_read.normalized) > 0
+    if not has_class:
+        own_read = replace(own_read, normalized=range(1))
     program, total = _on_every_rank(logits.rows, shard.group), ids.shape[0]
     if sites is not None:
         program = program.at(sites)
@@ -154,18 +160,22 @@ def select_of_shard(
             counters.add(sites=total - sites.shape[0])
     own = replace(own, rows=program, shard=None)
     found = select(
-        own, own_ids, is_here, live=KnownSites(), counters=counters, is_part=True, **others
-    )
+        own, own_ids, is_here, live=KnownSites(), counters=counters, read=own_read, is_part=True,
+        **others,
+    )  # fmt: skip
     # Of a rank without a class: it takes part, and adds nothing.
-    own_log_z = found.log_z if weight.shape[0] else found.log_z - torch.inf
-    logp, log_z = _Combined.apply(found.logp, own_log_z, is_here, shard.group)
+    own_log_z = found.log_z if has_class else found.log_z - torch.inf
+    before = min(max(shard.low - read.plain.start, 0), len(read.plain))
+    after = len(read.plain) - before - len(own_read.plain)
+    plain = F.pad(found.logits, (before, after))
+    logp, log_z, plain = _Combined.apply(found.logp, own_log_z, plain, is_here, shard.group)
     share = found.cost_share
     if sites is not None:
-        logp, log_z = _spread(logp, sites, total), _spread(log_z, sites, total)
+        logp, log_z, plain = (_spread(values, sites, total) for values in (logp, log_z, plain))
         share = _spread(share, sites, total) if share.numel() else share
     if mask is not None:
         logp = logp.masked_fill(~mask, 0.0)
-    return found._replace(logp=logp, log_z=log_z, cost_share=share)
+    return found._replace(logp=logp, log_z=log_z, logits=plain, cost_share=share)
 
 
 def _with_a_class(logits: RowLogits) -> RowLogits:
@@ -244,12 +254,15 @@ def _all_sum(tensors: Sequence[Tensor], group: Any) -> None:
 
 
 class _Combined(torch.autograd.Function):
-    """Log-probs ``[n, K]`` and normaliser ``[n]`` over all ranks' classes, from those of each."""
+    """Log-probs ``[n, K]``, normaliser ``[n]`` and plain logits ``[n, m]`` over all ranks' classes.
+
+    From those of each rank; its plain logits are 0 where others have the class.
+    """
 
     @staticmethod
     def forward(  # type: ignore[override]
-        ctx: Any, logp: Tensor, log_z: Tensor, is_here: Tensor, group: Any
-    ) -> tuple[Tensor, Tensor]:
+        ctx: Any, logp: Tensor, log_z: Tensor, plain: Tensor, is_here: Tensor, group: Any
+    ) -> tuple[Tensor, Tensor, Tensor]:
         peak = log_z.clone()
         if peak.numel():
             dist.all_reduce(peak, dist.ReduceOp.MAX, group)
@@ -259,20 +272,21 @@ class _Combined(torch.autograd.Function):
         # A rank whose logits are all -inf has no log-probs.
         chosen = torch.where(log_z.isneginf()[:, None], log_z[:, None], chosen)
         chosen = torch.where(is_here, chosen, torch.zeros_like(chosen))
-        sums = torch.cat((own_total[:, None], chosen), dim=1)
+        sums = torch.cat((own_total[:, None], chosen, plain), dim=1)
         if sums.numel():
             dist.all_reduce(sums, group=group)
-        total, chosen = sums[:, 0], sums[:, 1:]
+        total, chosen, plain = sums.split([1, logp.shape[1], plain.shape[1]], dim=1)
+        total = total.squeeze(1)
         ctx.save_for_backward(is_here, own_total / total)
         # As in the tiles: with large logits the two small differences round less.
-        return chosen - total.log()[:, None], shift + total.log()
+        return chosen - total.log()[:, None], shift + total.log(), plain.clone()
 
     @staticmethod
     @first_order_only
     def backward(  # type: ignore[override]
-        ctx: Any, logp_grad: Tensor, log_z_grad: Tensor
+        ctx: Any, logp_grad: Tensor, log_z_grad: Tensor, plain_grad: Tensor
     ) -> tuple[Tensor | None, ...]:
         is_here, own_share = ctx.saved_tensors
         own = torch.where(is_here, logp_grad, torch.zeros_like(logp_grad))
         of_normaliser = (log_z_grad - logp_grad.sum(dim=1)) * own_share
-        return own, own.sum(dim=1) + of_normaliser, None, None
+        return own, own.sum(dim=1) + of_normaliser, plain_grad, None, None

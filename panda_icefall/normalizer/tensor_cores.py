@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-HALVES = (torch.bfloat16, torch.float16)
+from panda_icefall.dtypes import HALVES
 
 
 @dataclass(frozen=True)

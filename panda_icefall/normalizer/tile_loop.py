@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from types import ModuleType
 
 import torch
 from torch import Tensor
 
-from panda_icefall.normalizer.engine import RowKernels
 from panda_icefall.normalizer.head import LinearHead
 from panda_icefall.normalizer.plan import TilePlan
 from panda_icefall.normalizer.program import RowProgram
@@ -20,13 +20,17 @@ def forward(
     head: LinearHead,
     ids: Tensor,
     plan: TilePlan,
-    kernels: RowKernels,
+    kernels: ModuleType,
+    plain_logits: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """Selected log-probs and normaliser of a program's sites.
 
     Args:
-      ids: ``[n, K]`` int64 class ids, contiguous.
-      plan: tiles for ``n`` sites.
+      ids: ``[n, K]`` int64 class ids, counted from the first of the normalised ones; contiguous.
+      plan: tiles for ``n`` sites and the normalised classes.
+      kernels: ``torch_rows``, or ``triton_rows``.
+      plain_logits: ``[n, m]``, where the logits of the classes are written that are given as they
+        are.
 
     Returns:
       ``[n, K]`` log-probs and ``[n]`` log_z (nats), in the head's dtype.
@@ -37,11 +41,18 @@ def forward(
     scratch = chosen.new_empty(plan.tile_rows, plan.row_stride)
     parameters = [p.detach() for p in program.parameters]
     class_tiles, head_tile = plan.class_tiles(), head.tiles(plan)
+    plain_head = head.part(head.plain)
     for begin, end in plan.row_tiles():
         hidden = head.rows(program.replay(_gather(program, begin, end), parameters))
+        if plain_logits.shape[1]:
+            out = plain_logits[begin:end]
+            bias = head.logits(hidden, *plain_head, head.plain, out)
+            if bias is not None:
+                out.add_(bias)
         tile = scratch[: end - begin]
         for at in class_tiles:
-            bias = _logits(kernels, head, hidden, *head_tile(at), tile[:, : at.width])
+            out, classes = tile[:, : at.width], head.classes_of(at)
+            bias = head.logits(hidden, *head_tile(at), classes, out, kernels.ADDS_BIAS)
             kernels.fold(
                 tile, bias, at, ids[begin:end],
                 peak[begin:end], total[begin:end], chosen[begin:end],
@@ -70,15 +81,17 @@ def backward(
     adjoints: Tensor,
     log_z_adjoints: Tensor,
     plan: TilePlan,
-    kernels: RowKernels,
+    kernels: ModuleType,
     wanted: Gradients,
-    limits: Tensor | None = None,
-    scale: Tensor | None = None,
+    limits: Tensor | None,
+    scale: Tensor | None,
+    plain_adjoints: Tensor,
 ) -> None:
-    """Add the gradients of ``sum(adjoints * selected_logp) + sum(log_z_adjoints * log_z)``.
+    """Add the gradients of log-probs, ``log_z`` and plain logits, times their adjoints, summed.
 
-    With p the softmax row and a, c the adjoints of a site, its logits' gradient is
-    ``sum_k a_k [v = id_k] + (c - sum_k a_k) p_v``; the logits are recomputed tile by tile.
+    With p the softmax row and a, c the adjoints of a site, the gradient of its normalised logits is
+    ``sum_k a_k [v = id_k] + (c - sum_k a_k) p_v``; they are recomputed tile by tile. That of the
+    plain ones is their adjoint.
 
     Args:
       program: of the ``n`` sites to go through.
@@ -86,10 +99,11 @@ def backward(
       adjoints, log_z_adjoints: ``[n, K]`` and ``[n]``.
       plan: tiles for ``n`` sites.
       wanted: zero-filled buffers to add into.
-      limits: ``[n]``, bounds of the absolute gradient of a site's logits; None: none.
+      limits: ``[n]``, bounds of the absolute gradient of a site's normalised logits; None: none.
       scale: ``[]`` by which the adjoints and limits were multiplied; None: 1. Gradients of the
         head are left multiplied by it, those of the rows are divided, before the joiner's own
         half-precision layers see them.
+      plain_adjoints: ``[n, m]``.
     """
     scratch = log_z.new_empty(plan.tile_rows, plan.row_stride)
     grads: Tensor | None = None  # in place, but where GEMMs take other operands
@@ -98,6 +112,12 @@ def backward(
     softmax_scale = log_z_adjoints - adjoints.sum(dim=1)
     wants_rows = any(g is not None for g in (*wanted.tables, *wanted.parameters))
     class_tiles, head_tile = plan.class_tiles(), head.tiles(plan)
+    # Without a weight, and with all classes normalised, a tile's gradient is that of its rows.
+    is_of_rows = head.weight is None and len(head.read.normalized) == program.width
+    has_plain, plain_weight = plain_adjoints.shape[1] > 0, head.part(head.plain)[0]
+    plain_grads = plain_adjoints.to(head.gemms.operands)
+    if has_plain and wanted.bias is not None:
+        wanted.bias[head.plain] += plain_adjoints.sum(dim=0)
     for begin, end in plan.row_tiles():
         part = slice(begin, end)
         with torch.set_grad_enabled(wants_rows):
@@ -112,29 +132,30 @@ def backward(
             output = program.replay(rows, leaves)
         hidden = head.rows(output.detach())
         hidden_grad: Tensor | None = None
-        if wants_rows and head.weight is not None:
+        if wants_rows and not is_of_rows:
             hidden_grad = hidden.new_empty(hidden.shape, dtype=head.dtype)
         tile = scratch[: end - begin]
         grad_tile = tile if grads is None else grads[: end - begin]
         for at in class_tiles:
             weight, bias = head_tile(at)
-            grad = grad_tile[:, : at.width]
-            bias = _logits(kernels, head, hidden, weight, bias, tile[:, : at.width])
+            grad, classes = grad_tile[:, : at.width], head.classes_of(at)
+            out = tile[:, : at.width]
+            bias = head.logits(hidden, weight, bias, classes, out, kernels.ADDS_BIAS)
             kernels.gradient(
                 tile, bias, at, ids[part], log_z[part], softmax_scale[part], adjoints[part],
                 None if limits is None else limits[part], grad_tile,
-                None if wanted.bias is None else wanted.bias[at.low : at.high],
+                None if wanted.bias is None else wanted.bias[classes],
             )  # fmt: skip
-            if weight is None:
+            if is_of_rows:
                 hidden_grad = grad if wants_rows else None
                 continue
-            if hidden_grad is not None and at.low == 0:
-                head.gemms.multiply(grad, weight, out=hidden_grad)
-            elif hidden_grad is not None:
-                head.gemms.add_product(hidden_grad, grad, weight, out=hidden_grad)
-            if wanted.weight is not None:
-                weight_grad = wanted.weight[at.low : at.high]
-                head.gemms.add_product(weight_grad, grad.t(), hidden, out=weight_grad)
+            head.backward(
+                grad, weight, classes, hidden, hidden_grad, wanted.weight, is_first=at.low == 0
+            )
+        if has_plain:
+            head.backward(
+                plain_grads[part], plain_weight, head.plain, hidden, hidden_grad, wanted.weight
+            )
         # Rows of steps without a derivative, such as comparisons, take no gradient.
         if hidden_grad is not None and output.requires_grad:
             if scale is not None:
@@ -143,37 +164,14 @@ def backward(
 
 
 def _gather(program: RowProgram, begin: int, end: int) -> list[Tensor]:
-    """Rows ``[n, X]`` of every table for the sites ``[begin, end)``."""
-    return [
-        table.values.detach()[begin:end].clone()
-        if table.index is None
-        else table.values.detach().index_select(0, table.index[begin:end])
-        for table in program.tables
-    ]
+    """Rows ``[n, X]`` of every table for the sites ``[begin, end)``; where steps work, copies."""
 
+    def rows(values: Tensor, index: Tensor | None) -> Tensor:
+        if index is not None:
+            return values.index_select(0, index[begin:end])
+        return values[begin:end].clone() if program.steps else values[begin:end]
 
-def _logits(
-    kernels: RowKernels,
-    head: LinearHead,
-    hidden: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    out: Tensor,
-) -> Tensor | None:
-    """Logits ``[n, c]`` of hidden rows ``[n, H]``.
-
-    Returns:
-      The bias where the kernels are to add it, else None.
-    """
-    if weight is None:
-        out.copy_(hidden)
-    elif bias is None or kernels.ADDS_BIAS or not head.gemms.adds:
-        head.gemms.multiply(hidden, weight.t(), out=out)
-        return bias
-    else:
-        # What products are added to is read by the GEMM anyway.
-        head.gemms.add_product(bias, hidden, weight.t(), out=out)
-    return None
+    return [rows(table.values.detach(), table.index) for table in program.tables]
 
 
 def _rows_backward(

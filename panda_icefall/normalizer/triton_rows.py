@@ -42,10 +42,12 @@ def fold(
     block = min(triton.next_power_of_2(width), LARGEST_BLOCK)
     while block > LEAST_BLOCK and triton.cdiv(width, block) * block > 1.25 * width:
         block //= 2
+    # Of one value, Triton 3.2's interpreter stores what the mask leaves out.
+    ids_block = max(triton.next_power_of_2(ids.shape[1]), 2)
     with torch.cuda.device_of(tile):
         _fold_row[(n,)](
             tile, tile.stride(0), bias, ids, chosen, peak, total, at.low, at.width, width,
-            ids.shape[1], triton.next_power_of_2(ids.shape[1]), block,
+            ids.shape[1], ids_block, block,
             num_warps=min(max(block // 512, 1), 8),
         )  # fmt: skip
 
@@ -64,8 +66,9 @@ def gradient(
 ) -> None:
     """The loss's gradient with respect to one class tile of logits.
 
-    Equal to ``torch_rows.gradient``. One launch, and two small ones for the bias: each program adds
-    up ``SUMMED_ROWS`` rows in their order, so that the sums are the same every time.
+    Equal to ``torch_rows.gradient``. One launch, and a small one for the bias: each program adds up
+    ``SUMMED_ROWS`` rows in their order, the first one to what is there, so that the sums are the
+    same every time.
     """
     n, width = tile.shape
     if n == 0:
@@ -76,12 +79,12 @@ def gradient(
     sums = None if bias_grad is None else bias_grad.new_empty(parts, at.width)
     with torch.cuda.device_of(tile):
         _gradient_block[(parts, triton.cdiv(width, block))](
-            tile, out, tile.stride(0), bias, sums, ids, adjoints, log_z, softmax_scale, limits,
-            at.low, n, at.width, width, ids.shape[1], SUMMED_ROWS,
+            tile, out, tile.stride(0), bias, bias_grad, sums, ids, adjoints, log_z, softmax_scale,
+            limits, at.low, n, at.width, width, ids.shape[1], SUMMED_ROWS,
             min(SUMMED_ROWS, GRADIENT_BLOCK // block), block, num_warps=4,
         )  # fmt: skip
     if bias_grad is not None and sums is not None:
-        bias_grad += sums.sum(dim=0)
+        torch.sum(sums, dim=0, out=bias_grad)
 
 
 # ``low`` and ``rows`` differ from tile to tile, and nothing is gained by what they divide by.
@@ -124,8 +127,8 @@ def _fold_row(
 
 @triton.jit(do_not_specialize=["low", "rows"])
 def _gradient_block(
-    tile, out, row_stride, bias, sums, ids, adjoints, log_z, softmax_scale, limits, low, rows,
-    classes, width, K, PROGRAM_ROWS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+    tile, out, row_stride, bias, bias_grad, sums, ids, adjoints, log_z, softmax_scale, limits, low,
+    rows, classes, width, K, PROGRAM_ROWS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """One program per block of classes and ``PROGRAM_ROWS`` rows, of which it does ``ROWS`` at
     once; ``sums`` ``[programs, classes]``."""
@@ -135,6 +138,8 @@ def _gradient_block(
     if bias is not None:
         offset += tl.load(bias + at, mask=at < classes, other=0.0)
     summed = tl.zeros([BLOCK], log_z.dtype.element_ty)
+    if sums is not None:
+        summed += tl.load(bias_grad + at, mask=(at < classes) & (program == 0), other=0.0)
     begin = program * PROGRAM_ROWS
     for first in range(begin, tl.minimum(begin + PROGRAM_ROWS, rows), ROWS):
         row = (first + tl.arange(0, ROWS)).to(tl.int64)

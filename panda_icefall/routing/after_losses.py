@@ -10,9 +10,10 @@ from typing import Any
 from torch import Tensor
 
 from panda_icefall.losses.heads import Head
+from panda_icefall.losses.options import LossOptions
 from panda_icefall.losses.selected import LatticeLoss, selected_transducer_loss
 from panda_icefall.losses.sites import LatticeSites, SiteLogProbs
-from panda_icefall.normalizer import RowLogits, TileOptions
+from panda_icefall.normalizer import RowLogits
 from panda_icefall.routing.computed_losses import (
     AM,
     LM,
@@ -128,7 +129,7 @@ def recorded_loss(
     logits: Callable[[], RowLogits],
     sites: LatticeSites,
     head: Head,
-    options: TileOptions,
+    options: LossOptions,
     *,
     lattice_loss: LatticeLoss | None = None,
     clamp: float | None = None,

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from panda_icefall.freed import is_freed
 from panda_icefall.losses.heads import Head, HeadLogProbs
+from panda_icefall.losses.options import LossOptions
 from panda_icefall.losses.selected import (
     LatticeLoss,
     loss_of_log_probs,
@@ -21,7 +22,7 @@ from panda_icefall.losses.simple_tiled.source import LogitSource
 from panda_icefall.losses.sites import LatticeSites, SiteLogProbs
 from panda_icefall.losses.smoothed import Scales
 from panda_icefall.losses.spec import LatticeSpec
-from panda_icefall.normalizer import RowLogits, RowProgram, RowTable, TileOptions
+from panda_icefall.normalizer import RowLogits, RowProgram, RowTable
 
 __all__ = [
     "AM",
@@ -58,7 +59,7 @@ class ComputedLoss:
     tables: tuple[str, ...]
     sites: LatticeSites
     head: Head
-    options: TileOptions
+    options: LossOptions
     lattice_loss: LatticeLoss | None = None
     clamp: float | None = None
     log_probs: SiteLogProbs | None = None
@@ -110,7 +111,7 @@ class ComputedSimpleLoss:
     lm: LogitSource
     spec: LatticeSpec
     scales: Scales
-    options: TileOptions
+    options: LossOptions
 
     @property
     def frames(self) -> int:
@@ -149,7 +150,7 @@ class ComputedByCalls:
     lm: Tensor
     sites: LatticeSites
     lattice_loss: LatticeLoss | None
-    options: TileOptions
+    options: LossOptions
 
     @property
     def spec(self) -> LatticeSpec:

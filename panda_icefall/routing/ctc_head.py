@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from panda_icefall.lattice.validation import HALVES
+from panda_icefall.dtypes import HALVES
 from panda_icefall.routing.projection_call import ProjectionCall
 from panda_icefall.routing.projections import DeferredProjection
 from panda_icefall.routing.stand_in import Report, StandIn

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from panda_icefall.lattice.validation import HALVES
+from panda_icefall.dtypes import HALVES
 from panda_icefall.losses.simple_tiled import Projection
 from panda_icefall.losses.simple_tiled.source import LogitSource
 from panda_icefall.losses.sites import LatticeSites, RetainedSites, SiteLogProbs

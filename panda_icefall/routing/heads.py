@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from panda_icefall.lattice.validation import HALVES
+from panda_icefall.dtypes import HALVES
 from panda_icefall.routing.nodes import (
     NODES,
     Linear,

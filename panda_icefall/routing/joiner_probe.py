@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from panda_icefall.lattice.validation import HALVES
+from panda_icefall.dtypes import HALVES
 from panda_icefall.routing.errors import PandaError
 from panda_icefall.routing.module_calls import random_states
 from panda_icefall.routing.nodes import version_of

@@ -14,12 +14,13 @@ from panda_icefall.cuda_graphs import check_not_captured
 from panda_icefall.dynamo import opaque
 from panda_icefall.losses.heads import Head, HeadLogProbs
 from panda_icefall.losses.lengths import sites_of_utterances
+from panda_icefall.losses.options import LossOptions
 from panda_icefall.losses.pruning import check_pruning_form
 from panda_icefall.losses.selected import LatticeLoss, loss_of_log_probs
 from panda_icefall.losses.sites import FullSites, LatticeSites, RetainedSites
 from panda_icefall.losses.spec import LatticeSpec, check_options
 from panda_icefall.losses.variant import Variant
-from panda_icefall.normalizer import RowLogits, RowProgram, RowTable, TileOptions
+from panda_icefall.normalizer import RowLogits, RowProgram, RowTable
 from panda_icefall.routing import patch
 from panda_icefall.routing.after_losses import recorded_loss, tell
 from panda_icefall.routing.axis_tensor import AxisTensor
@@ -261,7 +262,7 @@ def _loss(
     sites_of: Callable[[int], LatticeSites],
     variant: Variant,
     clamp: float,
-    options: TileOptions,
+    options: LossOptions,
 ) -> Tensor:
     """The loss of a joiner that is recorded, or called where it cannot be."""
     check_not_captured("a transducer loss of PANDA's")
@@ -320,7 +321,7 @@ def _loss_of_logits(
     head: Head,
     lattice_loss: LatticeLoss | None,
     clamp: float | None,
-    options: TileOptions,
+    options: LossOptions,
 ) -> Tensor:
     """The loss of a lattice's logits that exist."""
     sites = sites_of(logits.shape[-1])

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from panda_icefall.lattice.validation import HALVES
+from panda_icefall.dtypes import HALVES
 from panda_icefall.normalizer.autocast import autocast_dtype
 from panda_icefall.routing.nodes import LateInputs, linear
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from panda_icefall.lattice.validation import HALVES
+from panda_icefall.dtypes import HALVES
 from panda_icefall.routing.projection_call import ProjectionCall
 from panda_icefall.routing.stand_in import Report, StandIn
 from panda_icefall.routing.torch_functions import IN_PLACE, SIGN_OF, cast_target

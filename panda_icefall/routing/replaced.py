@@ -13,8 +13,8 @@ from torch import Tensor
 
 from panda_icefall.dynamo import is_traced, opaque
 from panda_icefall.losses import dense
+from panda_icefall.losses.options import LossOptions
 from panda_icefall.losses.pruning import check_pruning_form
-from panda_icefall.normalizer import TileOptions
 from panda_icefall.routing import routed_loss, routed_simple_loss
 from panda_icefall.routing.deferred import DeferredJoint
 from panda_icefall.routing.errors import PandaError
@@ -33,7 +33,7 @@ Function = Callable[..., Any]
 class Options:
     """How routed losses are computed: see ``panda_icefall.apply``."""
 
-    tiles: TileOptions
+    tiles: LossOptions
     projections: Mapping[str, str] | None
     is_strict: bool
     routes_ctc: bool = False
@@ -67,7 +67,7 @@ class Options:
                     "or leave the name out"
                 )
         workspace_bytes = None if workspace_mib is None else int(workspace_mib * 2**20)
-        tiles = TileOptions(workspace_bytes, adjoint_tolerance, engine, recursion)
+        tiles = LossOptions(workspace_bytes, adjoint_tolerance, engine, recursion)
         return cls(tiles, projections, strict, ctc)
 
 

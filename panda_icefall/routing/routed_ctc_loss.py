@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from panda_icefall.dtypes import WIDE
 from panda_icefall.dynamo import is_traced, opaque
-from panda_icefall.lattice.validation import WIDE
 from panda_icefall.losses.ctc import CtcTargets, selected_ctc_loss
 from panda_icefall.normalizer import RowLogits, RowProgram, TileCounters, TileOptions
 from panda_icefall.normalizer.autocast import autocast_dtype

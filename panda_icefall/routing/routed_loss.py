@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from panda_icefall.losses.heads import head_of
+from panda_icefall.losses.options import LossOptions
 from panda_icefall.losses.sites import RetainedSites
 from panda_icefall.losses.spec import LatticeSpec
-from panda_icefall.normalizer import RowLogits, TileCounters, TileOptions
+from panda_icefall.normalizer import RowLogits, TileCounters
 from panda_icefall.normalizer.autocast import no_autocast
 from panda_icefall.routing.after_losses import recorded_loss
 from panda_icefall.routing.graph import in_order, row_program
@@ -60,7 +61,7 @@ def row_logits(
 def compute(
     logits: SiteTensor,
     arguments: Mapping[str, Any],
-    options: TileOptions,
+    options: LossOptions,
     *,
     counters: TileCounters,
     observer: Observer | None = None,

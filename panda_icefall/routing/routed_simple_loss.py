@@ -8,14 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from panda_icefall.dtypes import WIDE
 from panda_icefall.dynamo import is_traced
-from panda_icefall.lattice.validation import WIDE
 from panda_icefall.losses.lattices.full import Loss
+from panda_icefall.losses.options import LossOptions
 from panda_icefall.losses.simple_tiled import Logits, Projection, tiled_rnnt_loss_smoothed
 from panda_icefall.losses.simple_tiled.source import LogitSource
 from panda_icefall.losses.smoothed import Scales
 from panda_icefall.losses.spec import LatticeSpec
-from panda_icefall.normalizer import TileCounters, TileOptions
+from panda_icefall.normalizer import TileCounters
 from panda_icefall.routing.after_losses import tell
 from panda_icefall.routing.computed_losses import ComputedSimpleLoss
 from panda_icefall.routing.errors import PandaError
@@ -49,7 +50,7 @@ def takes(arguments: Mapping[str, Any]) -> bool:
     return are_known and am.dtype == lm.dtype in WIDE and am.device == lm.device and not is_traced()
 
 
-def compute(arguments: Mapping[str, Any], options: TileOptions, *, counters: TileCounters) -> Loss:
+def compute(arguments: Mapping[str, Any], options: LossOptions, *, counters: TileCounters) -> Loss:
     """The loss that ``k2.rnnt_loss_smoothed`` or ``rnnt_loss_simple`` would return.
 
     Args:

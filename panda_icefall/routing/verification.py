@@ -18,10 +18,11 @@ from panda_icefall.lattice.recursion import NEG_INF, unchecked_exact_recursion
 from panda_icefall.losses.heads import HeadLogProbs
 from panda_icefall.losses.lattices.full import symbol_arcs
 from panda_icefall.losses.lattices.pruned import pruned_px_py
+from panda_icefall.losses.options import LossOptions
 from panda_icefall.losses.selected import loss_of_log_probs
 from panda_icefall.losses.sites import FullSites, LatticeSites, inside_boundary
 from panda_icefall.losses.utterances import at_sites, lattice_of_utterances
-from panda_icefall.normalizer import RowLogits, RowProgram, TileOptions
+from panda_icefall.normalizer import ClassRanges, RowLogits, RowProgram
 from panda_icefall.normalizer.autocast import no_autocast
 from panda_icefall.normalizer.op import Selected, select
 from panda_icefall.routing.computed_losses import ComputedLoss
@@ -224,9 +225,12 @@ class _Part:
         options = dataclasses.replace(self.whole.options, adjoint_tolerance=0.0)
 
         def in_tiles(
-            logits: RowLogits, ids: Tensor, mask: Tensor | None = None, **_: object
+            logits: RowLogits,
+            ids: Tensor,
+            mask: Tensor | None = None,
+            read: ClassRanges | None = None,
         ) -> Selected:
-            return select(logits, ids, mask, live=None, options=options, counters=None)
+            return select(logits, ids, mask, live=None, options=options, counters=None, read=read)
 
         return self.whole.head.of_rows(logits, self.targets, self._blank, in_tiles)
 
@@ -235,7 +239,7 @@ def _dense_loss(
     found: HeadLogProbs,
     sites: LatticeSites,
     lattice_loss: Callable[..., Tensor] | None,
-    options: TileOptions,
+    options: LossOptions,
 ) -> Tensor:
     """The losses ``[n]`` by the recursion over the full lattice in torch, whatever the options."""
     if lattice_loss is not None:  # of durations: it is in torch everywhere

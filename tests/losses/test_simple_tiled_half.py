@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from gates import rms
 from half_gemms import emulate
 from simple_losses import (
+    AM_WIDTH,
+    LM_WIDTH,
     NAMES,
     S,
     T,
@@ -177,6 +179,39 @@ def test_half_rows_are_not_widened_and_the_weight_is_cast_once(half_gemms):
         block.at(torch.tensor([[3], [9]]))[:, 0],
         torch.stack([F.linear(*rounded)[1, :, 3], F.linear(*rounded)[0, :, 9]]),
     )
+
+
+@pytest.mark.parametrize("am_only_scale", [0.0, 0.25])
+def test_copies_of_weights_that_do_not_fit_the_workspace_are_made_by_tiles(
+    half_gemms, am_only_scale, monkeypatch
+):
+    classes, of_classes = 2_003, []
+    operand = Projection.operand
+
+    def noted(projection, tensor):
+        if tensor.dim() == 2 and tensor.shape[1] in (AM_WIDTH, LM_WIDTH):  # a weight's classes
+            of_classes.append(len(tensor))
+        return operand(projection, tensor)
+
+    monkeypatch.setattr(Projection, "operand", noted)
+    data = tensors(dtype=torch.float32, classes=classes)
+    arguments = arguments_of((0.1, am_only_scale))
+    found, casts = [], []
+    for workspace_bytes in (2**20, 100_000):
+        of_classes.clear()
+        found.append(
+            run(
+                of_projections, data, **arguments, head_dtype=torch.bfloat16,
+                workspace_bytes=workspace_bytes,
+            )
+        )  # fmt: skip
+        casts.append((len(of_classes), max(of_classes)))
+    # Of both weights forward and backward; and again after and before the passes for the unigram.
+    assert casts[0] == (6 if am_only_scale else 4, classes)
+    (_, most), bytes_of_a_class = casts[1], 2 * (AM_WIDTH + LM_WIDTH)
+    assert most * bytes_of_a_class <= 100_000 // 4 < classes * bytes_of_a_class
+    for x, y in zip(*found):
+        assert rms(x - y) <= ULP[torch.bfloat16] * rms(y)
 
 
 @pytest.mark.parametrize(("classes", "tile"), [(4_336, 1_472), (5_537, 1_856), (130, 130)])

@@ -119,7 +119,7 @@ def test_of_tensors_one_gradient_of_each_is_made_and_nothing_else_of_their_size(
     assert max(t.numel() for t in others) <= max(B * (S + 1) * (T + 1), C)
 
 
-@pytest.mark.parametrize("casts_weight", [False, True])
+@pytest.mark.parametrize("weights", [{}, {"casts_weight": True}, {"copy_bytes": 16}])
 @pytest.mark.parametrize(
     ("t_ends", "states", "classes", "workspace_bytes"),
     [
@@ -131,11 +131,9 @@ def test_of_tensors_one_gradient_of_each_is_made_and_nothing_else_of_their_size(
     ],
 )
 def test_a_plan_covers_everything_once_and_stays_inside_its_workspace(
-    t_ends, states, classes, workspace_bytes, casts_weight
+    t_ends, states, classes, workspace_bytes, weights
 ):
-    plan = SimpleTilePlan.make(
-        t_ends, states, classes, (5, 3), 4, workspace_bytes, casts_weight=casts_weight
-    )
+    plan = SimpleTilePlan.make(t_ends, states, classes, (5, 3), 4, workspace_bytes, **weights)
     tiles = plan.class_tiles()
     assert (tiles[0][0], tiles[-1][1]) == (0, classes)
     assert all(a[1] == b[0] for a, b in itertools.pairwise(tiles))
@@ -146,6 +144,13 @@ def test_a_plan_covers_everything_once_and_stays_inside_its_workspace(
         assert cuts[-1][1] >= t_end
         assert all(cut[1] == following[0] for cut, following in itertools.pairwise(cuts))
     assert plan.tile_bytes <= workspace_bytes
+
+
+def test_copies_of_whole_weights_take_a_quarter_of_the_workspace_at_most():
+    for classes, keeps in ((1_000, True), (1_001, False)):
+        plan = SimpleTilePlan.make([9] * 4, 3, classes, (5, 3), 4, 64_000, copy_bytes=16)
+        assert plan.keeps_copies is keeps
+        assert 16 * (classes if keeps else plan.tile_classes) < plan.tile_bytes <= 64_000
 
 
 def test_a_larger_workspace_takes_more_utterances_up_to_the_useful_rows_and_then_more_classes():

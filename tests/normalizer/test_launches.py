@@ -5,12 +5,18 @@ rows that exist, ``joiner`` those of ``tanh(am + lm)``. Forward and backward, be
 head was cast once, the state of the log-sum-exp kept for all tiles and the bias summed by kernels:
 
     engine, classes of a tile      before        after
-    torch, all                  29.5  20.5      8    12
-    torch, some                 23.9  19.2     17.4  15.1
-    triton, all                  8.5   8.5      3     8
-    triton, all, joiner         11    13        6    13
-    triton, half head           11.5  11.5      4     9
+    torch, all                  29.5  20.5      7    12
+    torch, some                 23.9  19.2     15.5  15.5
+    torch, all, joiner                         11    17
+    triton, all                  8.5   8.5      2     7
+    triton, all, joiner         11    13        6    12
+    triton, half head           11.5  11.5      3.5   7.5
 
+What is above 8 is so for two reasons. The joiner's own operations, which the op replays and does
+not know, are 4 forward (two gathers, the sum, its tanh) and 7 backward (these, the tanh's gradient,
+two scatters): beside them Triton takes 2 and 5. And torch has no operation for what one row kernel
+does: the selected logits, the maximum, the shifted exponentials and their sum are 6, the gradient
+of the logits and its sum for the bias are 7.
 """
 
 import importlib.util
@@ -83,10 +89,10 @@ def per_tile(engine, classes, workspace_bytes=2_000, **options):
 @pytest.mark.parametrize(
     ("engine", "has_steps", "most"),
     [
-        ("torch", False, (8, 12)),
+        ("torch", False, (7, 12)),
         ("torch", True, (11, 17)),
-        pytest.param("triton", False, (3, 8), marks=needs_triton),
-        pytest.param("triton", True, (6, 13), marks=needs_triton),
+        pytest.param("triton", False, (2, 7), marks=needs_triton),
+        pytest.param("triton", True, (6, 12), marks=needs_triton),
     ],
 )
 def test_a_tile_of_all_classes_takes_few_operations(engine, has_steps, most):
@@ -95,7 +101,7 @@ def test_a_tile_of_all_classes_takes_few_operations(engine, has_steps, most):
 
 
 @pytest.mark.parametrize(
-    ("engine", "most"), [("torch", (18, 18)), pytest.param("triton", (3, 8), marks=needs_triton)]
+    ("engine", "most"), [("torch", (16, 16)), pytest.param("triton", (2, 6), marks=needs_triton)]
 )
 def test_a_tile_of_some_classes_takes_few_operations(engine, most):
     found = per_tile(engine, 48)
@@ -108,5 +114,5 @@ def test_half_heads_are_cast_once_a_call(monkeypatch):
     found = per_tile("triton", 16, head_dtype=torch.bfloat16)
     # The emulated products are no operations of torch's: one forward, three backward.
     assert found[0] + 1 <= 4
-    assert found[1] + 3 <= 9
+    assert found[1] + 3 <= 8
     assert {name for name, *_ in seen} == {"mm", "addmm"}

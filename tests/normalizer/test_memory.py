@@ -2,31 +2,13 @@
 
 import pytest
 import torch
-from dispatch import LargestTensor
+from dispatch import LargestTensor, NewTensors
 from oracle import dense_selected_log_probs
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten
 
 from panda_icefall.normalizer import selected_log_probs
 
 SITES, HIDDEN, CLASSES = 4_001, 24, 1_013
 WORKSPACE = 256 * 1024
-
-
-class CountOfSize(TorchDispatchMode):
-    """Counts the new tensors, neither views nor arguments, that have a number of elements."""
-
-    def __init__(self, numel):
-        super().__init__()
-        self.numel = numel
-        self.count = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
-        if all(returned.alias_info is None for returned in func._schema.returns):
-            values = [v for v in tree_flatten(result)[0] if isinstance(v, torch.Tensor)]
-            self.count += sum(v.numel() == self.numel for v in values)
-        return result
 
 
 def problem():
@@ -55,13 +37,12 @@ def test_the_only_tensor_of_the_weights_size_is_its_gradient(head_dtype):
     g = torch.Generator().manual_seed(0)
     weight = torch.randn(CLASSES, HIDDEN, generator=g).requires_grad_()
     rows, ids = torch.randn(300, HIDDEN, generator=g), torch.zeros(300, 1, dtype=torch.int64)
-    made = CountOfSize(weight.numel())
-    with made:
+    with NewTensors(least=weight.numel()) as made:
         logp, _ = selected_log_probs(
             rows, weight, None, ids, head_dtype=head_dtype, workspace_bytes=WORKSPACE // 4
         )
         logp.sum().backward()
-    assert made.count == 1
+    assert made.shapes == [weight.shape]
 
 
 def test_the_dense_twin_shows_that_the_measurement_sees_logits():

@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from panda_icefall.normalizer import RowProgram, RowTable, TilePlan
+from panda_icefall.normalizer import ClassRanges, RowProgram, RowTable, TilePlan
 from panda_icefall.normalizer.head import LinearHead
 from panda_icefall.normalizer.plan import (
     CLASS_UNIT,
@@ -133,7 +133,7 @@ def test_backward_costs_more_than_forward_and_copies_of_the_weight_more_than_non
 )
 def test_the_copies_of_a_class_are_counted(dtype, head_dtype, expected):
     weight = torch.zeros(7, 20, dtype=dtype)
-    head = LinearHead.of(weight, None, head_dtype, torch.float32)
+    head = LinearHead.of(weight, None, head_dtype, torch.float32, ClassRanges(range(7)))
     assert head.class_bytes == expected
     copied, _ = head.tile(ClassTile(0, 7, True))
     assert (copied.data_ptr() == weight.data_ptr()) is (expected == 0)

@@ -58,10 +58,7 @@ def test_a_full_lattice_in_float64(name, peak):
     cases.assert_close(cases.gradients(costs, inputs, joiner), expected_grads, 1e-11)
     status = panda_icefall.status()
     assert (status.losses_routed, status.losses_by_calls, status.materialised) == (1, 0, {})
-    reads = 2 if "hat" in name or "tdt" in name else 1
-    assert status.sites == reads * (
-        T * (S + 1) + 6 + 1 + 3 * (int(inputs["target_lengths"][3]) + 1)
-    )
+    assert status.sites == T * (S + 1) + 6 + 1 + 3 * (int(inputs["target_lengths"][3]) + 1)
 
 
 @kinds

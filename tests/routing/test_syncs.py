@@ -1,7 +1,4 @@
-"""A step of icefall's losses makes the host wait for the device four times at most.
-
-Five times with HAT, whose two normalisers choose their sites in backward, each for itself.
-"""
+"""A step of icefall's losses makes the host wait for the device four times at most."""
 
 import dataclasses
 from collections import Counter
@@ -64,7 +61,7 @@ def test_a_step_waits_no_oftener_than_it_must(newer_k2, options):
     # All of the simple loss's lattice, and all of the pruned one's that is new.
     assert places.pop(CHECKED) == 2
     assert sum(places.values()) <= 1, places
-    assert len(backward.waits) == (2 if "use_hat_loss" in options else 1), backward.waits
+    assert len(backward.waits) == 1, backward.waits
 
 
 def test_no_loss_depends_on_what_another_batch_had(newer_k2):

@@ -43,6 +43,26 @@ class LargestTensor(TorchDispatchMode):
         return result
 
 
+class NewTensors(TorchDispatchMode):
+    """Notes the new tensors, neither views nor arguments, of at least so many numbers.
+
+    Attributes:
+      shapes: theirs, in order.
+    """
+
+    def __init__(self, least):
+        super().__init__()
+        self.shapes = []
+        self._least = least
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        if all(returned.alias_info is None for returned in func._schema.returns):
+            values = [v for v in tree_flatten(result)[0] if isinstance(v, torch.Tensor)]
+            self.shapes += [v.shape for v in values if v.numel() >= self._least]
+        return result
+
+
 class Launches(TorchDispatchMode):
     """Counts what would be kernel launches on a GPU: operations that compute, and Triton kernels.
 

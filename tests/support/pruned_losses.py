@@ -1,10 +1,11 @@
 """The selected pruned loss with k2's arguments, to compare it with other pruned losses."""
 
 from panda_icefall.losses.heads import head_of
+from panda_icefall.losses.options import LossOptions
 from panda_icefall.losses.selected import selected_transducer_loss
 from panda_icefall.losses.sites import RetainedSites
 from panda_icefall.losses.spec import LatticeSpec
-from panda_icefall.normalizer import RowLogits, RowProgram, TileOptions
+from panda_icefall.normalizer import RowLogits, RowProgram
 
 
 def selected_pruned(
@@ -19,5 +20,5 @@ def selected_pruned(
     logits = RowLogits(RowProgram.of(rows), weight, bias)
     return selected_transducer_loss(
         logits, RetainedSites.of(spec, logits.classes), head_of(use_hat_loss),
-        TileOptions(**options), observer=observer,
+        LossOptions(**options), observer=observer,
     )  # fmt: skip

@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from gates import rms
 
+from panda_icefall.losses.options import LossOptions
 from panda_icefall.losses.simple_tiled import (
     Logits,
     Projection,
@@ -69,7 +70,7 @@ def tiled(
     )  # fmt: skip
     return tiled_rnnt_loss_smoothed(
         lm, am, spec, Scales(lm_only_scale, am_only_scale),
-        TileOptions(workspace_bytes, engine=engine, recursion=recursion),
+        LossOptions(workspace_bytes, engine=engine, recursion=recursion),
         return_grad=return_grad, counters=counters,
     )  # fmt: skip
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from panda_icefall.normalizer import RowLogits
 from panda_icefall.normalizer.op import Selected
 
-# ``panda_icefall.normalizer.op.select`` of logits, ids and their mask; all else is given.
+# ``panda_icefall.normalizer.op.select`` of logits, ids, their mask and ``read``; all else is given.
 Select = Callable[..., Selected]
 
 

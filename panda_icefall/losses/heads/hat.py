@@ -12,14 +12,12 @@ transducer" (arXiv:2003.07705); k2's ``get_hat_logprobs_pruned``.
 
 from __future__ import annotations
 
-import dataclasses
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from panda_icefall.losses.heads.base import Head, HeadLogProbs, Select
-from panda_icefall.normalizer import RowLogits
+from panda_icefall.normalizer import ClassRanges, RowLogits
 
 
 class HatHead(Head):
@@ -50,34 +48,12 @@ class HatHead(Head):
     def of_rows(
         self, logits: RowLogits, targets: Tensor, blank: int, select: Select
     ) -> HeadLogProbs:
-        """Calls ``select`` twice, so that its counters see every site twice."""
-        odds, labels = _odds(logits), logits.part(1, logits.classes)
-        # The blank's logit as its log odds against a logit of 0. Their adjoints sum to 0 over the
-        # two classes, so that no probability enters the gradient, which would be 1 only up to the
-        # rounding of the logit.
-        ids = torch.zeros_like(targets)
-        odds_logp = select(odds, torch.stack((ids, ids + 1), dim=1)).logp
+        # The blank's own logit: no probability enters its gradient, which would be 1 only up to
+        # the rounding of the logit.
+        read = ClassRanges(normalized=range(1, logits.classes), plain=range(1))
         is_blank = targets == 0
-        found = select(labels, (targets - 1).unsqueeze(1), ~is_blank.unsqueeze(1))
-        blank_logit = odds_logp[:, 0] - odds_logp[:, 1]
-        return _joined(blank_logit, found.logp.squeeze(1), found.log_z, is_blank)
-
-
-def _odds(logits: RowLogits) -> RowLogits:
-    """The blank's logit beside a logit of 0."""
-    blank = logits.part(0, 1)
-    if blank.weight is None:
-        return RowLogits(logits.rows.then(_against_zero, width=2), head_dtype=logits.head_dtype)
-    weight, bias = (
-        None if t is None else torch.cat((t, torch.zeros_like(t)))
-        for t in (blank.weight, blank.bias)
-    )
-    shard = None if blank.shard is None else dataclasses.replace(blank.shard, classes=2)
-    return RowLogits(blank.rows, weight, bias, blank.head_dtype, shard)
-
-
-def _against_zero(rows: Tensor) -> Tensor:
-    return F.pad(rows[..., :1], (0, 1))
+        found = select(logits, targets.unsqueeze(1), ~is_blank.unsqueeze(1), read=read)
+        return _joined(found.logits.squeeze(1), found.logp.squeeze(1), found.log_z, is_blank)
 
 
 def _joined(

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from panda_icefall.losses.heads.base import Head, HeadLogProbs, Select
 from panda_icefall.losses.heads.plain import PlainHead
-from panda_icefall.normalizer import RowLogits
+from panda_icefall.normalizer import ClassRanges, RowLogits
 
 
 @dataclass(frozen=True)
@@ -44,11 +44,10 @@ class TdtHead(Head):
     def of_rows(
         self, logits: RowLogits, targets: Tensor, blank: int, select: Select
     ) -> HeadLogProbs:
-        """Calls ``select`` twice, so that its counters see every site twice."""
-        tokens = self.token_classes(logits.classes)
-        found = PlainHead().of_rows(logits.part(0, tokens), targets, blank, select)
-        if not self.reads_durations:
-            return found
-        ids = torch.arange(self.durations, device=targets.device).expand(targets.shape[0], -1)
-        durations = select(logits.part(tokens, logits.classes), ids, clamp=None)
-        return found._replace(others=durations.logp)
+        tokens, classes = self.token_classes(logits.classes), logits.classes
+        durations = range(tokens, classes if self.reads_durations else tokens)
+        ids = torch.stack([targets, torch.full_like(targets, blank)], dim=1)
+        found = select(logits, ids, read=ClassRanges(range(tokens), durations))
+        target, blank_logp = found.logp.unbind(dim=1)
+        others = found.logits.log_softmax(-1) if self.reads_durations else None
+        return HeadLogProbs(target, blank_logp, found.log_z, others, found.cost_share)

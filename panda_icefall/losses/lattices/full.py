@@ -12,9 +12,9 @@ from panda_icefall.lattice.mutual_information import (
     unchecked_recursion,
 )
 from panda_icefall.lattice.validation import check_recursion_inputs, widened
+from panda_icefall.losses.options import LossOptions
 from panda_icefall.losses.sites import FullSites
 from panda_icefall.losses.spec import LatticeOptions, check_options
-from panda_icefall.normalizer import TileOptions
 
 __all__ = [
     "Loss",
@@ -26,7 +26,7 @@ __all__ = [
 ]
 
 NEG_INF = float("-inf")
-DEFAULT = TileOptions()
+DEFAULT = LossOptions()
 
 Loss = Tensor | tuple[Tensor, tuple[Tensor, Tensor]]
 
@@ -95,7 +95,7 @@ def score(
 
 @overload
 def loss_of_arcs(
-    px: Tensor, py: Tensor, options: LatticeOptions, *, tiles: TileOptions = ..., is_checked: bool
+    px: Tensor, py: Tensor, options: LatticeOptions, *, tiles: LossOptions = ..., is_checked: bool
 ) -> Tensor: ...
 
 
@@ -106,7 +106,7 @@ def loss_of_arcs(
     options: LatticeOptions,
     return_grad: bool,
     *,
-    tiles: TileOptions = ...,
+    tiles: LossOptions = ...,
     is_checked: bool,
 ) -> Loss: ...
 
@@ -117,7 +117,7 @@ def loss_of_arcs(
     options: LatticeOptions,
     return_grad: bool = False,
     *,
-    tiles: TileOptions = DEFAULT,
+    tiles: LossOptions = DEFAULT,
     is_checked: bool,
 ) -> Loss:
     """``score`` without its checks of options and frames.
@@ -143,7 +143,7 @@ def loss_of_arcs(
 
 
 def loss_of_full_sites(
-    target_logp: Tensor, blank_logp: Tensor, sites: FullSites, tiles: TileOptions = DEFAULT
+    target_logp: Tensor, blank_logp: Tensor, sites: FullSites, tiles: LossOptions = DEFAULT
 ) -> Tensor:
     """The transducer loss from two log-probs per site of the full lattice.
 

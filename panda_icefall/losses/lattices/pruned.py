@@ -11,9 +11,9 @@ from panda_icefall.dynamo import opaque
 from panda_icefall.lattice import banded_recursion, is_k2_chosen
 from panda_icefall.lattice.validation import check_site_shape
 from panda_icefall.losses.lattices.full import DEFAULT, NEG_INF, close_symbol_arcs, loss_of_arcs
+from panda_icefall.losses.options import LossOptions
 from panda_icefall.losses.sites import RetainedSites
 from panda_icefall.losses.spec import LatticeOptions, check_options
-from panda_icefall.normalizer import TileOptions
 
 __all__ = ["loss_of_retained_sites", "pruned_px_py", "pruned_score"]
 
@@ -67,7 +67,7 @@ def pruned_score(
     rnnt_type: str,
     delay_penalty: float,
     reduction: str | None,
-    tiles: TileOptions = DEFAULT,
+    tiles: LossOptions = DEFAULT,
 ) -> Tensor:
     """The transducer loss of the retained sites.
 
@@ -93,7 +93,7 @@ def pruned_score(
 
 
 def loss_of_retained_sites(
-    target_logp: Tensor, blank_logp: Tensor, sites: RetainedSites, tiles: TileOptions = DEFAULT
+    target_logp: Tensor, blank_logp: Tensor, sites: RetainedSites, tiles: LossOptions = DEFAULT
 ) -> Tensor:
     """``pruned_score`` of the log-probs ``[N]`` of the sites of a checked lattice."""
     spec, S = sites.spec, sites.spec.symbols.shape[1]
@@ -107,7 +107,7 @@ def _loss(
     ranges: Tensor,
     S: int,
     options: LatticeOptions,
-    tiles: TileOptions,
+    tiles: LossOptions,
     is_checked: bool,
 ) -> Tensor:
     target_logp = options.emitted(target_logp)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from types import ModuleType
 
 import torch
 from torch import Tensor
 
-from panda_icefall.losses.simple_tiled.kernels import RowKernels
 from panda_icefall.losses.simple_tiled.plan import SimpleTilePlan
 from panda_icefall.losses.simple_tiled.source import LogitSource, Parts
 from panda_icefall.losses.simple_tiled.sums import Masses
@@ -40,7 +40,7 @@ def add_gradients(
     ids: Tensor,
     plan: SimpleTilePlan,
     unigram_plan: SimpleTilePlan | None,
-    kernels: RowKernels,
+    kernels: ModuleType,
     sums: Masses,
     adjoints: Adjoints,
     am_grads: Parts,

@@ -13,10 +13,12 @@ import torch
 from torch import Tensor
 
 from panda_icefall.dynamo import opaque
+from panda_icefall.engine_choice import row_kernels
 from panda_icefall.losses.lattice_checks import check_spec
 from panda_icefall.losses.lattices.full import Loss, loss_of_arcs, symbol_arcs
 from panda_icefall.losses.logit_checks import check_logits
-from panda_icefall.losses.simple_tiled.kernels import row_kernels
+from panda_icefall.losses.options import LossOptions
+from panda_icefall.losses.simple_tiled import rows
 from panda_icefall.losses.simple_tiled.logits import Logits
 from panda_icefall.losses.simple_tiled.plan import (
     USEFUL_ROWS,
@@ -37,7 +39,7 @@ def tiled_rnnt_loss_smoothed(
     am: Tensor | LogitSource,
     spec: LatticeSpec,
     scales: Scales,
-    options: TileOptions,
+    options: LossOptions,
     *,
     return_grad: bool = False,
     counters: TileCounters | None = None,
@@ -125,6 +127,7 @@ def tiled_arcs(
         itemsize=torch.finfo(am.dtype).bits // 8,
         workspace_bytes=options.workspace_on(am.device),
         casts_weight=am.casts_weight or lm.casts_weight,
+        copy_bytes=am.copy_bytes + lm.copy_bytes,
         rounds_gradient=am.rounds_gradient or lm.rounds_gradient,
         useful_rows=USEFUL_ROWS if am.device.type == "cpu" else USEFUL_ROWS_ON_DEVICE,
     )
@@ -134,11 +137,13 @@ def tiled_arcs(
         by_length = boundary[:, 3].sort(descending=True, stable=True).indices
     plan = make_plan([am.rows] * B if t_ends is None else t_ends)
     plan = replace(plan, order=by_length)
+    if not plan.keeps_copies:
+        am, lm = am.copying_by_tile(), lm.copying_by_tile()
     unigram_plan = None
     if scales.am_only != 0.0:
         unigram_plan = replace(make_plan([0] * B), order=as_given)
     ids = torch.cat((symbols, symbols.new_full((B, 1), spec.termination_symbol)), dim=1)
-    kernels = row_kernels(options.engine, am.device)
+    kernels = row_kernels(options.engine, am.device, rows)
     terms = simple_terms(am, lm, ids, plan, unigram_plan, kernels, counters)
     unigram = None
     if terms.unigram_logp is not None and terms.unigram_log_mass is not None:

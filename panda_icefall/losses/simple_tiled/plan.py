@@ -17,6 +17,8 @@ LEAST_CLASSES = 64
 USEFUL_ROWS = 256
 # Launches cost more than the padding of a block's shorter utterances where there is a device.
 USEFUL_ROWS_ON_DEVICE = 4096
+# Of the workspace, that copies of both whole weights may take; larger ones are made tile by tile.
+KEPT_SHARE = 1 / 4
 
 
 @dataclass(frozen=True)
@@ -42,11 +44,12 @@ class SimpleTilePlan:
       tile_classes: classes of one tile; a multiple of ``ALIGNMENT`` where it is larger and not all.
       tile_bytes: bytes of the largest tile's scratch: two arrays for each of am and lm, the rows
         they are computed from, the weights of the selected classes and the gradients of both,
-        and the weight where it has to be cast.
+        and the weight where it has to be cast; and copies of both weights where they are kept.
       blocks: all utterances, the longest first, and all frames up to the last that the longest of
         a block needs; the others lie outside every boundary.
       order: int64 ``[B]`` on the device, the utterances, the longest first; None: copied there when
         it is asked for.
+      keeps_copies: whether copies of the weights are made once for all tiles.
     """
 
     classes: int
@@ -54,6 +57,7 @@ class SimpleTilePlan:
     tile_bytes: int
     blocks: tuple[Block, ...]
     order: Tensor | None = field(default=None, compare=False)
+    keeps_copies: bool = True
 
     @classmethod
     def make(
@@ -66,6 +70,7 @@ class SimpleTilePlan:
         workspace_bytes: int,
         *,
         casts_weight: bool = False,
+        copy_bytes: int = 0,
         rounds_gradient: bool = False,
         useful_rows: int = USEFUL_ROWS,
     ) -> SimpleTilePlan:
@@ -79,6 +84,7 @@ class SimpleTilePlan:
           itemsize: bytes of one number in the accumulation dtype.
           workspace_bytes: upper bound of ``tile_bytes``.
           casts_weight: whether a tile of each weight has to be cast first, in two steps.
+          copy_bytes: for each class, of the copies that are read of both weights.
           rounds_gradient: whether a tile's gradients are written in half precision too.
           useful_rows: frames and states of a block beyond which it takes no more utterances.
 
@@ -87,6 +93,9 @@ class SimpleTilePlan:
         """
         am_width, lm_width = widths
         weight_bytes = 2 * itemsize * (am_width + lm_width) if casts_weight else 0
+        keeps_copies = classes * copy_bytes <= workspace_bytes * KEPT_SHARE
+        kept_bytes = classes * copy_bytes if keeps_copies else 0
+        weight_bytes += 0 if keeps_copies else copy_bytes
         useful = min(classes, USEFUL_CLASSES)
 
         def tile_bytes(utterances: int, frames: int, tile_classes: int) -> int:
@@ -94,7 +103,8 @@ class SimpleTilePlan:
             numbers = frames * am_width + states * lm_width + chosen
             numbers += tile_classes * (frames + states)
             rounded = tile_classes * (frames + states) * 2 if rounds_gradient else 0
-            return utterances * (2 * itemsize * numbers + rounded) + tile_classes * weight_bytes
+            of_rows = utterances * (2 * itemsize * numbers + rounded)
+            return of_rows + tile_classes * weight_bytes + kept_bytes
 
         least = tile_bytes(1, 1, 1)
         if workspace_bytes < least:
@@ -134,7 +144,9 @@ class SimpleTilePlan:
         tiles = -(-classes // (affordable // step * step))
         tile_classes = -(-classes // (tiles * step)) * step
         largest = max((tile_bytes(*size, tile_classes) for size in sizes), default=0)
-        return cls(classes, min(classes, tile_classes), largest, tuple(blocks))
+        return cls(
+            classes, min(classes, tile_classes), largest, tuple(blocks), keeps_copies=keeps_copies
+        )
 
     @property
     def tiles(self) -> int:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
-from panda_icefall.lattice.validation import HALVES, WIDE
+from panda_icefall.dtypes import HALVES, WIDE
 from panda_icefall.losses.simple_tiled.source import LogitBlock, LogitSource, Parts
 from panda_icefall.normalizer.tensor_cores import Gemms
 
@@ -22,11 +22,15 @@ class Projection(LogitSource):
       head_dtype: dtype that all three are rounded to first, as autocast does for a linear layer;
         the outputs are float32 and not rounded. None: all three have one dtype, float32 or float64.
       gemms: how matrices are multiplied. Of half ones the gradient of the logits is rounded to half
-        precision, as in the dense path, and weight and bias are cast once.
+        precision, as in the dense path, and copies of weight and bias are read.
+      keeps_copies: whether these are of all classes, made once; else of the last tile's.
     """
 
     head_dtype: torch.dtype | None = None
     gemms: Gemms = field(default_factory=lambda: Gemms(torch.float32, torch.float32))
+    keeps_copies: bool = True
+    # The classes that a copy is of, and it.
+    _copies: dict[str, tuple[tuple[int, int], Tensor]] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -52,6 +56,7 @@ class Projection(LogitSource):
             classes=weight.shape[0],
             width=input.shape[2],
             casts_weight=head_dtype is not None and not gemms.widens,
+            copy_bytes=_copy_bytes(weight, bias, gemms) if gemms.widens else 0,
             gradient_dtype=gemms.operands,
             merges_selected=gemms.holds_half,
             head_dtype=head_dtype,
@@ -60,7 +65,15 @@ class Projection(LogitSource):
 
     @property
     def remake(self) -> Callable[[Sequence[Tensor | None]], LogitSource]:
-        return functools.partial(Projection.of, head_dtype=self.head_dtype)
+        make = functools.partial(Projection.of, head_dtype=self.head_dtype)
+        return make if self.keeps_copies else lambda parts: make(parts).copying_by_tile()
+
+    def copying_by_tile(self) -> Projection:
+        return replace(self, keeps_copies=False)
+
+    def release(self) -> None:
+        super().release()
+        self._copies.clear()
 
     def open(self, utterances: Tensor, rows: slice, grads: Parts | None = None) -> LogitBlock:
         return _ProjectedRows(self, utterances, rows, grads or (None, None, None))
@@ -85,9 +98,19 @@ class Projection(LogitSource):
             return None
         if not self.gemms.widens:
             return self.operand(part[low:high])
-        if name not in self._scratch:
-            self._scratch[name] = self.operand(part)
-        return self._scratch[name][low:high]
+        wanted = (0, self.classes) if self.keeps_copies else (low, high)
+        if name not in self._copies or self._copies[name][0] != wanted:
+            self._copies.pop(name, None)  # before there is another one
+            self._copies[name] = wanted, self.operand(part[slice(*wanted)])
+        (first, _), copy = self._copies[name]
+        return copy[low - first : high - first]
+
+
+def _copy_bytes(weight: Tensor, bias: Tensor | None, gemms: Gemms) -> int:
+    """Bytes of a class's weight and bias in the dtype of the operands, where they have another."""
+    sizes = [(weight, weight.shape[1])] + ([] if bias is None else [(bias, 1)])
+    itemsize = torch.finfo(gemms.operands).bits // 8
+    return sum(itemsize * size for tensor, size in sizes if tensor.dtype != gemms.operands)
 
 
 def _check_parts(

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from panda_icefall.losses.logit_checks import WIDE, check_fit
+from panda_icefall.dtypes import WIDE
+from panda_icefall.losses.logit_checks import check_fit
 
 Parts = tuple[Tensor | None, ...]
 # Class ids, int64 [n, K], the first class of the tile, and values [n, K, length].
@@ -30,6 +31,7 @@ class LogitSource(ABC):
       classes: C.
       width: numbers of scratch that one row takes besides its classes.
       casts_weight: whether a tile of classes is cast before it is used.
+      copy_bytes: for each class, of the copies of weight and bias that are read in their place.
       gradient_dtype: dtype of the tiles that ``LogitBlock.add`` takes; None: the arithmetic's.
       merges_selected: whether these tiles hold the gradient of the selected classes too, and
         ``add_at`` is not called. Where tiles are rounded, what is left of the two where they cancel
@@ -43,6 +45,7 @@ class LogitSource(ABC):
     classes: int
     width: int = 0
     casts_weight: bool = False
+    copy_bytes: int = 0
     gradient_dtype: torch.dtype | None = None
     merges_selected: bool = False
     _scratch: dict[str, Tensor] = field(default_factory=dict)
@@ -51,6 +54,10 @@ class LogitSource(ABC):
     @abstractmethod
     def remake(self) -> Callable[[Sequence[Tensor | None]], LogitSource]:
         """From parts to such a source, without a reference to this one's."""
+
+    def copying_by_tile(self) -> LogitSource:
+        """The source with copies for one tile of classes at a time, where it makes any."""
+        return self
 
     @abstractmethod
     def open(self, utterances: Tensor, rows: slice, grads: Parts | None = None) -> LogitBlock:

@@ -15,10 +15,10 @@ before, and ``gradients`` computes the tiles again.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from types import ModuleType
 
 from torch import Tensor
 
-from panda_icefall.losses.simple_tiled.kernels import RowKernels
 from panda_icefall.losses.simple_tiled.plan import SimpleTilePlan
 from panda_icefall.losses.simple_tiled.source import LogitSource
 from panda_icefall.losses.simple_tiled.unigram import unigram_of
@@ -66,7 +66,7 @@ def sum_over_classes(
     ids: Tensor,
     plan: SimpleTilePlan,
     unigram_plan: SimpleTilePlan | None,
-    kernels: RowKernels,
+    kernels: ModuleType,
 ) -> Sums:
     """The sums, from one pass over the classes; a unigram takes two of lm before it.
 
@@ -98,7 +98,7 @@ def _sum_block(
     lm: LogitSource,
     ids: Tensor,
     plan: SimpleTilePlan,
-    kernels: RowKernels,
+    kernels: ModuleType,
     sums: Sums,
     utterances: Tensor,
     live: slice,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -12,7 +13,6 @@ from torch import Tensor
 from panda_icefall.first_order import first_order_only
 from panda_icefall.freed import refuse_freed, shapes_of
 from panda_icefall.losses.simple_tiled.gradients import Adjoints, add_gradients
-from panda_icefall.losses.simple_tiled.kernels import RowKernels
 from panda_icefall.losses.simple_tiled.plan import SimpleTilePlan
 from panda_icefall.losses.simple_tiled.source import LogitSource
 from panda_icefall.losses.simple_tiled.sums import Masses, sum_over_classes
@@ -47,7 +47,7 @@ def simple_terms(
     ids: Tensor,
     plan: SimpleTilePlan,
     unigram_plan: SimpleTilePlan | None,
-    kernels: RowKernels,
+    kernels: ModuleType,
     counters: TileCounters | None = None,
 ) -> SimpleTerms:
     """The terms of the arcs, differentiable once in the parts of both sources.
@@ -83,7 +83,7 @@ class _Call:
     am_parts: int
     plan: SimpleTilePlan
     unigram_plan: SimpleTilePlan | None
-    kernels: RowKernels
+    kernels: ModuleType
     counters: TileCounters
 
     def sources(self, parts: Sequence[Tensor | None]) -> tuple[LogitSource, LogitSource]:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from types import ModuleType
+
 import torch
 from torch import Tensor
 
-from panda_icefall.losses.simple_tiled.kernels import RowKernels
 from panda_icefall.losses.simple_tiled.plan import SimpleTilePlan
 from panda_icefall.losses.simple_tiled.source import LogitBlock, LogitSource, Parts
 
 
-def unigram_of(lm: LogitSource, plan: SimpleTilePlan, kernels: RowKernels) -> Tensor:
+def unigram_of(lm: LogitSource, plan: SimpleTilePlan, kernels: ModuleType) -> Tensor:
     """``mean(softmax(lm), dim=(0, 1)) + tiny`` ``[C]``, from two passes over the classes.
 
     As in k2, the padding of shorter utterances counts as states.
@@ -39,7 +40,7 @@ def unigram_of(lm: LogitSource, plan: SimpleTilePlan, kernels: RowKernels) -> Te
 def unigram_backward(
     lm: LogitSource,
     plan: SimpleTilePlan,
-    kernels: RowKernels,
+    kernels: ModuleType,
     peak: Tensor,
     adjoint: Tensor,
     lm_grads: Parts,
@@ -70,5 +71,5 @@ def unigram_backward(
         rows.close()
 
 
-def _exp(rows: LogitBlock, peak: Tensor, low: int, high: int, kernels: RowKernels) -> Tensor:
+def _exp(rows: LogitBlock, peak: Tensor, low: int, high: int, kernels: ModuleType) -> Tensor:
     return kernels.exp_below_(rows.tile(low, high), peak, rows.bias(low, high))

@@ -57,11 +57,6 @@ class Lattice:
         inside &= torch.arange(self.T)[:, None] < torch.tensor(self.frames)[:, None, None]
         return int(inside.sum())
 
-    @property
-    def reads(self) -> int:
-        """How often each of them is counted."""
-        return 2 if self.kind.head == "hat" or self.kind.is_tdt else 1
-
     def costs(self, logits: Tensor) -> Tensor:
         """By the oracle, of logits ``[B, T, S + 1, C]``, or of those of the ranges."""
         lengths = torch.tensor(self.frames), torch.tensor(self.states)

@@ -148,7 +148,7 @@ def compare(
             found = outcome(case.mode, lambda: ours(**given), leaves, weights)
         counted = panda_icefall.status() - before
     if joiner.is_recordable:
-        evaluated = lattice.reads * lattice.evaluated * case.losses
+        evaluated = lattice.evaluated * case.losses
         assert counted.sites_evaluated == evaluated, (counted.sites_evaluated, evaluated)
     tensors.assert_near(found[:1], expected[:1], 1e-11, 1.0)
     # Where an utterance has no path, k2's occupations are arbitrary.

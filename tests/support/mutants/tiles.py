@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import inspect
 from typing import Any
 
 import gates
@@ -11,6 +12,7 @@ import torch
 
 from mutants.mutation import Mutation
 from panda_icefall.normalizer import TileOptions, TilePlan, node, op, tile_loop, torch_rows
+from panda_icefall.normalizer.head import LinearHead
 
 SPLIT = 3_001  # bytes: several row tiles and several class tiles
 
@@ -37,10 +39,10 @@ def wrong_sign(patch):
 def _backward(patch, change):
     """``tile_loop.backward`` of arguments by name that ``change`` changes."""
     backward = tile_loop.backward
-    names = "program head ids log_z adjoints log_z_adjoints plan kernels wanted limits scale"
+    names = list(inspect.signature(backward).parameters)
 
     def wrong(*args: Any) -> None:
-        given = dict(zip(names.split(), args))
+        given = dict(zip(names, args))
         change(given)
         backward(*given.values())
 
@@ -93,14 +95,15 @@ def half_accumulator(patch):
     backward = tile_loop.backward
 
     def wrong(
-        program, head, ids, log_z, adjoints, log_z_adjoints, plan, kernels, wanted, limits, scale
-    ):
+        program, head, ids, log_z, adjoints, log_z_adjoints, plan, kernels, wanted, limits, scale,
+        plain_adjoints,
+    ):  # fmt: skip
         for begin, end in plan.row_tiles():
             some = slice(begin, end)
             small = dataclasses.replace(plan, sites=end - begin)
             backward(
                 program.at(torch.arange(begin, end)), head, ids[some], log_z[some], adjoints[some],
-                log_z_adjoints[some], small, kernels, wanted, limits,
+                log_z_adjoints[some], small, kernels, wanted, limits, scale, plain_adjoints[some],
             )  # fmt: skip
             for buffer in (*wanted.tables, wanted.weight, wanted.bias):
                 buffer.copy_(buffer.bfloat16())
@@ -156,6 +159,17 @@ def index_table_not_followed(patch):
         return [t.values.detach()[sites % len(t.values)] for t in program.tables]
 
     patch.setattr(tile_loop, "_gather", gather)
+
+
+def plain_logits_without_a_gradient(patch):
+    """Logits beside the normalised classes give nothing to rows and weight."""
+    backward = LinearHead.backward
+
+    def wrong(self, grad, weight, classes, *rest, **options):
+        if classes != self.plain:
+            backward(self, grad, weight, classes, *rest, **options)
+
+    patch.setattr(LinearHead, "backward", wrong)
 
 
 def wrong_segment_of_lm(patch):
@@ -219,6 +233,8 @@ TILES = [
     Mutation("running sum not rescaled", "torch_rows.fold", not_rescaled, LOG_PROBS),
     Mutation("a class selected twice, once", "torch_rows.gradient", duplicate_ids_once,
              LOG_PROBS),
+    Mutation("plain logits without a gradient", "LinearHead.backward",
+             plain_logits_without_a_gradient, FULL),
     Mutation("index table not followed", "tile_loop._gather", index_table_not_followed, FULL),
     Mutation("wrong segment in an lm reduction", "tile_loop._rows_backward", wrong_segment_of_lm,
              FULL),
