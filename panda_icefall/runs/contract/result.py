@@ -126,8 +126,8 @@ class ContractRecord(Record):
       update_steps: Optimizer steps to take before the parameters are compared.
       steps: Optimizer steps taken.
       precision: The dtype that the recipe trains in.
-      dense_recursion: Of the dense passes: "exact", in float64, or "own", that of the host's losses
-        as they are; None: of a check older than this.
+      dense_recursion: Of the dense passes: "exact", k2's losses over the one in float64, or "own",
+        all losses as they are; None: of a check older than this.
       tolerances: The bounds by name: the fields of ``Tolerances``.
       batches: What each compared batch showed.
       parameters: Distances of the routed parameters after ``update_steps``, by group.
@@ -157,8 +157,8 @@ class ContractRecord(Record):
         if self.dense_recursion == "own":
             return "Dense: the losses as they are without PANDA."
         return (
-            "Dense: the losses as they are without PANDA, but over the exact recursion in float64, "
-            "as the routed ones."
+            "Dense: the losses as they are without PANDA, but those of k2 over the exact recursion in "
+            "float64, as the routed ones."
         )
 
     @property

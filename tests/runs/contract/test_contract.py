@@ -52,7 +52,7 @@ def test_a_right_loss_passes_with_every_group_compared(recipe, capsys):
     printed = capsys.readouterr().err
     assert "The contract holds over 3 update(s), 3 batch(es) compared" in printed
     assert "selected log-probs" in printed
-    assert "without PANDA, but over the exact recursion in float64" in " ".join(printed.split())
+    assert "but those of k2 over the exact recursion in float64" in " ".join(printed.split())
 
 
 @pytest.mark.parametrize("use_panda", [False, True])

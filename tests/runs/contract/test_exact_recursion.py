@@ -67,7 +67,7 @@ def test_a_report_says_what_was_compared_and_its_bounds_fit_that(recipe, capsys,
     assert found["dense_recursion"] == ("own" if is_own else "exact")
     assert found["tolerances"]["gradient_rel_l2"] == (1e-5 if is_own else 1e-6)
     assert ("Dense: the losses as they are without PANDA." in printed) is is_own
-    assert ("but over the exact recursion in float64" in printed) is not is_own
+    assert ("those of k2 over the exact recursion in float64" in printed) is not is_own
 
 
 @pytest.mark.k2
