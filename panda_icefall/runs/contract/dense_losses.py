@@ -1,4 +1,4 @@
-"""What is changed in the hosts' losses for the dense passes: which recursion, and how they round."""
+"""What is changed in the hosts' losses for dense passes: which recursion, and how they round."""
 
 import contextlib
 import functools

@@ -36,9 +36,7 @@ _CHUNK_BYTES = 4 * 2**20
 
 
 @contextlib.contextmanager
-def wrapped_function(
-    name: str, around: Around, module: ModuleType | None = None
-) -> Iterator[None]:
+def wrapped_function(name: str, around: Around, module: ModuleType | None = None) -> Iterator[None]:
     """Let ``around(original, arguments)`` answer the calls of a function.
 
     It is replaced where routing replaces functions, on top of whatever stands there. A module

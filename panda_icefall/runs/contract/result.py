@@ -157,8 +157,8 @@ class ContractRecord(Record):
         if self.dense_recursion == "own":
             return "Dense: the losses as they are without PANDA."
         return (
-            "Dense: the losses as they are without PANDA, but those of k2 over the exact recursion in "
-            "float64, as the routed ones."
+            "Dense: the losses as they are without PANDA, but those of k2 over the exact recursion "
+            "in float64, as the routed ones."
         )
 
     @property

@@ -87,7 +87,7 @@ def test_a_recipe_with_hat_is_checked_on_a_k2_without_it(recipe, old_k2):
          '        if kind == "skewed"'),
         name="toy_model.py",
     )  # fmt: skip
-    assert run_recipe(recipe.train_py, [], PandaOptions(check_batches=2)) == 0
+    assert run_recipe(recipe.train_py, [], PandaOptions(use_panda=True, check_batches=2)) == 0
     found = json.loads((recipe.folder / "exp/panda-check.json").read_text())
     assert found["violations"] == []
     assert all(batch["log_probs"][0]["dense_norm"] > 0 for batch in found["batches"])
