@@ -33,7 +33,7 @@ from benchmarks.timing import interleaved_samples, times
 from torch import Tensor, nn
 
 import panda_icefall
-from panda_icefall.runs.contract.passes import ctc_losses_in_float64
+from panda_icefall.runs.contract.dense_losses import ctc_losses_in_float64
 
 ARMS = {"dense": "dense", "panda": "PANDA"}
 FRAMES_PER_LABEL = 3

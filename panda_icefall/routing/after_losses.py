@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -50,7 +51,28 @@ class _NonFinite:
 
     def __init__(self) -> None:
         self.findings: tuple[Finding, ...] = ()
-        self.pending: Computed | None = None
+        self._pending: weakref.ref[Computed] | None = None
+
+    def keep(self, found: Computed, result: Tensor) -> None:
+        """Let a loss be looked at later: no longer than its graph holds what the loss read."""
+        held = [found]
+
+        def forget(gradient: Tensor) -> None:
+            held.clear()
+            self.drop()
+
+        result.register_hook(forget)
+        self._pending = weakref.ref(found)
+
+    def drop(self) -> None:
+        """The loss that was kept is not looked at any more."""
+        self._pending = None
+
+    def look_at_kept(self) -> None:
+        """Look at the loss that was kept, if it is still there."""
+        found = None if self._pending is None else self._pending()
+        if found is not None and found.is_whole:
+            self.look_at(found)
 
     def look_at(self, found: Computed) -> None:
         """Keep what is wrong with a loss, if it is the first with which something is."""
@@ -91,36 +113,31 @@ def is_followed() -> bool:
 def tell(found: Computed, result: Tensor) -> None:
     """Tell all followers; and look at a loss that is not finite.
 
-    On a CPU that is done at once. On other devices it would wait for them: the loss is kept until
-    its backward begins, or another one is computed, and looked at where ``status()`` is asked.
+    On a CPU that is done at once. On other devices it would wait for them: the loss is looked at
+    where ``status()`` is asked before its backward begins, and before another one is computed.
 
     Args:
       result: the loss as the caller gets it.
     """
     for follower in tuple(_followers):
         follower(found)
-    _non_finite.pending = None
+    _non_finite.drop()
     if found.loss.device.type == "cpu":
         _non_finite.look_at(found)
     elif result.requires_grad and not _non_finite.findings:
-        _non_finite.pending = found
-        result.register_hook(_forget_pending)
-
-
-def _forget_pending(gradient: Tensor) -> None:
-    _non_finite.pending = None
+        _non_finite.keep(found, result)
 
 
 def non_finite_findings() -> tuple[Finding, ...]:
     """What was wrong with the first loss that was not finite, since ``forget_non_finite``."""
-    if _non_finite.pending is not None and _non_finite.pending.is_whole:
-        _non_finite.look_at(_non_finite.pending)
+    _non_finite.look_at_kept()
     return _non_finite.findings
 
 
 def forget_non_finite() -> None:
     """Begin again."""
-    _non_finite.findings, _non_finite.pending = (), None
+    _non_finite.findings = ()
+    _non_finite.drop()
 
 
 def recorded_loss(

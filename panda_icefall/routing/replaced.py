@@ -135,15 +135,33 @@ def recording_pruning(original: Function, state: RoutingState) -> Function:
     return do_rnnt_pruning
 
 
+def pruned_loss_with_hat(original: Function) -> Function:
+    """A host's ``rnnt_loss_pruned``, or, where it knows no ``use_hat_loss``, one that does.
+
+    k2's of 1.23.4 does not; HAT is then the project's own dense loss.
+    """
+    signature = inspect.signature(original)
+    if "use_hat_loss" in signature.parameters:
+        return original
+    hat = inspect.Parameter("use_hat_loss", inspect.Parameter.POSITIONAL_OR_KEYWORD, default=False)
+    signature = signature.replace(parameters=[*signature.parameters.values(), hat])
+
+    @functools.wraps(original)
+    def rnnt_loss_pruned(*args: Any, **kwargs: Any) -> Any:
+        given = signature.bind(*args, **kwargs)
+        given.apply_defaults()
+        if given.arguments.pop("use_hat_loss"):
+            return dense.rnnt_loss_pruned(**as_k2_arguments(given.arguments), use_hat_loss=True)
+        return original(**given.arguments)
+
+    rnnt_loss_pruned.__signature__ = signature  # type: ignore[attr-defined]
+    return rnnt_loss_pruned
+
+
 def routed_pruned_loss(original: Function, state: RoutingState) -> Function:
     """``rnnt_loss_pruned`` that takes a recorded joiner, and ``use_hat_loss`` in any case."""
-    signature = inspect.signature(original)
-    has_hat = "use_hat_loss" in signature.parameters
-    if not has_hat:
-        hat = inspect.Parameter(
-            "use_hat_loss", inspect.Parameter.POSITIONAL_OR_KEYWORD, default=False
-        )
-        signature = signature.replace(parameters=[*signature.parameters.values(), hat])
+    dense_loss = pruned_loss_with_hat(original)
+    signature = inspect.signature(dense_loss)
 
     @functools.wraps(original)
     @opaque
@@ -169,11 +187,7 @@ def routed_pruned_loss(original: Function, state: RoutingState) -> Function:
         else:
             state.refuse_dense(original, "it was given ordinary logits")
         counters.add(LossTotals(losses_dense=1))
-        if has_hat:
-            return original(*given.args, **given.kwargs)
-        if given.arguments.pop("use_hat_loss"):
-            return dense.rnnt_loss_pruned(**as_k2_arguments(given.arguments), use_hat_loss=True)
-        return original(**given.arguments)
+        return dense_loss(*given.args, **given.kwargs)
 
     rnnt_loss_pruned.__signature__ = signature  # type: ignore[attr-defined]
     return rnnt_loss_pruned

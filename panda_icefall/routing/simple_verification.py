@@ -7,13 +7,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from panda_icefall.losses.lattices.full import loss_of_arcs, symbol_arcs
 from panda_icefall.losses.simple_tiled import Projection, tiled_rnnt_loss_smoothed
 from panda_icefall.losses.simple_tiled.source import LogitSource
-from panda_icefall.losses.smoothed import rnnt_loss_smoothed
+from panda_icefall.losses.smoothed import smoothed_arcs
 from panda_icefall.losses.utterances import spec_of_utterances
 from panda_icefall.normalizer.autocast import no_autocast
 from panda_icefall.routing.computed_losses import ComputedSimpleLoss
-from panda_icefall.routing.verification import Deviation, rel_l2, scaled
+from panda_icefall.routing.verification import DENSE, Deviation, rel_l2, scaled
 
 __all__ = ["deviations_of_simple"]
 
@@ -44,10 +45,9 @@ def deviations_of_simple(
     spec, scales = spec_of_utterances(found.spec, chosen), found.scales
     with no_autocast(device), torch.no_grad():
         am, lm = (source.remake(_parts(source, chosen)) for source in (found.am, found.lm))
-        dense, dense_occupations = rnnt_loss_smoothed(
-            _logits(lm), _logits(am), spec.symbols, spec.termination_symbol, *scales,
-            spec.boundary, spec.rnnt_type, spec.delay_penalty, "none", return_grad=True,
-        )  # fmt: skip
+        px, py = smoothed_arcs(_logits(lm), _logits(am), spec, scales)
+        px = symbol_arcs(px, py, spec)
+        dense, dense_occupations = loss_of_arcs(px, py, spec, True, tiles=DENSE, is_checked=True)
         if not bool(dense.isfinite().all()):
             return []
         ours, occupations = tiled_rnnt_loss_smoothed(

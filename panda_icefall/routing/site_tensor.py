@@ -115,12 +115,14 @@ class SiteTensor(StandIn):
             return Operand(values) if fits else None
         if values.dim() > rank:
             return None
+        given = values
         # Not cut off from its history: the node may be read where gradients are on again.
         with torch.inference_mode(False), torch.enable_grad():
             values = values[(None,) * (rank - values.dim())].movedim(self.channel, -1)
             lead = values.shape[:-1]
             if all(size == 1 for size in lead):
-                return Operand(values.reshape(-1))
+                # Itself where it can be: packed joints are joined where they read one tensor.
+                return Operand(given if given.dim() == 1 else values.reshape(-1))
             if any(size not in (1, n) for size, n in zip(lead, self.lead)):
                 return None
             values = values.expand(*self.lead, values.shape[-1])

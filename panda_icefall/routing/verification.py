@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from panda_icefall.lattice.recursion import NEG_INF, unchecked_exact_recursion
+from panda_icefall.lattice.recursion import NEG_INF
 from panda_icefall.losses.heads import HeadLogProbs
-from panda_icefall.losses.lattices.full import symbol_arcs
+from panda_icefall.losses.lattices.full import loss_of_arcs, symbol_arcs
 from panda_icefall.losses.lattices.pruned import pruned_px_py
 from panda_icefall.losses.options import LossOptions
 from panda_icefall.losses.selected import loss_of_log_probs
@@ -27,7 +27,10 @@ from panda_icefall.normalizer.autocast import no_autocast
 from panda_icefall.normalizer.op import Selected, select
 from panda_icefall.routing.computed_losses import ComputedLoss
 
-__all__ = ["Deviation", "deviations_of", "rel_l2", "scaled"]
+__all__ = ["DENSE", "Deviation", "deviations_of", "rel_l2", "scaled"]
+
+# The recursion of the dense losses, whatever the routed ones run.
+DENSE = TileOptions(engine="torch", recursion="exact")
 
 # Of a tile of logits: in the dtype of the sums and in float64, and what autograd keeps of them.
 _BYTES_PER_LOGIT = 4 + 4 * 8
@@ -252,12 +255,7 @@ def _dense_loss(
     else:
         target, blank = (x.view(spec.band.shape) for x in (target, blank))
         px, py = pruned_px_py(target, blank, spec.band, S, spec.boundary, spec.rnnt_type)
-    if spec.delay_penalty > 0.0:
-        earliness = spec.earliness(px, px.shape[2], py.shape[2])
-        px = px + earliness.unsqueeze(1) * spec.delay_penalty
-    scores = unchecked_exact_recursion(px, py, spec.boundary, False, "torch")
-    assert isinstance(scores, Tensor)
-    return spec.loss_of(scores)
+    return loss_of_arcs(px, py, spec, tiles=DENSE, is_checked=True)
 
 
 def _flat(found: HeadLogProbs) -> Tensor:

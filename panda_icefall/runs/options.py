@@ -202,6 +202,12 @@ class PandaOptions:
         f"{', '.join(field.name for field in dataclasses.fields(Tolerances))}.",
         metavar="NAME=VALUE,NAME=VALUE",
     )  # fmt: skip
+    check_recursion: str = option(
+        "auto", _number(str, "auto or own", ("auto", "own").__contains__), "check",
+        "Recursion of the check's dense passes; auto: the exact one where the routed losses run "
+        "it, so that the bounds can be tight; own: that of the losses as they are without PANDA.",
+        metavar="{auto,own}",
+    )  # fmt: skip
     memory_log: Path | None = option(  # noqa: RUF009 - a plain field
         None, _log_path, "run",
         "Write memory, time and loss counters to this file, one row per training step and phase. "

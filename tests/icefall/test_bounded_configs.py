@@ -70,9 +70,9 @@ def test_the_cpu_form_runs_end_to_end_and_everything_holds(path, tmp_path):
         assert batch["loss_rel"] <= 1e-6
         judged = [g for g in batch["gradients"] if not g["is_negligible"]]
         assert {"encoder", "decoder", "joiner"} <= {g["group"] for g in judged}
-        # The dense loss of torchaudio rounds more than that by itself.
+        # Rounding in the dense loss alone may do more, that of torchaudio's recursion does.
         allowed = {g["group"]: 4 * g["rel_l2"] for g in batch.get("gradients_twin", [])}
-        assert all(g["rel_l2"] <= max(1e-5, allowed.get(g["group"], 0)) for g in judged)
+        assert all(g["rel_l2"] <= max(1e-6, allowed.get(g["group"], 0)) for g in judged)
         assert min(g["cosine"] for g in judged) >= 0.999999
         assert max(d["rel_l2"] for d in batch["log_probs"] + batch["log_z"]) <= 1e-6
 

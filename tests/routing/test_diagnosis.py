@@ -1,6 +1,7 @@
 """A loss that is not finite: which utterance, which quantity, where, and why."""
 
 import types
+import weakref
 
 import pytest
 import torch
@@ -201,30 +202,63 @@ def test_joiners_that_cannot_be_recorded_are_looked_into_too(unrecorded, quantit
     assert f"utterance b=1 (T=4, S=2) is nan: {quantity}" in text
 
 
+class OnDevice:
+    """What routing tells of a loss, as if it lay on a device."""
+
+    name, is_whole = "loss", True
+
+    def __init__(self):
+        self.looks = 0
+
+    @property
+    def loss(self):
+        device = types.SimpleNamespace(type="cuda")
+        return types.SimpleNamespace(device=device, isfinite=self.isfinite)
+
+    def isfinite(self):
+        self.looks += 1
+        return torch.tensor(True)
+
+
+def a_result():
+    return torch.zeros((), requires_grad=True) * 1
+
+
 def test_on_a_device_the_loss_is_looked_at_where_status_is_asked_until_backward_begins():
-    losses = []
-    with followed_losses(losses.append):
-        own_loop(nan_at=(1, 3))
-    (found,) = losses
-    panda_icefall.routing.reset_counters()
-    looked = []
-
-    def isfinite():
-        looked.append(1)
-        return found.loss.isfinite()
-
-    device = types.SimpleNamespace(type="cuda")
-    loss = types.SimpleNamespace(device=device, isfinite=isfinite)
-    there = types.SimpleNamespace(loss=loss, name="loss", is_whole=True)
-    result = torch.zeros((), requires_grad=True) * 1
+    there, result = OnDevice(), a_result()
     after_losses.tell(there, result)
-    assert looked == []  # nothing was waited for
+    assert there.looks == 0  # nothing was waited for
     result.backward()
-    assert panda_icefall.status().non_finite == ()
-    assert looked == []
-    after_losses.tell(there, torch.zeros((), requires_grad=True) * 1)
     panda_icefall.status()
-    assert looked == [1]
+    assert there.looks == 0
+    result = a_result()
+    after_losses.tell(there, result)
+    panda_icefall.status()
+    assert there.looks == 1
+
+
+@pytest.mark.parametrize("end", ["backward", "dropped"])
+def test_on_a_device_nothing_is_held_after_backward_began_or_without_the_graph(end):
+    there, result = OnDevice(), a_result()
+    held = weakref.ref(there)
+    after_losses.tell(there, result)
+    del there
+    assert held() is not None
+    if end == "backward":
+        result.backward()
+    else:  # as in a step that was skipped
+        del result
+    assert held() is None
+    assert panda_icefall.status().non_finite == ()
+
+
+def test_of_two_losses_on_a_device_the_later_one_is_looked_at():
+    first, later = OnDevice(), OnDevice()
+    results = [a_result(), a_result()]
+    for found, result in zip((first, later), results):
+        after_losses.tell(found, result)
+    panda_icefall.status()
+    assert (first.looks, later.looks) == (0, 1)
 
 
 def test_what_cannot_be_looked_into_ends_no_training(k2, monkeypatch, caplog):

@@ -10,6 +10,7 @@ from transducer_cases import KINDS, batch
 
 import panda_icefall
 from panda_icefall import transducer_loss
+from panda_icefall.losses.lattices import full
 from panda_icefall.losses.simple_tiled import loss as simple_loss
 from panda_icefall.normalizer import tile_loop
 from panda_icefall.routing import (
@@ -230,3 +231,27 @@ def test_a_wrong_simple_loss_is_beyond_the_bounds(k2, monkeypatch):
         (found,) = told(lambda: model(k2, data), model)
         seen = {d.quantity: d.distance for d in deviations_of_simple(found, (0, 2), 2**20)}
     assert seen["loss"] > BOUNDS["loss"]
+
+
+@pytest.mark.parametrize("kind", ["pruned", "simple"])
+def test_the_dense_loss_runs_the_exact_recursion_in_torch_whatever_the_routed_one_runs(
+    k2, monkeypatch, kind
+):
+    model, data, seen = toy_simple.Transducer(), toy.batch(k2), []
+    recursion = full.unchecked_recursion
+
+    def spied(px, *others):
+        seen.append((px.dtype, *others[-2:]))
+        return recursion(px, *others)
+
+    if kind == "simple":
+        (found,) = told(lambda: model(k2, data), model)
+    else:
+        (found,) = told(lambda: toy.pruned_loss(k2, toy.TanhJoiner(), data))
+    monkeypatch.setattr(full, "unchecked_recursion", spied)
+    if kind == "simple":
+        deviations_of_simple(found, (0, 2), 2**20)
+    else:
+        distances(found)
+    assert seen[0] == (torch.float64, "torch", "exact")
+    assert [dtype for dtype, *_ in seen[1:]] == [torch.float32] * (kind == "simple")

@@ -38,6 +38,7 @@ WORDS = {
         "loss_rel=1e-3, log_z_rel_l2=0.5",
         {"loss_rel": 1e-3, "log_z_rel_l2": 0.5},
     ),
+    "--panda-check-recursion": ("own", "own"),
     "--panda-memory-log": ("/logs/m.jsonl", Path("/logs/m.jsonl")),
     "--panda-verify-every": ("200", 200),
     "--panda-batch-seed": ("0", 0),
@@ -63,7 +64,7 @@ def test_a_run_is_active_by_what_it_is_asked_to_do_and_by_no_setting(flag):
     options = PandaOptions(**{PandaOptions.flags()[flag].name: WORDS[flag][1]})
     settings = (
         "workspace-mib adjoint-tolerance engine recursion projections ctc strict "
-        "check-update-steps check-tolerances"
+        "check-update-steps check-tolerances check-recursion"
     )
     assert options.is_active is (flag.removeprefix("--panda-") not in settings.split())
     assert options.words[0] == flag
@@ -144,6 +145,7 @@ def test_updates_belongs_to_the_recipe_outside_of_a_check():
         (["--panda-max-batches", "1.5"], "got '1.5', expected an integer"),
         (["--panda-check-batches=-1"], "got '-1', expected an integer of at least 0"),
         (["--panda-check-update-steps", "0"], "got '0', expected an integer of at least 1"),
+        (["--panda-check-recursion", "k2"], "--panda-check-recursion: got 'k2', expected auto or"),
         (["--panda-recursion", "k3"], "--panda-recursion: got 'k3', expected one of auto, k2, ex"),
         (["--panda-engine", "cuda"], "--panda-engine: got 'cuda', expected one of auto, torch"),
         (["--panda-projections", "am"], "--panda-projections: got 'am', expected am=NAME,lm=NAME"),
@@ -191,7 +193,12 @@ def test_bad_tolerances_are_named_with_what_was_got(text, message):
 
 
 @pytest.mark.parametrize(
-    "words", [["--panda-check-update-steps", "2"], ["--panda-check-tolerances", "loss_rel=0.1"]]
+    "words",
+    [
+        ["--panda-check-update-steps", "2"],
+        ["--panda-check-tolerances", "loss_rel=0.1"],
+        ["--panda-check-recursion", "own"],
+    ],
 )
 def test_settings_of_a_check_that_is_not_asked_for_are_refused(words):
     with pytest.raises(UsageError, match=f"{words[0]}: got {words[1]} without a check; give --pan"):

@@ -6,13 +6,14 @@ arguments, autocast state and random numbers, for each training batch:
 - on the first K batches, a dense and a routed pass at the *same* parameters, those of the dense
   trajectory, give the losses, the selected log-probs, the normalisers and the gradients to compare;
 - for the first N batches (K unless told otherwise) the dense trajectory, the routed one and the
-  dense twin, whose start was perturbed by one ulp and whose simple losses round differently (and
-  CTC losses, where those are routed), each take an optimizer step from their own parameters.
+  dense twin, whose start was perturbed by one ulp and whose losses round differently, each take an
+  optimizer step from their own parameters.
 
 All passes of a batch are handed the prune ranges of its dense one. Where the routed losses run the
 exact recursion, those of k2 do so in the other passes, as k2's own would add an error that is not
-ours. Where a gradient is further from the dense one than configured, one more dense pass, whose
-simple loss rounds differently, shows how much of that is rounding. After the N steps the parameters
+ours, and the bounds are the tighter ones; unless the user asks for k2's own, unmodified. Where a
+gradient is further from the dense one than configured, one more dense pass, whose losses round
+differently, shows how much of that is rounding. After the N steps the parameters
 of the routed trajectory and of the twin are compared with those of the dense one, and stay as they
 are for the batches that are left to compare. The twin shows what rounding alone does to this
 recipe: optimizers of Adam's family move an element whose gradient is rounding noise (a key bias in
@@ -41,15 +42,14 @@ from panda_icefall.runs.contract.comparison import (
     compare_parameters,
     compare_pruned_losses,
 )
-from panda_icefall.runs.contract.passes import (
-    ObservedLoss,
-    PruneRanges,
+from panda_icefall.runs.contract.dense_losses import (
     ctc_losses_in_float64,
     exact_recursions,
     full_losses_in_float64,
-    observed_losses,
-    rerounded_simple_losses,
+    pruned_losses_with_hat,
+    rerounded_losses,
 )
+from panda_icefall.runs.contract.passes import ObservedLoss, PruneRanges, observed_losses
 from panda_icefall.runs.contract.result import (
     ContractRecord,
     Distance,
@@ -161,7 +161,8 @@ class Contract:
     def _start(self, model: nn.Module, optimizer: Any) -> _Arms:
         dtype = autocast_dtype(self._device) or next(model.parameters()).dtype
         self.result.precision = str(dtype).removeprefix("torch.")
-        bounds = tolerances_for(dtype)
+        bounds = tolerances_for(dtype, is_recursion_exact=self._is_recursion_exact)
+        self.result.dense_recursion = "exact" if self._is_recursion_exact else "own"
         if self._options.check_tolerances is not None:
             bounds = dataclasses.replace(bounds, **self._options.check_tolerances)
         self._bounds, self.result.tolerances = bounds, dict(vars(bounds))
@@ -262,17 +263,24 @@ class Contract:
 
     @contextlib.contextmanager
     def _dense(self) -> Iterator[None]:
-        """The originals, over the recursion that the routed losses run."""
-        options = self._options
-        is_exact = not is_k2_chosen(options.recursion, options.engine, self._device)
-        with routing.suspended(), exact_recursions() if is_exact else contextlib.nullcontext():
+        """The hosts' own losses, over the recursion that the routed ones run, or over their own."""
+        is_exact = self._is_recursion_exact
+        recursions = exact_recursions() if is_exact else contextlib.nullcontext()
+        with routing.suspended(), recursions, pruned_losses_with_hat():
             yield
+
+    @property
+    def _is_recursion_exact(self) -> bool:
+        """Whether the dense passes run the exact recursion too."""
+        options = self._options
+        is_k2s = is_k2_chosen(options.recursion, options.engine, self._device)
+        return options.check_recursion == "auto" and not is_k2s
 
     @contextlib.contextmanager
     def _rerounded(self) -> Iterator[None]:
         """The losses of which both arms have implementations, the same but for rounding."""
         of_ctc = ctc_losses_in_float64() if self._options.ctc else contextlib.nullcontext()
-        with rerounded_simple_losses(), full_losses_in_float64(), of_ctc:
+        with rerounded_losses(), full_losses_in_float64(), of_ctc:
             yield
 
     def _pass(self, loss_of: LossOf, model: nn.Module, scale: float) -> _Pass:

@@ -1,24 +1,19 @@
-"""What is put around k2's functions in the passes of one batch.
+"""What is put around the hosts' functions in the passes of one batch.
 
-Pruned and full-lattice losses are observed, prune ranges handed on, simple losses made to round
-differently.
+Pruned and full-lattice losses are observed, and prune ranges handed on.
 """
 
 import contextlib
 import functools
 import inspect
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from panda_icefall import routing
-from panda_icefall.lattice import exact_recursion
-from panda_icefall.losses import of_logits
 from panda_icefall.losses.dense import dense_log_probs
 from panda_icefall.losses.sites import SiteLogProbs, inside_boundary, next_symbols
 from panda_icefall.routing.hosts import Kind, loaded_functions, names_of
@@ -29,25 +24,19 @@ from panda_icefall.swaps import Swaps
 __all__ = [
     "ObservedLoss",
     "PruneRanges",
-    "ctc_losses_in_float64",
-    "exact_recursions",
-    "full_losses_in_float64",
     "log_probs_of_logits",
     "observed_losses",
-    "rerounded_simple_losses",
+    "wrapped_function",
 ]
 
 Around = Callable[[Callable[..., Any], inspect.BoundArguments], Any]
 
 # Small beside the logits of any recipe: the dense loss makes copies of all of them at once.
 _CHUNK_BYTES = 4 * 2**20
-_SEED = 0
 
 
 @contextlib.contextmanager
-def _wrapped_function(
-    name: str, around: Around, module: ModuleType | None = None
-) -> Iterator[None]:
+def wrapped_function(name: str, around: Around, module: ModuleType | None = None) -> Iterator[None]:
     """Let ``around(original, arguments)`` answer the calls of a function.
 
     It is replaced where routing replaces functions, on top of whatever stands there. A module
@@ -118,7 +107,7 @@ def observed_losses(callback: Callable[[ObservedLoss], None]) -> Iterator[None]:
         for kind in (Kind.PRUNED_LOSS, Kind.FULL_LOSS):
             for module, name in loaded_functions(kind):
                 around = functools.partial(observe, kind)
-                stack.enter_context(_wrapped_function(name, around, module))
+                stack.enter_context(wrapped_function(name, around, module))
         yield
 
 
@@ -241,96 +230,4 @@ def _results_through(
         return change(original(*given.args, **given.kwargs), given.arguments.get("boundary"))
 
     (name,) = names_of(Kind.PRUNE_RANGES)
-    return _wrapped_function(name, changed)
-
-
-@contextlib.contextmanager
-def rerounded_simple_losses() -> Iterator[None]:
-    """Shift ``am`` of every frame and ``lm`` of every state by a number, in the enclosed block.
-
-    The numbers, drawn between -1 and 1 from a seed of their own, cancel against the normalisers:
-    log-probs, loss and gradients stay the same but for rounding.
-
-    k2's recursion adds up float32 log-probs to scores of some thousand nats, and its occupations
-    are differences of such scores: several digits less exact than the log-probs it reads. Two
-    implementations whose log-probs differ by one ulp have gradients that far apart.
-    """
-    with contextlib.ExitStack() as stack:
-        for name in names_of(Kind.SIMPLE_LOSS):
-            stack.enter_context(_wrapped_function(name, _on_shifted_inputs))
-        yield
-
-
-@contextlib.contextmanager
-def exact_recursions() -> Iterator[None]:
-    """Losses of k2 and fast_rnnt over the exact recursion, in place of their own, in the block.
-
-    Their own adds up float32 log-probs to scores of some thousand nats; gradients have an error of
-    some 1e-6 from that, which two implementations that both are right do not share.
-    """
-    name = "mutual_information_recursion"
-    with Swaps() as swaps:
-        for host in ("k2.rnnt_loss", "fast_rnnt.rnnt_loss"):
-            module = sys.modules.get(host)
-            if module is not None and hasattr(module, name):
-                swaps.replace(module, name, exact_recursion)
-        yield
-
-
-@contextlib.contextmanager
-def full_losses_in_float64() -> Iterator[None]:
-    """Full-lattice losses of the same float32 logits without float32 sums, in the block.
-
-    Where the host's takes no float64, they are our own.
-    """
-    with contextlib.ExitStack() as stack:
-        for module, name in loaded_functions(Kind.FULL_LOSS):
-            stack.enter_context(_wrapped_function(name, _full_loss_in_float64, module))
-        yield
-
-
-@contextlib.contextmanager
-def ctc_losses_in_float64() -> Iterator[None]:
-    """torch's CTC losses of the same float32 log-probs without float32 sums, in the block."""
-    (name,) = names_of(Kind.CTC_LOSS)
-    original = getattr(F, name)
-    signature = inspect.signature(original)
-
-    @functools.wraps(original)
-    def ctc_loss(*args: Any, **kwargs: Any) -> Any:
-        given = signature.bind(*args, **kwargs)
-        log_probs = given.arguments["log_probs"]
-        if log_probs.dtype != torch.float32:
-            return original(*args, **kwargs)
-        given.arguments["log_probs"] = log_probs.double()
-        return original(*given.args, **given.kwargs).float()
-
-    with Swaps() as swaps:
-        swaps.replace(F, name, ctc_loss)
-        yield
-
-
-def _on_shifted_inputs(original: Callable[..., Any], given: inspect.BoundArguments) -> Any:
-    for name in ("lm", "am"):
-        given.arguments[name] = _shifted(given.arguments[name])
-    return original(*given.args, **given.kwargs)
-
-
-def _full_loss_in_float64(original: Callable[..., Any], given: inspect.BoundArguments) -> Any:
-    arguments = given.arguments
-    logits = arguments["logits"]
-    if logits.dtype != torch.float32:
-        return original(*given.args, **given.kwargs)
-    arguments["logits"] = logits.double()
-    if "symbols" in arguments:  # k2's
-        return original(*given.args, **given.kwargs).float()
-    is_packed = logits.dim() == 2
-    of_float64 = of_logits.transducer_loss if is_packed else of_logits.rnnt_loss
-    return of_float64(**arguments).float()
-
-
-def _shifted(logits: Tensor) -> Tensor:
-    """``[B, rows, C]`` plus one number for each row."""
-    generator = torch.Generator(logits.device).manual_seed(_SEED)
-    rows = torch.empty_like(logits[..., :1], requires_grad=False)
-    return logits + rows.uniform_(-1, 1, generator=generator)
+    return wrapped_function(name, changed)

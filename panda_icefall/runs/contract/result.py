@@ -2,7 +2,7 @@
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -82,7 +82,7 @@ class UpdateRecord(Record):
         left to k2.
       gradients: Distances by parameter group.
       gradients_twin: Where a group was beyond the configured bound: distances of a dense pass
-        whose simple loss is the same but for rounding. Else empty.
+        whose losses are the same but for rounding. Else empty.
       gradient_bounds: By group, the largest relative distance of a gradient that is no violation.
       has_pruned_gradient: The routed pruned losses were given a gradient to hand on. A recipe that
         still weighs them with 0 gives none, and ``gradients`` say nothing about their backward.
@@ -126,6 +126,8 @@ class ContractRecord(Record):
       update_steps: Optimizer steps to take before the parameters are compared.
       steps: Optimizer steps taken.
       precision: The dtype that the recipe trains in.
+      dense_recursion: Of the dense passes: "exact", k2's losses over the one in float64, or "own",
+        all losses as they are; None: of a check older than this.
       tolerances: The bounds by name: the fields of ``Tolerances``.
       batches: What each compared batch showed.
       parameters: Distances of the routed parameters after ``update_steps``, by group.
@@ -139,12 +141,25 @@ class ContractRecord(Record):
     update_steps: int = 0
     steps: int = 0
     precision: str | None = None
+    dense_recursion: Literal["exact", "own"] | None = None
     tolerances: dict[str, float] = Field(default_factory=dict)
     batches: list[UpdateRecord] = Field(default_factory=list)
     parameters: list[Distance] = Field(default_factory=list)
     parameters_twin: list[Distance] = Field(default_factory=list)
     violations: list[str] = Field(default_factory=list)
     versions: dict[str, Any] = Field(default_factory=dict)
+
+    @property
+    def compared_with(self) -> str:
+        """What the routed losses were compared with, a sentence; "" where that is not known."""
+        if self.dense_recursion is None:
+            return ""
+        if self.dense_recursion == "own":
+            return "Dense: the losses as they are without PANDA."
+        return (
+            "Dense: the losses as they are without PANDA, but those of k2 over the exact recursion "
+            "in float64, as the routed ones."
+        )
 
     @property
     def without_pruned_gradient(self) -> list[int]:

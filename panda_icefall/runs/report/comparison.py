@@ -215,7 +215,8 @@ def _contract(run: ComparedRun) -> str:
     if found.violations:
         return plain(f"{run.name}: VIOLATED: {'; '.join(found.violations)}")
     verdict = "holds" if found.has_passed else "is not complete"
-    return plain(f"{run.name}: the contract {verdict} over {len(found.batches)} batch(es).")
+    text = f"{run.name}: the contract {verdict} over {len(found.batches)} batch(es)."
+    return plain(f"{text} {found.compared_with}".rstrip())
 
 
 def _gaps(runs: Sequence[ComparedRun]) -> list[str]:

@@ -45,6 +45,8 @@ def print_contract(result: ContractRecord, path: Path | None, console: Console) 
             *(f"{(size or 0) / MIB:.1f}" for size in (b.peak_bytes_dense, b.peak_bytes_routed)),
         )
     console.print(losses)
+    if result.compared_with:
+        console.print(result.compared_with)
     console.print(
         "other ranges: frames for which the routed arm alone would have chosen other prune ranges"
     )
@@ -97,8 +99,8 @@ def _gradients_and_parameters(result: ContractRecord) -> Table:
     table = Table(
         Column("group", overflow="fold"),
         *("gradient max-abs", "gradient rel-L2", "cosine", "parameters rel-L2", "dense twin"),
-        title="worst over the updates; dense twin: start perturbed by one ulp, simple losses "
-        "rounded differently",
+        title="worst over the updates; dense twin: start perturbed by one ulp, losses rounded "
+        "differently",
     )
     final = {d.group: f"{d.rel_l2:.2e}" for d in result.parameters}
     twin = {d.group: f"{d.rel_l2:.2e}" for d in result.parameters_twin}

@@ -95,7 +95,7 @@ def _losses(found: ContractRecord) -> str:
         f"The same batch, parameters and random state, dense and routed, in "
         f"{found.precision or 'unknown precision'}. Losses are the "
         "recipe's own, before any division; peaks are those of forward and backward above the "
-        "arm's start.",
+        f"arm's start. {found.compared_with}".rstrip(),
     )
 
 

@@ -1,5 +1,6 @@
-"""The contract's dense passes run the recursion that the routed ones run."""
+"""The contract's dense passes run the recursion that the routed ones run, or their own."""
 
+import json
 import sys
 from types import ModuleType
 
@@ -7,9 +8,9 @@ import pytest
 import torch
 
 from panda_icefall.lattice import exact_recursion
-from panda_icefall.runs import PandaOptions
+from panda_icefall.runs import PandaOptions, run_recipe
 from panda_icefall.runs.contract.check import Contract
-from panda_icefall.runs.contract.passes import exact_recursions
+from panda_icefall.runs.contract.dense_losses import exact_recursions
 
 CPU = torch.device("cpu")
 
@@ -36,17 +37,51 @@ def test_a_host_without_one_is_left_alone(host):
         assert not hasattr(host, "mutual_information_recursion")
 
 
-def test_dense_passes_run_what_was_asked_for(host, monkeypatch):
-    own, seen = host.mutual_information_recursion, {}
+@pytest.mark.parametrize(
+    ("recursion", "check_recursion", "is_exact"),
+    [("exact", "auto", True), ("exact", "own", False), ("k2", "auto", False), ("k2", "own", False)],
+)
+def test_dense_passes_run_what_was_asked_for(
+    host, monkeypatch, recursion, check_recursion, is_exact
+):
+    own = host.mutual_information_recursion
     k2 = ModuleType("k2")
     k2.mutual_information_recursion = own
     monkeypatch.setitem(sys.modules, "k2", k2)
-    for recursion in ("exact", "k2"):
-        options = PandaOptions(use_panda=True, check_batches=1, recursion=recursion)
-        monkeypatch.setattr("panda_icefall.lattice.mutual_information.check_recursion", str)
-        with Contract(options, CPU)._dense():
-            seen[recursion] = host.mutual_information_recursion
-    assert seen == {"exact": exact_recursion, "k2": own}
+    monkeypatch.setattr("panda_icefall.lattice.mutual_information.check_recursion", str)
+    options = PandaOptions(
+        use_panda=True, check_batches=1, recursion=recursion, check_recursion=check_recursion
+    )
+    with Contract(options, CPU)._dense():
+        assert host.mutual_information_recursion is (exact_recursion if is_exact else own)
+    assert host.mutual_information_recursion is own
+
+
+@pytest.mark.parametrize("recursion", ["auto", "own"])
+def test_a_report_says_what_was_compared_and_its_bounds_fit_that(recipe, capsys, recursion):
+    options = PandaOptions(check_batches=1, check_recursion=recursion)
+    assert run_recipe(recipe.train_py, ["--num-batches", "1"], options) == 0
+    found = json.loads((recipe.folder / "exp/panda-check.json").read_text())
+    printed = " ".join(capsys.readouterr().err.split())
+    is_own = recursion == "own"
+    assert found["dense_recursion"] == ("own" if is_own else "exact")
+    assert found["tolerances"]["gradient_rel_l2"] == (1e-5 if is_own else 1e-6)
+    assert ("Dense: the losses as they are without PANDA." in printed) is is_own
+    assert ("those of k2 over the exact recursion in float64" in printed) is not is_own
+
+
+@pytest.mark.k2
+def test_arms_over_long_utterances_are_closer_where_both_run_the_exact_recursion(recipe):
+    recipe.edit(("B, T, S = 3, random.randint(7, 9), 4", "B, T, S = 3, 300, 60"))
+    worst = {}
+    for recursion in ("auto", "own"):
+        options = PandaOptions(check_batches=1, check_recursion=recursion)
+        words = ["--exp-dir", recursion, "--num-batches", "1"]
+        assert run_recipe(recipe.train_py, words, options) == 0
+        found = json.loads((recipe.folder / recursion / "panda-check.json").read_text())
+        worst[recursion] = max(g["rel_l2"] for g in found["batches"][0]["gradients"])
+    assert 0 < worst["auto"] <= 1e-6
+    assert worst["own"] > 4 * worst["auto"]
 
 
 @pytest.mark.k2

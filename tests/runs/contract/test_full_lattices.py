@@ -12,11 +12,8 @@ import toy_full
 import panda_icefall
 from panda_icefall import routing
 from panda_icefall.runs.contract.check import Contract
-from panda_icefall.runs.contract.passes import (
-    full_losses_in_float64,
-    log_probs_of_logits,
-    observed_losses,
-)
+from panda_icefall.runs.contract.dense_losses import full_losses_in_float64
+from panda_icefall.runs.contract.passes import log_probs_of_logits, observed_losses
 from panda_icefall.runs.options import PandaOptions
 
 

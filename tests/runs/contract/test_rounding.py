@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from panda_icefall.runs import PandaOptions, UsageError, run_recipe, split_panda_arguments
-from panda_icefall.runs.contract.passes import ctc_losses_in_float64
+from panda_icefall.runs.contract.dense_losses import ctc_losses_in_float64
 from panda_icefall.runs.contract.training_copy import perturb_by_one_ulp
 
 

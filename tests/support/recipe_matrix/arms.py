@@ -19,7 +19,8 @@ from torch import Tensor
 import panda_icefall
 from panda_icefall.routing import routed_full_loss, routed_loss
 from panda_icefall.routing.hosts import OWN_FUNCTIONS, SYMBOLS, Kind
-from panda_icefall.runs.contract.passes import PruneRanges, ctc_losses_in_float64
+from panda_icefall.runs.contract.dense_losses import ctc_losses_in_float64
+from panda_icefall.runs.contract.passes import PruneRanges
 from recipe_matrix.batch import forward_arguments
 from recipe_matrix.building import make_model, make_params, seed_everything
 from recipe_matrix.isolation import egs, recipe_folder_first, train_module
