@@ -142,7 +142,7 @@ def bounded(config: Path, icefall_root: Path, is_json: bool, **options: Any) -> 
         "panda-icefall report zipformer/exp-dense zipformer/exp-panda --out report",
         "panda-icefall report panda-bounded/aishell-zipformer-cpu",
     ),
-    exit_statuses={0: "The report is written.", 2: "A folder has no memory log."},
+    exit_statuses={0: "The report is written.", 2: "A folder has no memory log and no check."},
 )
 @click.argument("folders", metavar="EXP_DIR...", nargs=-1, required=True, type=click.Path())
 @click.option(
@@ -156,8 +156,8 @@ def bounded(config: Path, icefall_root: Path, is_json: bool, **options: Any) -> 
 def report(folders: tuple[str, ...], out: Path, is_json: bool) -> None:
     """Compare runs by their memory logs: loss, memory and time, in one page.
 
-    EXP_DIR is a folder in which --panda-memory-log wrote a log, or the folder of a bounded run. The
-    first run is the one that the others are compared with.
+    EXP_DIR is a folder in which --panda-memory-log wrote a log, the folder of a bounded run, or the
+    --exp-dir of a check. The first run that trained is the one that the others are compared with.
     """
     from rich.console import Console
     from rich.table import Column, Table
