@@ -71,7 +71,7 @@ class NonFiniteReport(Hook):
             for name, p in epoch.model.named_parameters()
         }
         names = [name for name, p in held.items() if not bool(p.isfinite().all())]
-        text = "every routed loss is finite; what the recipe makes of them, or another loss, is not"
+        text = "every routed loss is finite; the recipe's sum of them, or another loss, is not"
         if findings:
             text = str(findings[0])
         self._write(

@@ -14,7 +14,7 @@ from panda_icefall.runs.report.page import as_page
 
 __all__ = ["COLUMNS", "ComparedRun", "as_json", "rows_of", "write_comparison"]
 
-_KIND = "PANDA: training runs beside each other"
+_KIND = "PANDA: training runs compared"
 _FIGURES = ("loss.png", "memory.png", "phases.png")
 COLUMNS = (
     "run",
@@ -22,10 +22,10 @@ COLUMNS = (
     "steps",
     "last loss per frame",
     "peak memory",
-    "above its start",
+    "above memory at start",
     "median time per step",
-    "memory, of the first",
-    "time, of the first",
+    "memory / first run",
+    "time / first run",
 )
 
 
