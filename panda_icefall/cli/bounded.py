@@ -164,7 +164,7 @@ def report(folders: tuple[str, ...], out: Path, is_json: bool) -> None:
 
     from panda_icefall.runs import UsageError
     from panda_icefall.runs.comparison import read_runs
-    from panda_icefall.runs.report.comparison import COLUMNS, rows_of, write_comparison
+    from panda_icefall.runs.report.comparison import rows_of, write_comparison
     from panda_icefall.runs.report.progress import waiting
 
     with waiting("reading and drawing"):
@@ -176,8 +176,7 @@ def report(folders: tuple[str, ...], out: Path, is_json: bool) -> None:
     if is_json:
         click.echo((out / "report.json").read_text(encoding="utf-8"))
         return
-    # A column for each run: two or three of them fit any terminal.
-    named, *figures = zip(COLUMNS, *rows_of(runs))
+    named, *figures = rows_of(runs)
     table = Table(*(Column(name, overflow="fold") for name in named))
     for row in figures:
         table.add_row(*row)

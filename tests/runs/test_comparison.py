@@ -10,6 +10,7 @@ from panda_icefall.runs import PandaOptions, UsageError, run_recipe
 from panda_icefall.runs.comparison import read_runs
 
 MIB = 2**20
+TIMES = "\N{MULTIPLICATION SIGN}"
 
 
 def write_log(folder, losses, *, peak=100, use_panda=False, with_parts=True, **header):
@@ -58,10 +59,14 @@ def test_three_runs_are_compared_by_the_first(command, runs):
     assert text.splitlines()[-1] == "report: panda-report/report.html"
     out = runs / "panda-report"
     markdown = (out / "report.md").read_text()
-    lines = {line.split(" | ")[0]: line for line in markdown.splitlines() if line.startswith("| ")}
-    assert " | dense | 3 | 7 | 403 MiB | 353 MiB | 1.00 s | 1.00" in lines["| exp-dense"]
-    assert " | routed | 3 | 7 | 103 MiB | 53 MiB | 1.00 s | 0.26" in lines["| exp-panda"]
-    assert " | dense | 2 | 8.2 | 202 MiB | 152 MiB | 1.00 s | 0.50" in lines["| other"]
+    assert "| run | exp-dense | exp-panda | other |" in markdown
+    assert "| losses | dense | routed | dense |" in markdown
+    assert "| steps | 3 | 3 | 2 |" in markdown
+    assert "| last loss per frame | 7 | 7 | 8.2 |" in markdown
+    assert "| peak memory | 403 MiB | 103 MiB | 202 MiB |" in markdown
+    assert "| above memory at start | 353 MiB | 53 MiB | 152 MiB |" in markdown
+    assert "| median time per step | 1.00 s | 1.00 s | 1.00 s |" in markdown
+    assert f"| memory / first run | 1.00{TIMES} | 0.26{TIMES} | 0.50{TIMES} |" in markdown
     assert "least memory: exp-panda, 103 MiB" in markdown
     assert "different numbers of steps" in markdown
     assert "exp-panda: the contract holds over 3 batch(es)." in markdown
@@ -162,11 +167,9 @@ def test_the_folder_of_a_check_shows_its_contract_alone(command, runs):
     assert command("report", "check", "exp-dense", "exp-panda")[0] == 0
     markdown = (runs / "panda-report/report.md").read_text()
     assert "check: VIOLATED: update 1: loss" in markdown
-    lines = {line.split(" | ")[0]: line for line in markdown.splitlines() if line.startswith("| ")}
-    assert " | check only | 0 | " in lines["| check"]
-    assert lines["| exp-dense"].endswith(
-        " | 1.00\N{MULTIPLICATION SIGN} | 1.00\N{MULTIPLICATION SIGN} |"
-    )  # the first that trained
+    assert "| losses | check only | dense | routed |" in markdown
+    # The first that trained is the one to compare with.
+    assert f"| time / first run | \N{EN DASH} | 1.00{TIMES} | 1.00{TIMES} |" in markdown
     assert "- check: everything but the contract" in markdown.partition("## Not measured")[2]
     assert "different numbers of steps" not in markdown
     (found,) = json.loads((runs / "panda-report/report.json").read_text())["runs"][:1]

@@ -12,11 +12,11 @@ from panda_icefall.runs.report import units
 from panda_icefall.runs.report.markdown import picture, plain, table
 from panda_icefall.runs.report.page import as_page
 
-__all__ = ["COLUMNS", "ComparedRun", "as_json", "rows_of", "write_comparison"]
+__all__ = ["ComparedRun", "as_json", "rows_of", "write_comparison"]
 
 _KIND = "PANDA: training runs compared"
 _FIGURES = ("loss.png", "memory.png", "phases.png")
-COLUMNS = (
+_FIGURES_OF_A_RUN = (
     "run",
     "losses",
     "steps",
@@ -82,7 +82,8 @@ def write_comparison(runs: Sequence[ComparedRun], folder: Path) -> Path:
     replace_json(folder / "report.json", as_json(runs))
     title = " and ".join(run.name for run in runs) if len(runs) < 3 else f"{len(runs)} runs"
     blocks = [f"# {plain(title)}", f"**{len(runs)} run(s)**: {plain(_sentence(runs))}"]
-    blocks.append(table(COLUMNS, rows_of(runs), _caption(runs)))
+    named, *figures_of_runs = rows_of(runs)
+    blocks.append(table(named, figures_of_runs, _caption(runs)))
     blocks.append("\n".join(f"- {run.name}: {plain(_facts(run))}" for run in runs))
     captions = {
         "loss.png": "Training loss per frame of every step; below, its distance from the first.",
@@ -103,13 +104,16 @@ def write_comparison(runs: Sequence[ComparedRun], folder: Path) -> Path:
 
 
 def rows_of(runs: Sequence[ComparedRun]) -> list[tuple[str, ...]]:
-    """A row for each run: its figures, and peak and time over those of the first."""
+    """A column for each run: its name, its figures, and peak and time over those of the first.
+
+    Two or three of them fit any terminal, and a phone.
+    """
     first = _reference(runs).arm
-    rows: list[tuple[str, ...]] = []
+    columns: list[tuple[str, ...]] = [_FIGURES_OF_A_RUN]
     for run in runs:
         arm = run.arm
         last = arm.steps[-1].loss if arm.steps else None
-        rows.append(
+        columns.append(
             (
                 run.name,
                 run.losses,
@@ -122,7 +126,7 @@ def rows_of(runs: Sequence[ComparedRun]) -> list[tuple[str, ...]]:
                 units.ratio(arm.median_seconds, first.median_seconds),
             )
         )
-    return rows
+    return list(zip(*columns))
 
 
 def as_json(runs: Sequence[ComparedRun]) -> dict[str, Any]:
