@@ -142,7 +142,7 @@ def bounded(config: Path, icefall_root: Path, is_json: bool, **options: Any) -> 
         "panda-icefall report zipformer/exp-dense zipformer/exp-panda --out report",
         "panda-icefall report panda-bounded/aishell-zipformer-cpu",
     ),
-    exit_statuses={0: "The report is written.", 2: "A folder has no memory log."},
+    exit_statuses={0: "The report is written.", 2: "A folder has no memory log and no check."},
 )
 @click.argument("folders", metavar="EXP_DIR...", nargs=-1, required=True, type=click.Path())
 @click.option(
@@ -156,15 +156,15 @@ def bounded(config: Path, icefall_root: Path, is_json: bool, **options: Any) -> 
 def report(folders: tuple[str, ...], out: Path, is_json: bool) -> None:
     """Compare runs by their memory logs: loss, memory and time, in one page.
 
-    EXP_DIR is a folder in which --panda-memory-log wrote a log, or the folder of a bounded run. The
-    first run is the one that the others are compared with.
+    EXP_DIR is a folder in which --panda-memory-log wrote a log, the folder of a bounded run, or the
+    --exp-dir of a check. The first run that trained is the one that the others are compared with.
     """
     from rich.console import Console
     from rich.table import Column, Table
 
     from panda_icefall.runs import UsageError
     from panda_icefall.runs.comparison import read_runs
-    from panda_icefall.runs.report.comparison import COLUMNS, rows_of, write_comparison
+    from panda_icefall.runs.report.comparison import rows_of, write_comparison
     from panda_icefall.runs.report.progress import waiting
 
     with waiting("reading and drawing"):
@@ -176,8 +176,7 @@ def report(folders: tuple[str, ...], out: Path, is_json: bool) -> None:
     if is_json:
         click.echo((out / "report.json").read_text(encoding="utf-8"))
         return
-    # A column for each run: two or three of them fit any terminal.
-    named, *figures = zip(COLUMNS, *rows_of(runs))
+    named, *figures = rows_of(runs)
     table = Table(*(Column(name, overflow="fold") for name in named))
     for row in figures:
         table.add_row(*row)

@@ -1,9 +1,7 @@
-"""What happens when a routed loss has been computed: followers are told, and it is looked at."""
+"""What happens when a routed loss has been computed: followers are told, then it is checked."""
 
 from __future__ import annotations
 
-import logging
-import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -24,67 +22,19 @@ from panda_icefall.routing.computed_losses import (
     ComputedLoss,
     detached,
 )
-from panda_icefall.routing.diagnosis import Finding, diagnosed
 from panda_icefall.routing.graph import in_order
 from panda_icefall.routing.nodes import Operand, Table
+from panda_icefall.routing.non_finite import is_watched, look_at
 from panda_icefall.routing.observing import Observer
 from panda_icefall.routing.sharded_modules import in_forward_of
 from panda_icefall.routing.site_tensor import SiteTensor
 
-__all__ = [
-    "followed_losses",
-    "forget_non_finite",
-    "is_followed",
-    "non_finite_findings",
-    "recorded_loss",
-    "tell",
-]
+__all__ = ["followed_losses", "recorded_loss", "tell"]
 
 Follower = Callable[[Computed], None]
 
 _followers: list[Follower] = []
 _wanting_log_probs: list[Follower] = []
-
-
-class _NonFinite:
-    """The first loss that was not finite, and one that is still to be looked at."""
-
-    def __init__(self) -> None:
-        self.findings: tuple[Finding, ...] = ()
-        self._pending: weakref.ref[Computed] | None = None
-
-    def keep(self, found: Computed, result: Tensor) -> None:
-        """Let a loss be looked at later: no longer than its graph holds what the loss read."""
-        held = [found]
-
-        def forget(gradient: Tensor) -> None:
-            held.clear()
-            self.drop()
-
-        result.register_hook(forget)
-        self._pending = weakref.ref(found)
-
-    def drop(self) -> None:
-        """The loss that was kept is not looked at any more."""
-        self._pending = None
-
-    def look_at_kept(self) -> None:
-        """Look at the loss that was kept, if it is still there."""
-        found = None if self._pending is None else self._pending()
-        if found is not None and found.is_whole:
-            self.look_at(found)
-
-    def look_at(self, found: Computed) -> None:
-        """Keep what is wrong with a loss, if it is the first with which something is."""
-        if not self.findings and not bool(found.loss.isfinite().all()):
-            self.findings = tuple(diagnosed(found))
-            # A run's report says more.
-            for finding in () if _followers else self.findings[:1]:
-                more = f", and of {len(self.findings) - 1} more" if self.findings[1:] else ""
-                logging.warning("panda: %s%s; said once", finding, more)
-
-
-_non_finite = _NonFinite()
 
 
 @contextmanager
@@ -106,38 +56,15 @@ def followed_losses(follower: Follower, *, log_probs: bool = False) -> Iterator[
             followers.remove(follower)
 
 
-def is_followed() -> bool:
-    return bool(_followers)
-
-
 def tell(found: Computed, result: Tensor) -> None:
-    """Tell all followers; and look at a loss that is not finite.
-
-    On a CPU that is done at once. On other devices it would wait for them: the loss is looked at
-    where ``status()`` is asked before its backward begins, and before another one is computed.
+    """Tell all followers, and look whether the loss is finite.
 
     Args:
       result: the loss as the caller gets it.
     """
     for follower in tuple(_followers):
         follower(found)
-    _non_finite.drop()
-    if found.loss.device.type == "cpu":
-        _non_finite.look_at(found)
-    elif result.requires_grad and not _non_finite.findings:
-        _non_finite.keep(found, result)
-
-
-def non_finite_findings() -> tuple[Finding, ...]:
-    """What was wrong with the first loss that was not finite, since ``forget_non_finite``."""
-    _non_finite.look_at_kept()
-    return _non_finite.findings
-
-
-def forget_non_finite() -> None:
-    """Begin again."""
-    _non_finite.findings = ()
-    _non_finite.drop()
+    look_at(found, result, is_reported=bool(_followers))
 
 
 def recorded_loss(
@@ -165,7 +92,7 @@ def recorded_loss(
       others: as of ``selected_transducer_loss``.
     """
     seen: list[SiteLogProbs] = []
-    wants_log_probs = bool(_wanting_log_probs)
+    wants_log_probs = bool(_wanting_log_probs) or is_watched()
 
     def observe(log_probs: SiteLogProbs) -> None:
         seen.append(log_probs)

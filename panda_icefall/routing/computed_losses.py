@@ -166,10 +166,15 @@ class ComputedByCalls:
         """As of ``ComputedLoss``."""
         return _are_whole((self.am, self.lm))
 
+    @property
+    def log_probs(self) -> SiteLogProbs:
+        """As of ``ComputedLoss``."""
+        return self.sites.observed(self.found.target, self.found.blank, self.found.log_z)
+
     def by_utterance(self, observer: Callable[[SiteLogProbs], None]) -> Tensor:
         """As of ``ComputedLoss``."""
         found = self.found
-        observer(self.sites.observed(found.target, found.blank, found.log_z))
+        observer(self.log_probs)
         spec = dataclasses.replace(self.spec, reduction="none")
         sites = dataclasses.replace(self.sites, spec=spec)  # type: ignore[type-var]
         return loss_of_log_probs(found, sites, self.lattice_loss, self.options)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -25,7 +25,7 @@ from panda_icefall.routing.computed_losses import (
     ComputedSimpleLoss,
 )
 
-__all__ = ["Finding", "diagnosed", "lengths_of"]
+__all__ = ["Finding", "bad_log_probs", "diagnosed", "lengths_of"]
 
 _SIDES = {AM: "encoder output", LM: "decoder output", LOGITS: "logits"}
 _OTHER = "another input of the joiner"
@@ -163,17 +163,20 @@ def _of_tables(found: ComputedLoss) -> list[_Cause]:
 def _of_log_probs(sites: LatticeSites, seen: SiteLogProbs) -> list[_Cause]:
     """The logits, by their normaliser, at the live sites."""
     causes = []
-    # -inf is the log-prob of a class with a logit of -inf, and no fault.
-    for name in ("log_z", "target", "blank"):
-        values = getattr(seen, name)
-        bad = seen.live & (values.isnan() | values.isposinf())
-        if name == "log_z":
-            bad |= seen.live & values.isneginf()
+    for name, bad in bad_log_probs(seen):
         if bool(bad.any()):
-            said = "NaN" if bool(values[bad].isnan().any()) else "infinite"
+            said = "NaN" if bool(getattr(seen, name)[bad].isnan().any()) else "infinite"
             reason = f"what the joiner reads is finite, and {name} of its logits is {said}"
             causes.append(_cause_in_lattice(sites, "logits", reason, bad))
     return causes
+
+
+def bad_log_probs(seen: SiteLogProbs) -> Iterator[tuple[str, Tensor]]:
+    """Where what a loss read is not finite: a name and a bool ``[B, T, s_range]`` for each."""
+    yield "log_z", seen.live & ~seen.log_z.isfinite()
+    # -inf is the log-prob of a class with a logit of -inf, and no fault.
+    yield "target", seen.live & (seen.target.isnan() | seen.target.isposinf())
+    yield "blank", seen.live & (seen.blank.isnan() | seen.blank.isposinf())
 
 
 def _of_projections(found: ComputedSimpleLoss) -> list[_Cause]:

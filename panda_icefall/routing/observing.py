@@ -11,9 +11,10 @@ from types import FrameType
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from panda_icefall.losses.sites import SiteLogProbs
+from panda_icefall.routing.non_finite import forget_watched, watch_for
 
 __all__ = [
     "Observer",
@@ -23,13 +24,11 @@ __all__ = [
     "is_observed",
     "observed",
     "say_blind_hooks",
-    "say_non_finite_simple_loss",
 ]
 
 Observer = Callable[[SiteLogProbs], None]
 
 _observers: list[Observer] = []
-_watched: list[str] = []  # names of modules whose hooks see no tensor
 _said_blind: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
 
@@ -53,7 +52,7 @@ def observed(callback: Observer) -> Iterator[None]:
 
 def current_observer() -> Observer | None:
     """What a loss has to report to now; None, and so nothing to gather, when nobody observes."""
-    return _report if _observers or _watched else None
+    return _report if _observers else None
 
 
 def is_observed() -> bool:
@@ -61,33 +60,9 @@ def is_observed() -> bool:
     return bool(_observers)
 
 
-def say_non_finite_simple_loss(loss: Tensor) -> None:
-    """Log a simple loss that is not finite, while there are hooks that do not see it."""
-    if _watched and not loss.isfinite().all():
-        logging.warning(
-            "panda: a routed simple loss is not finite (hooks see no tensor of %s)",
-            ", ".join(_watched),
-        )
-
-
 def _report(log_probs: SiteLogProbs) -> None:
-    if _watched:
-        _say_non_finite(log_probs)
     for observer in tuple(_observers):
         observer(log_probs)
-
-
-def _say_non_finite(log_probs: SiteLogProbs) -> None:
-    for name in ("log_z", "target", "blank"):
-        bad = ~getattr(log_probs, name).isfinite() & log_probs.live
-        if bad.any():
-            logging.warning(
-                "panda: %s of a routed loss is not finite at %d sites (computed from %s)",
-                name,
-                int(bad.sum()),
-                ", ".join(_watched),
-            )
-            return
 
 
 def say_blind_hooks(module: nn.Module) -> None:
@@ -106,18 +81,18 @@ def say_blind_hooks(module: nn.Module) -> None:
     name = _name_on_the_stack(module)
     logging.warning(
         "panda: %s hooks of %s see no tensor: its output is recorded and computed with the loss; "
-        "routed losses whose log-probs are not finite are reported instead; call "
+        "routed losses that are not finite are logged instead; call "
         "panda_icefall.revert() where these hooks have to see it; said once",
         " and ".join(kinds),
         name,
     )
-    _watched.append(name)
+    watch_for(name)
 
 
 def forget_blind_hooks() -> None:
     """Forget which hooks were reported; check no loss for non-finite values until the next."""
     _said_blind.clear()
-    _watched.clear()
+    forget_watched()
 
 
 def blind_hooks(module: nn.Module) -> list[str]:

@@ -9,10 +9,10 @@ from typing import Any
 
 from torch import nn
 
-from panda_icefall.routing.after_losses import forget_non_finite, non_finite_findings
 from panda_icefall.routing.applied import Applied
 from panda_icefall.routing.finding_projections import find_ctc_heads, find_projections
 from panda_icefall.routing.module_calls import forget_refusals
+from panda_icefall.routing.non_finite import forget_non_finite, non_finite_findings
 from panda_icefall.routing.replaced import Options, RoutingState
 from panda_icefall.routing.status import RoutingCounters, Status
 

@@ -22,7 +22,7 @@ from panda_icefall.routing.finding_projections import check_projection_names
 from panda_icefall.routing.hosts import as_k2_arguments
 from panda_icefall.routing.joint_sites import RangesSites
 from panda_icefall.routing.nodes import Table
-from panda_icefall.routing.observing import current_observer, say_non_finite_simple_loss
+from panda_icefall.routing.observing import current_observer
 from panda_icefall.routing.stand_in import StandIn
 from panda_icefall.routing.status import LossTotals, RoutingCounters
 
@@ -225,7 +225,6 @@ def simple_loss_in_tiles(original: Function, state: RoutingState) -> Function:
         is_deferred = any(recorded)
         if not all(recorded):
             state.say_unrecorded()
-        say_non_finite_simple_loss(loss[0] if isinstance(loss, tuple) else loss)
         counters.add(
             LossTotals(simple_losses_routed=1, simple_losses_of_tensors=int(not is_deferred))
         )

@@ -30,7 +30,7 @@ from panda_icefall.routing.computed_losses import ComputedLoss
 __all__ = ["DENSE", "Deviation", "deviations_of", "rel_l2", "scaled"]
 
 # The recursion of the dense losses, whatever the routed ones run.
-DENSE = TileOptions(engine="torch", recursion="exact")
+DENSE = LossOptions(engine="torch", recursion="exact")
 
 # Of a tile of logits: in the dtype of the sums and in float64, and what autograd keeps of them.
 _BYTES_PER_LOGIT = 4 + 4 * 8

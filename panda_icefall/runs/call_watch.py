@@ -71,7 +71,7 @@ def explain_ctc_not_routed(counters: LossTotals, heads: Iterable[str]) -> str:
             "were not recorded"
         )
     else:
-        parts.append(f"{_CTC_LOSS} was not seen to be called")
+        parts.append(f"no call of {_CTC_LOSS} was seen")
     if counters.materialised:
         ops = ", ".join(f"{op} ({n} times)" for op, n in sorted(counters.materialised.items()))
         parts.append(f"recorded tensors were turned into ordinary ones by {ops}")
@@ -93,14 +93,14 @@ def explain_not_routed(counters: LossTotals, calls: "Counter[str]") -> str:
         )
     else:
         parts.append(
-            "no pruned and no full-lattice loss was seen to be called (names bound by `from k2 "
-            "import ...` before PANDA was applied are out of reach)"
+            "no call of a pruned or full-lattice loss was seen (names bound by `from k2 import "
+            "...` before PANDA was applied cannot be replaced)"
         )
     if counters.materialised:
         ops = ", ".join(f"{op} ({n} times)" for op, n in sorted(counters.materialised.items()))
         parts.append(f"the recorded joiner was turned into a tensor by {ops}")
     if counters.simple_losses_routed:
-        parts.append(f"simple losses alone were routed ({counters.simple_losses_routed} times)")
+        parts.append(f"only simple losses were routed ({counters.simple_losses_routed} times)")
     if counters.simple_losses_dense:
         parts.append(
             f"simple losses were computed as without PANDA ({counters.simple_losses_dense} times)"

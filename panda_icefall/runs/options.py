@@ -140,9 +140,9 @@ class PandaOptions:
 
     use_panda: bool = option(
         False, _switch, "run",
-        "1 to compute the pruned transducer loss through the exact selected normaliser, without "
-        "the [B, T, s_range, C] logits, and the simple loss without am and lm of C classes. 0 "
-        "trains as if started directly.",
+        "1 to compute the pruned transducer loss exactly, but without the [B, T, s_range, C] "
+        "logits, and the simple loss without its projections to C classes. 0 trains as without "
+        "PANDA.",
     )  # fmt: skip
     workspace_mib: float | None = option(
         None, _number(float, "a number of MiB above 0", lambda v: 0 < v < math.inf), "loss",

@@ -20,7 +20,9 @@ def add_panda_arguments(parser: argparse.ArgumentParser) -> None:
     missing = [flag for flag in flags if flag not in parser._option_string_actions]
     if not missing:  # an empty group would still print its title
         return
-    group = parser.add_argument_group("PANDA", "Taken by panda-icefall; the recipe sees none.")
+    group = parser.add_argument_group(
+        "PANDA", "Options of panda-icefall, which the recipe does not see."
+    )
     for flag in missing:
         option = flags[flag]
         group.add_argument(

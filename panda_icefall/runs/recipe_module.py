@@ -55,9 +55,8 @@ class RecipeFile:
         """Raise ``UsageError`` unless the file has a top-level ``if __name__ == "__main__":``."""
         if self._guard is None:
             raise UsageError(
-                f'TRAIN_PY: {self.path} has no top-level `if __name__ == "__main__":`, so there '
-                "is no place between its definitions and its start; add one, or run it without "
-                "PANDA options"
+                f'TRAIN_PY: {self.path} has no top-level `if __name__ == "__main__":`, ahead '
+                "of which PANDA wraps its functions; add one, or run it without PANDA options"
             )
 
     def define(self, module: types.ModuleType) -> int:

@@ -161,7 +161,9 @@ def _report(
     print_summary(ranks, session.console, session.options)
     silent = sorted(expected - {outcome.rank for outcome in ranks})
     if silent:
-        session.console.print(f"No outcome was left by rank(s) {', '.join(map(str, silent))}.")
+        session.console.print(
+            f"Rank(s) {', '.join(map(str, silent))} ended without leaving an outcome."
+        )
     return ranks
 
 
@@ -180,8 +182,8 @@ def _verify_trained(options: PandaOptions, ranks: list[RunOutcome], train_py: Pa
     batches = sum(rank.batches for rank in ranks)
     if batches == 0:
         raise NothingTrainedError(
-            f"{train_py} ended without a training batch that PANDA saw, so nothing of what was "
-            "asked for was done; expected its train_one_epoch() to call compute_loss() at least "
+            f"{train_py} ended without a training batch that PANDA saw, so PANDA did nothing; "
+            "expected its train_one_epoch() to call compute_loss() at least "
             "once, in this process or in one that torch.multiprocessing.spawn started"
         )
     counted = [rank.counters for rank in ranks]

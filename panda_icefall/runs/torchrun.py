@@ -46,7 +46,7 @@ class TorchrunRank:
         """
         self.folder.mkdir(mode=0o700, exist_ok=True)
         if hasattr(os, "getuid") and self.folder.stat().st_uid != os.getuid():
-            raise PermissionError(f"{self.folder}: got a folder of another user; remove it")
+            raise PermissionError(f"{self.folder}: belongs to another user; remove it")
         try:
             yield str(self.folder)
         finally:

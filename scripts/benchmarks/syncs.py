@@ -28,7 +28,7 @@ SIZED_BY_VALUES = ("_local_scalar_dense", "nonzero", "masked_select", "unique", 
 COPIES_TO_DEVICE = ("lift_fresh",)
 # They ask for the device first: these tensors stand for those of a GPU, where they read nothing.
 READS_ON_A_CPU = {
-    "routing/after_losses.py: look_at",
+    "routing/non_finite.py: is_finite",
     "routing/prune_ranges.py: _is_too_narrow",
 }
 

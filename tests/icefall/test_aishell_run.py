@@ -57,7 +57,7 @@ def test_nineteen_batches_print_the_same_losses_and_gradient_norms(recipe):
     assert routed == dense
     summary = outputs[1][outputs[1].index("PANDA summary") :]
     assert re.search(r"losses routed / dense\W+26 / 0", summary)  # 19 training, 7 validation
-    assert re.search(r"simple losses deferred / of tensors / dense\W+26 / 0 / 0", summary)
+    assert re.search(r"simple losses recorded / on tensors / dense\W+26 / 0 / 0", summary)
     assert re.search(r"materialised\W+0\b", summary)
 
 

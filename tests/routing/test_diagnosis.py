@@ -1,5 +1,6 @@
 """A loss that is not finite: which utterance, which quantity, where, and why."""
 
+import dataclasses
 import types
 import weakref
 
@@ -10,7 +11,7 @@ import toy_simple
 
 import panda_icefall
 from panda_icefall import transducer_loss
-from panda_icefall.routing import after_losses, diagnosed, followed_losses
+from panda_icefall.routing import after_losses, diagnosed, followed_losses, non_finite
 
 NAN, INF = float("nan"), float("inf")
 
@@ -41,7 +42,7 @@ def of_pruned(k2, data, joiner=None, **options):
 
 
 def test_a_finite_loss_has_nothing_to_say_and_is_not_computed_again(k2, monkeypatch):
-    monkeypatch.setattr(after_losses, "diagnosed", None)  # would raise
+    monkeypatch.setattr(non_finite, "diagnosed", None)  # would raise
     assert of_pruned(k2, toy.batch(k2)) == []
     assert panda_icefall.status().non_finite == ()
 
@@ -259,6 +260,47 @@ def test_of_two_losses_on_a_device_the_later_one_is_looked_at():
         after_losses.tell(found, result)
     panda_icefall.status()
     assert (first.looks, later.looks) == (0, 1)
+
+
+def test_where_hooks_see_no_tensor_every_loss_is_read_at_once_on_a_device_too(caplog):
+    losses = []
+    with followed_losses(losses.append):
+        own_loop(nan_at=(1, 3))
+    (found,) = losses
+    device = types.SimpleNamespace(type="cuda")
+    loss = types.SimpleNamespace(device=device, isfinite=found.loss.isfinite)
+    there = types.SimpleNamespace(loss=loss, name="loss", is_whole=False, log_probs=None)
+    non_finite.watch_for("joiner")
+    try:
+        for _ in range(2):
+            after_losses.tell(there, torch.zeros((), requires_grad=True) * 1)
+    finally:
+        non_finite.forget_watched()
+    said = "a routed loss is not finite (hooks see no tensor of joiner)"
+    assert caplog.text.count(said) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "is_live", "expected"),
+    [
+        ("log_z", NAN, True, False),
+        ("log_z", -INF, True, False),
+        ("blank", NAN, True, False),
+        ("target", INF, True, False),
+        ("target", -INF, True, True),  # a class with a logit of -inf
+        ("log_z", NAN, False, True),
+    ],
+)
+def test_log_probs_count_where_they_are_asked_for_and_read(k2, name, value, is_live, expected):
+    data, losses = toy.batch(k2), []
+    with panda_icefall.patched(), followed_losses(losses.append, log_probs=True):
+        toy.pruned_loss(k2, toy.TanhJoiner(), data)
+    seen = losses[0].log_probs
+    values = getattr(seen, name).clone()
+    values[tuple((seen.live == is_live).nonzero()[0])] = value
+    found = dataclasses.replace(losses[0], log_probs=dataclasses.replace(seen, **{name: values}))
+    assert non_finite.is_finite(found, log_probs=True) == expected
+    assert non_finite.is_finite(found)  # the loss is
 
 
 def test_what_cannot_be_looked_into_ends_no_training(k2, monkeypatch, caplog):

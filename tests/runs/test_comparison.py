@@ -1,17 +1,19 @@
 """`panda-icefall report`: runs read from their folders, beside each other in one page."""
 
 import json
+from pathlib import Path
 
 import bounded_content as made
 import pytest
 
-from panda_icefall.runs import UsageError
+from panda_icefall.runs import PandaOptions, UsageError, run_recipe
 from panda_icefall.runs.comparison import read_runs
 
 MIB = 2**20
+TIMES = "\N{MULTIPLICATION SIGN}"
 
 
-def write_log(folder, losses, *, peak=100, use_panda=False, with_parts=True):
+def write_log(folder, losses, *, peak=100, use_panda=False, with_parts=True, **header):
     """A memory log in a run's folder; sizes in MiB."""
     folder.mkdir(parents=True, exist_ok=True)
     rows = [
@@ -21,6 +23,7 @@ def write_log(folder, losses, *, peak=100, use_panda=False, with_parts=True):
             "versions": {"torch": "2.13.0", "threads": 1},
             "options": {"use_panda": use_panda},
             "memory": {"rss_bytes": 50 * MIB},
+            **header,
         }
     ]
     for step, loss in enumerate(losses, 1):
@@ -34,12 +37,18 @@ def write_log(folder, losses, *, peak=100, use_panda=False, with_parts=True):
     (folder / "memory.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
+def write_contract(folder, *, rank="", **changed):
+    folder.mkdir(parents=True, exist_ok=True)
+    content = {**made.contract(), **changed}
+    (folder / f"panda-check{rank}.json").write_text(json.dumps(content))
+
+
 @pytest.fixture
 def runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_log(tmp_path / "exp-dense", [9.0, 8.0, 7.0], peak=400)
     write_log(tmp_path / "exp-panda", [9.0, 8.0, 7.0], peak=100, use_panda=True)
-    (tmp_path / "exp-panda/panda-check.json").write_text(json.dumps(made.contract()))
+    write_contract(tmp_path / "exp-panda")
     write_log(tmp_path / "other", [9.1, 8.2], peak=200, with_parts=False)
     return tmp_path
 
@@ -50,14 +59,18 @@ def test_three_runs_are_compared_by_the_first(command, runs):
     assert text.splitlines()[-1] == "report: panda-report/report.html"
     out = runs / "panda-report"
     markdown = (out / "report.md").read_text()
-    lines = {line.split(" | ")[0]: line for line in markdown.splitlines() if line.startswith("| ")}
-    assert " | dense | 3 | 7 | 403 MiB | 353 MiB | 1.00 s | 1.00" in lines["| exp-dense"]
-    assert " | routed | 3 | 7 | 103 MiB | 53 MiB | 1.00 s | 0.26" in lines["| exp-panda"]
-    assert " | dense | 2 | 8.2 | 202 MiB | 152 MiB | 1.00 s | 0.50" in lines["| other"]
+    assert "| run | exp-dense | exp-panda | other |" in markdown
+    assert "| losses | dense | routed | dense |" in markdown
+    assert "| steps | 3 | 3 | 2 |" in markdown
+    assert "| last loss per frame | 7 | 7 | 8.2 |" in markdown
+    assert "| peak memory | 403 MiB | 103 MiB | 202 MiB |" in markdown
+    assert "| above memory at start | 353 MiB | 53 MiB | 152 MiB |" in markdown
+    assert "| median time per step | 1.00 s | 1.00 s | 1.00 s |" in markdown
+    assert f"| memory / first run | 1.00{TIMES} | 0.26{TIMES} | 0.50{TIMES} |" in markdown
     assert "least memory: exp-panda, 103 MiB" in markdown
     assert "different numbers of steps" in markdown
     assert "exp-panda: the contract holds over 3 batch(es)." in markdown
-    assert "exp-dense: no contract check beside its memory log." in markdown
+    assert "exp-dense, other: no contract check was found." in markdown
     assert "torch 2.13.0, threads 1" in markdown
     assert "- other: phases" in markdown.partition("## Not measured")[2]
     assert {path.name for path in out.iterdir()} == {
@@ -117,3 +130,58 @@ def test_folders_without_a_log_are_refused(command, tmp_path, monkeypatch):
     (tmp_path / "panda-check.json").write_text("{")
     with pytest.raises(UsageError, match="cannot be read"):
         read_runs([tmp_path])
+
+
+def test_the_contract_is_found_where_the_run_wrote_it(recipe):
+    log = recipe.folder / "log/m.jsonl"
+    options = PandaOptions(use_panda=True, memory_log=log, check_batches=1, max_batches=1)
+    assert run_recipe(recipe.train_py, ["--exp-dir", "there"], options) == 0
+    (run,) = read_runs([log.parent])
+    assert run.contract_path == recipe.folder / "there/panda-check.json"
+    assert [len(contract.batches) for contract in run.contracts] == [1]
+
+
+def test_the_folder_that_the_log_names_is_looked_at_first_then_those_beside_it(tmp_path):
+    named, beside = tmp_path / "named", tmp_path / "run/exp"
+    write_log(tmp_path / "run", [1.0], exp_dir=str(named))
+    assert read_runs([tmp_path / "run"])[0].contract_path is None
+    write_contract(beside)
+    assert read_runs([tmp_path / "run"])[0].contract_path == beside / "panda-check.json"
+    write_contract(named)
+    assert read_runs([tmp_path / "run"])[0].contract_path == named / "panda-check.json"
+
+
+def test_the_routed_runs_of_a_bounded_run_share_its_contract(command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("dense", "routed", "resumed"):
+        write_log(tmp_path / "bounded" / name, [1.0], use_panda=name != "dense")
+    write_contract(tmp_path / "bounded/contract/exp")
+    assert command("report", "bounded")[0] == 0
+    markdown = (tmp_path / "panda-report/report.md").read_text()
+    assert "resumed, routed: the contract holds over 3 batch(es)." in markdown
+    assert "dense: no contract check was found." in markdown
+
+
+def test_the_folder_of_a_check_shows_its_contract_alone(command, runs):
+    write_contract(runs / "check", has_passed=False, violations=["update 1: loss"])
+    assert command("report", "check", "exp-dense", "exp-panda")[0] == 0
+    markdown = (runs / "panda-report/report.md").read_text()
+    assert "check: VIOLATED: update 1: loss" in markdown
+    assert "| losses | check only | dense | routed |" in markdown
+    # The first that trained is the one to compare with.
+    assert f"| time / first run | \N{EN DASH} | 1.00{TIMES} | 1.00{TIMES} |" in markdown
+    assert "- check: everything but the contract" in markdown.partition("## Not measured")[2]
+    assert "different numbers of steps" not in markdown
+    (found,) = json.loads((runs / "panda-report/report.json").read_text())["runs"][:1]
+    assert (found["log"], found["contract"]["violations"]) == (None, ["update 1: loss"])
+    assert [Path(run.contract_path).name for run in read_runs([runs / "check"])] == [
+        "panda-check.json"
+    ]
+
+
+def test_a_violation_on_another_rank_is_one(tmp_path):
+    write_log(tmp_path / "exp", [1.0])
+    write_contract(tmp_path / "exp")
+    write_contract(tmp_path / "exp", rank=".rank1", has_passed=False, violations=["update 2"])
+    (run,) = read_runs([tmp_path / "exp"])
+    assert [contract.violations for contract in run.contracts] == [[], ["update 2"]]

@@ -64,7 +64,7 @@ def test_routed_training_prints_the_losses_of_dense_training(recipe, capsys):
 def test_the_simple_loss_is_deferred_in_training_and_validation(recipe, capsys):
     assert run_recipe(recipe.train_py, [], PandaOptions(use_panda=True)) == 0
     printed = capsys.readouterr().err
-    assert re.search(r"simple losses deferred / of tensors / dense\W+6 / 0 / 0", printed)
+    assert re.search(r"simple losses recorded / on tensors / dense\W+6 / 0 / 0", printed)
 
 
 CALLS = [f"{name}=self.simple_{name}_proj({name}.float())" for name in ("am", "lm")]
@@ -80,7 +80,7 @@ def test_a_projection_that_is_used_elsewhere_is_said_and_trains(
     all_of_tensors = "was given tensors (simple_am_proj: exp, simple_lm_proj: exp)"
     assert (all_of_tensors in caplog.text) == (used == 2)
     printed = capsys.readouterr().err
-    assert re.search(rf"simple losses deferred / of tensors / dense\W+{counts}", printed)
+    assert re.search(rf"simple losses recorded / on tensors / dense\W+{counts}", printed)
 
 
 def test_projections_of_other_names_are_deferred_where_they_are_named(recipe, capsys, caplog):
@@ -88,10 +88,10 @@ def test_projections_of_other_names_are_deferred_where_they_are_named(recipe, ca
     recipe.edit(*((f"simple_{k}_proj", n) for k, n in names.items()), name="toy_model.py")
     assert run_recipe(recipe.train_py, [], PandaOptions(use_panda=True)) == 0
     assert caplog.text.count("am_head, lm_head, ") == 1
-    assert re.search(r"of tensors / dense\W+0 / 6 / 0", capsys.readouterr().err)
+    assert re.search(r"on tensors / dense\W+0 / 6 / 0", capsys.readouterr().err)
     named = PandaOptions(use_panda=True, memory_log=Path("m.jsonl"), projections=names)
     assert run_recipe(recipe.train_py, [], named) == 0
-    assert re.search(r"of tensors / dense\W+6 / 0 / 0", capsys.readouterr().err)
+    assert re.search(r"on tensors / dense\W+6 / 0 / 0", capsys.readouterr().err)
     unknown = PandaOptions(use_panda=True, projections={"am": "simple_am_proj"})
     with pytest.raises(
         UsageError,
@@ -169,7 +169,7 @@ def test_help_shows_the_panda_group_beside_the_recipes_own(recipe, capsys, optio
 
 def test_a_recipe_without_the_pruned_loss_stops_and_says_what_it_called(recipe):
     with pytest.raises(
-        NotRoutedError, match=r"was seen to be called .*; called instead: .*ctc_loss \(1 times"
+        NotRoutedError, match=r"full-lattice loss was seen .*; called instead: .*ctc_loss \(1 times"
     ):
         run_recipe(recipe.train_py, ["--kind", "ctc", "--exp-dir", "exp"], PANDA)
     assert len(recipe.lines("exp/losses-0.txt")) == 1
@@ -204,7 +204,7 @@ def test_a_bounded_run_ends_with_a_checkpoint_and_a_summary(recipe, capsys):
     assert not (recipe.folder / "exp/epoch-2.pt").exists()
     assert not (recipe.folder / "exp/done-0").exists()
     text = capsys.readouterr().err
-    assert "ended at the bound" in text
+    assert "stopped early, as asked" in text
     assert "losses routed" not in text
 
 
@@ -317,7 +317,7 @@ def test_batches_that_a_resumed_epoch_skips_are_not_counted(recipe):
 def test_a_bound_inside_the_last_epoch_is_said(recipe, capsys):
     options = PandaOptions(use_panda=True, max_batches=2)
     assert run_recipe(recipe.train_py, ["--num-epochs", "1"], options) == 0
-    assert "ended at the bound" in capsys.readouterr().err
+    assert "stopped early, as asked" in capsys.readouterr().err
 
 
 def test_what_was_not_routed_is_said_before_the_validation(recipe):

@@ -95,7 +95,7 @@ def test_help_shows_the_panda_group_once(native, capsys, launched):
     text = capsys.readouterr().out
     assert "--world-size" in text
     assert text.count("PANDA:") == 1
-    assert text.count("Taken by panda-icefall") == 1
+    assert text.count("Options of panda-icefall") == 1
     assert "--panda-max-batches" in text
 
 

@@ -72,7 +72,7 @@ def test_children_of_spawn_end_so_too(recipe, port):
     error, logs = terminate_in_second_batch(recipe, process, ranks=2)
     assert process.returncode == 143, error
     assert "PANDA summary" in error
-    assert "No outcome was left" not in error
+    assert "without leaving an outcome" not in error
     for rows in logs:
         assert (rows[-1]["row"], rows[-1]["reason"]) == ("end", "SIGTERM")
 

@@ -60,7 +60,7 @@ def test_a_folder_of_somebody_else_is_refused(started, monkeypatch):
     first.folder.mkdir()
     monkeypatch.setattr("os.getuid", lambda: first.folder.stat().st_uid + 1)
     with (
-        pytest.raises(PermissionError, match="got a folder of another user"),
+        pytest.raises(PermissionError, match="belongs to another user"),
         first.sharing_folder(),
     ):
         pass

@@ -215,7 +215,7 @@ def complete(steps=30, groups=GROUPS):
         "trajectory": f"{steps} of {steps} steps, losses within 6.1e-07 (bound 1.2e-06)",
         "final parameters": "rel-L2 1.3e-05 (bound 6.8e-05: 4 times the dense twin's 1.7e-05)",
         "finite": "0 steps and 0 parameters with NaN or infinity",
-        "resume": "stopped after 15 of 30 steps: the same bits",
+        "resume": "stopped after 15 of 30 steps: bit-identical",
     }
     start = after_contract()
     names = ("contract", "dense", "routed", "twin", "stopped", "resumed")

@@ -158,8 +158,8 @@ def final_parameters(exp_dir: Path, epoch: int = 1) -> dict[str, Tensor]:
         content = torch.load(path, map_location="cpu", weights_only=False)
     except (EOFError, OSError, RuntimeError, pickle.UnpicklingError) as error:
         raise UsageError(
-            f"{path}: cannot be read, {type(error).__name__}: {error}; expected the recipe's whole "
-            "checkpoint; run that arm again"
+            f"{path}: cannot be read, {type(error).__name__}: {error}; expected a complete "
+            "checkpoint of the recipe; run that arm again"
         ) from error
     if "model" not in content:
         raise UsageError(f"{path}: got the keys {sorted(content)}, expected one named model")

@@ -1,7 +1,5 @@
 """What can be said after each stage of a bounded run, taken from what its process left."""
 
-import json
-
 from torch import Tensor
 
 from panda_icefall.runs.bounded import verdicts
@@ -14,11 +12,9 @@ from panda_icefall.runs.bounded.distances import (
 )
 from panda_icefall.runs.bounded.plan import Stage
 from panda_icefall.runs.bounded.stage import StageFailed, StageOutcome
-from panda_icefall.runs.contract.result import FILE_NAME, ContractRecord
+from panda_icefall.runs.contract.result import ContractRecord, read_contracts
 from panda_icefall.runs.contract.tolerances import Leeway
 from panda_icefall.runs.errors import EXIT_VIOLATED, UsageError
-from panda_icefall.runs.memory.log import rank_path
-from panda_icefall.runs.records import validated
 from panda_icefall.runs.run_record import RunRecord
 
 __all__ = ["Judge"]
@@ -49,13 +45,9 @@ class Judge:
         if stage.name != "contract":
             self._record.arms[stage.name] = read_arm(stage.memory_log)
             return
-        contracts: dict[int, ContractRecord] = {}
-        while (path := rank_path(stage.exp_dir / FILE_NAME, len(contracts))).exists():
-            content = json.loads(path.read_text(encoding="utf-8"))
-            contracts[len(contracts)] = validated(ContractRecord, content, path)
-        self._contracts = contracts
-        if contracts:
-            self._record.contract = contracts[0]
+        self._contracts = dict(enumerate(read_contracts(stage.exp_dir)))
+        if self._contracts:
+            self._record.contract = self._contracts[0]
 
     def judge(self, stage: Stage, outcome: StageOutcome) -> None:
         """Compare what can be compared now that ``stage`` is done.

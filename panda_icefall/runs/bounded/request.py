@@ -147,8 +147,8 @@ def check_request(
     folder = folder.expanduser().absolute()
     if root in folder.resolve().parents:
         raise UsageError(
-            f"--out: got {folder}, inside the icefall checkout, which is only read; expected a "
-            "folder elsewhere"
+            f"--out: got {folder}, inside the icefall checkout, which is never written to; "
+            "expected a folder elsewhere"
         )
     inputs = run_inputs(config, root, train_py, chosen_device, data)
     earlier = read_earlier(folder, inputs)

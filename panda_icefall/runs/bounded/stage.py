@@ -64,7 +64,9 @@ class Deadline:
     def check(self) -> None:
         """Raise ``Interrupted`` once the moment has passed."""
         if self.is_over:
-            raise Interrupted(f"bounds.max_minutes: {self.minutes:g} minutes were over")
+            raise Interrupted(
+                f"bounds.max_minutes: the limit of {self.minutes:g} minutes was reached"
+            )
 
 
 @dataclass(frozen=True)

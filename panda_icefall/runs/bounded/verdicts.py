@@ -98,7 +98,7 @@ def transducer_loss_verdict(routed: Arm, *, is_whole: bool = True) -> Verdict:
             f" {counted.sites_backward / counted.sites:.0%} backward"
         )
     if losses and not counted.adjoint_mass:
-        text += "; its gradient had the weight 0 in every step (the recipe's warm-up?)"
+        text += "; the recipe gave the loss the weight 0 in every step (warm-up?)"
     is_routed = losses > 0 and not dense
     has_gradient = counted.adjoint_mass > 0
     is_open = is_routed and not has_gradient and not is_whole
@@ -137,7 +137,7 @@ def final_parameters_verdict(found: FinalParameters, leeway: Leeway) -> Verdict:
         holds=leeway.holds(found.bulk_rel_l2),
         text=(
             f"rel-L2 {found.rel_l2:.1e}{twin}; "
-            f"{found.bulk_rel_l2:.1e} without the {OUTLIERS:.3%} of elements furthest apart "
+            f"{found.bulk_rel_l2:.1e} without the {OUTLIERS:.3%} of elements that differ most "
             f"({leeway})"
         ),
     )
@@ -162,8 +162,8 @@ def resume_verdict(found: Resumption, leeway: Leeway | None) -> Verdict:
       found: Both compared.
       leeway: Of the relative distance, where a device repeats to rounding only; None: same bits.
     """
-    distance = "the same bits" if found.is_bitwise else f"rel-L2 {found.rel_l2:.1e}"
-    allowed = "expected the same bits" if leeway is None else str(leeway)
+    distance = "bit-identical" if found.is_bitwise else f"rel-L2 {found.rel_l2:.1e}"
+    allowed = "expected bit-identical" if leeway is None else str(leeway)
     within = leeway.holds(found.rel_l2) if leeway is not None else False
     return Verdict(
         name="resume",

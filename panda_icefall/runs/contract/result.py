@@ -1,5 +1,6 @@
 """What a contract check found, ``panda-check.json``, and which of it is a violation."""
 
+import json
 import math
 from pathlib import Path
 from typing import Any, Literal
@@ -9,7 +10,7 @@ from pydantic import Field
 from panda_icefall.runs.atomic_file import replace_json
 from panda_icefall.runs.contract.tolerances import Leeway, Tolerances
 from panda_icefall.runs.memory.log import rank_path
-from panda_icefall.runs.records import Bytes, Record
+from panda_icefall.runs.records import Bytes, Record, validated
 
 __all__ = [
     "FILE_NAME",
@@ -20,6 +21,7 @@ __all__ = [
     "backward_violations",
     "final_violations",
     "gradient_bounds",
+    "read_contracts",
     "update_violations",
 ]
 
@@ -177,6 +179,20 @@ class ContractRecord(Record):
         folder.mkdir(parents=True, exist_ok=True)
         replace_json(path, self.model_dump())
         return path
+
+
+def read_contracts(folder: Path) -> list[ContractRecord]:
+    """What a check left in a recipe's ``--exp-dir``, by rank; empty where there was none.
+
+    Raises:
+      OSError, ValueError: A file cannot be read.
+      UsageError: It is none of a contract check.
+    """
+    found: list[ContractRecord] = []
+    while (path := rank_path(folder / FILE_NAME, len(found))).is_file():
+        content = json.loads(path.read_text(encoding="utf-8"))
+        found.append(validated(ContractRecord, content, path))
+    return found
 
 
 def gradient_bounds(

@@ -106,7 +106,7 @@ def _check_manifest(
     """See that the first cuts are something a recipe can load; noise has no supervisions."""
     cuts = _first_cuts(path, prepare)
     if not cuts:
-        raise UsageError(f"{path}: got no cut in it, expected cuts to train on; {prepare}")
+        raise UsageError(f"{path}: got no cuts, expected cuts to train on; {prepare}")
     for cut in cuts:
         name = f"{path}: got cut {cut.get('id')!r}"
         features = cut.get("features")
@@ -133,7 +133,7 @@ def _first_cuts(path: Path, prepare: str) -> list[dict[str, Any]]:
             f"lhotse cut manifest; {prepare}"
         ) from error
     if not all(map(_is_cut, cuts)):
-        raise UsageError(f"{path}: got lines that are no cuts, expected a cut a line; {prepare}")
+        raise UsageError(f"{path}: got lines that are not cuts, expected one per line; {prepare}")
     return cuts
 
 
@@ -201,7 +201,9 @@ def _tokens(path: Path) -> int:
         if not _DISAMBIGUATION.match(fields[0]):
             largest = max(largest, int(fields[1]))
     if largest < 0:
-        raise UsageError(f"{path}: got no symbol, expected one a line; make the vocabulary again")
+        raise UsageError(
+            f"{path}: got no symbols, expected one per line; make the vocabulary again"
+        )
     return largest + 1
 
 
@@ -210,8 +212,8 @@ def _pieces(path: Path) -> int:
         import sentencepiece
     except ModuleNotFoundError as error:
         raise UsageError(
-            f"{path}: got no module sentencepiece to read it with, expected it for a BPE recipe; "
-            "install it: pip install sentencepiece"
+            f"{path}: cannot be read without sentencepiece, which is not installed; "
+            "pip install sentencepiece"
         ) from error
     model = sentencepiece.SentencePieceProcessor()
     try:

@@ -156,7 +156,7 @@ def write_lang(
     if found != vocab_size:
         raise RuntimeError(
             f"vocab_size: got {found} classes from the scripts in {local}, expected {vocab_size}; "
-            "this icefall numbers tokens in a way not known here, check out the commit that the "
+            "this icefall commit numbers tokens in an unknown way; check out the commit that the "
             "README names"
         )
 
@@ -206,6 +206,6 @@ def _run_recipe_script(icefall_root: Path, script: Path, *arguments: str) -> Non
     if done.returncode != 0:
         last_words = "\n".join(done.stderr.splitlines()[-_LINES_QUOTED:])
         raise RuntimeError(
-            f"{script}: got exit status {done.returncode}, expected 0; run it by hand or "
-            f"install what it misses. It said:\n{last_words}"
+            f"{script}: got exit status {done.returncode}, expected 0; run it by hand, or "
+            f"install what it needs. Its output ended with:\n{last_words}"
         )

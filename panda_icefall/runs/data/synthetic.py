@@ -115,7 +115,7 @@ def _check_request(out: Path, utterances: int, lang: str, vocab_size: int) -> No
     for name in PACKAGES[lang]:
         if importlib.util.find_spec(name) is None:
             raise MissingBackendError(
-                f"{name}: got no such module in {sys.executable}, expected it for the recipe's "
+                f"{name}: not installed in {sys.executable}, needed to write the recipe's data "
                 f"layout; install it: {INSTALL[name]}"
             )
 

@@ -125,7 +125,7 @@ def examine_gpus(build: TorchBuild) -> list[Finding]:
             "GPU",
             f"{driver} (nvidia-smi), which torch {build.version}, built for {build.target}, "
             "cannot use",
-            "install a torch built for a CUDA that this driver serves, and the k2 built for it",
+            "install a torch built for a CUDA that this driver supports, and the k2 built for it",
         )
     elif build.target == "CPU":
         found = ok("GPU", "none; this torch is built for CPU")
@@ -145,7 +145,7 @@ def _examine_gpu(gpu: Gpu, build: TorchBuild, driver: str) -> Finding:
         return ok("GPU", text + driver)
     return problem(
         "GPU",
-        f"{text}: torch {build.version} has no code for it, only for "
+        f"{text}: torch {build.version} has no kernels for it, only for "
         f"{', '.join(build.architectures) or 'none'}{driver}",
         f"install a torch built for sm_{major}{minor}, and the k2 built for that torch",
     )
@@ -226,11 +226,11 @@ def examine_lhotse(sampled: Answer) -> Finding:
     """
     version = installed_version("lhotse")
     if sampled.error is None:
-        return ok("lhotse", f"{sampled.facts['version']}; its samplers fit this torch")
+        return ok("lhotse", f"{sampled.facts['version']}; its samplers work with this torch")
     advice = f"pip install '{_lhotse_that_fits()}'"
     if version is None:
         return warning("lhotse", "not installed; icefall's data modules import it", advice)
-    text = f"{version} with torch {torch.__version__} cannot make a sampler: {sampled.error}"
+    text = f"{version} with torch {torch.__version__} cannot build a sampler: {sampled.error}"
     return problem("lhotse", text, advice)
 
 

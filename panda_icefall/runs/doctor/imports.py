@@ -60,7 +60,7 @@ def examine_checkout(root: Path | None) -> Finding:
     try:
         top = _git(root, "rev-parse", "--show-toplevel")
         if Path(top).resolve() != root:
-            raise RuntimeError(f"its git repository is that of {top}")
+            raise RuntimeError(f"it is no repository of its own, but part of {top}")
         commit = _git(root, "log", "-1", "--format=%H of %cs")
         changed = _git(root, "status", "--porcelain", "--untracked-files=no").splitlines()
     except (OSError, RuntimeError) as error:

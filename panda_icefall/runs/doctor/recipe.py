@@ -59,7 +59,7 @@ def examine_recipe(sources: RecipeSources) -> list[Finding]:
         return [problem("recipe", str(error), advice)]
     names = (str(source.path.relative_to(train_py.parent)) for source in sources.of_recipe)
     return [
-        ok("recipe", f"{train_py} with a main guard, made of {', '.join(names)}"),
+        ok("recipe", f"{train_py} has a main guard; its files: {', '.join(names)}"),
         *_examine_functions(sources),
         *examine_imports(sources),
         *examine_losses(sources),
@@ -250,7 +250,7 @@ def _scripted_joiners(source: Source) -> Iterator[Finding]:
                 "scripted joiner",
                 f"{source.path.name}:{node.lineno} compiles {what} with torch.jit, which takes "
                 "tensors only and refuses a recorded joiner",
-                "train with the joiner as it is; script it for export",
+                "train with the unscripted joiner; script it for export only",
             )
 
 

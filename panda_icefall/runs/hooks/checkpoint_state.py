@@ -52,7 +52,7 @@ def reload_after_scan(epoch: Epoch, batches: int, *, is_sampler_needed: bool = T
         return
     path = epoch.folder / f"checkpoint-{batches}.pt"
     asked = f"--panda-batch-seed: --start-batch {batches}"
-    happened = "the sampler of the training data stands at the start of its epoch"
+    happened = "the sampler of the training data is at the start of its epoch"
     if not path.is_file():
         raise UsageError(f"{asked}: {happened}, and {path} does not exist; restore that file")
     # The recipe has unpickled the same file just before.
@@ -69,8 +69,8 @@ def reload_after_scan(epoch: Epoch, batches: int, *, is_sampler_needed: bool = T
     if optimizer is not None and state.get("optimizer") is not None:
         optimizer.load_state_dict(state["optimizer"])
     logging.info(
-        "panda: %s: the recipe has gone through its training data ahead of the first epoch; "
-        "sampler, model and optimizer were loaded once more from %s",
+        "panda: %s: the recipe scanned its training data before the first epoch; "
+        "sampler, model and optimizer were loaded again from %s",
         asked,
         path.name,
     )
@@ -88,7 +88,7 @@ def _restore_sampler(sampler: Any, state: dict[str, Any], what: str) -> None:
         sampler.load_state_dict(state)
     except (AssertionError, AttributeError, KeyError, StopIteration, TypeError) as error:
         raise UsageError(
-            f"{what}: the sampler does not take its state: {error!r}; resume with the data, "
+            f"{what}: the sampler cannot load its state: {error!r}; resume with the data, "
             "processes and lhotse that the checkpoint was saved with"
         ) from error
 
@@ -133,8 +133,8 @@ class ModuleNumbers:
         path = self.path(batches)
         if not path.is_file():
             logging.warning(
-                "panda: %s: not found; numbers that modules keep outside of their checkpoint "
-                "(whitening probabilities, call counts) start again. Save the checkpoint in a run "
+                "panda: %s: not found; module attributes that no checkpoint holds (whitening "
+                "probabilities, call counts) start anew. Save the checkpoint in a run "
                 "with --panda-batch-seed to repeat it exactly",
                 path,
             )

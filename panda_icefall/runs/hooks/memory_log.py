@@ -162,7 +162,7 @@ class MemoryLogging(Hook):
           UsageError: The log cannot be opened.
         """
         if self._log is None:
-            self._log = MemoryLog(self._path, epoch.rank, self._options, epoch.device)
+            self._log = MemoryLog(self._path, epoch.rank, self._options, epoch.device, epoch.folder)
             if epoch.device.type == "cuda":
                 logging.info(
                     "panda: the memory log resets the peak statistics of %s at each part of a "

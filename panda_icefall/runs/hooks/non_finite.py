@@ -13,6 +13,7 @@ from torch import Tensor
 from panda_icefall import routing
 from panda_icefall.routing import Computed, Finding
 from panda_icefall.routing.diagnosis import lengths_of
+from panda_icefall.routing.non_finite import is_finite
 from panda_icefall.runs.hooks.bad_batch import report_path, utterance_of, write_report
 from panda_icefall.runs.hooks.hook import Hook
 from panda_icefall.runs.recipe_calls import Epoch, LossCall
@@ -70,7 +71,7 @@ class NonFiniteReport(Hook):
             for name, p in epoch.model.named_parameters()
         }
         names = [name for name, p in held.items() if not bool(p.isfinite().all())]
-        text = "every routed loss is finite; what the recipe makes of them, or another loss, is not"
+        text = "every routed loss is finite; the recipe's sum of them, or another loss, is not"
         if findings:
             text = str(findings[0])
         self._write(
@@ -139,8 +140,8 @@ def _is_finite(result: Any, losses: list[Computed]) -> bool:
     numbers = _numbers(result)
     if not all(map(math.isfinite, numbers.values())):
         return False
-    read = [found.loss for found in losses if found.loss.device.type == "cpu"]
     if not numbers:
         loss = result[0] if isinstance(result, tuple) and result else result
-        read += [loss.detach()] if isinstance(loss, Tensor) else []
-    return all(bool(loss.isfinite().all()) for loss in read)
+        if isinstance(loss, Tensor) and not bool(loss.detach().isfinite().all()):
+            return False
+    return all(is_finite(found) for found in losses if found.loss.device.type == "cpu")

@@ -69,8 +69,8 @@ class RepeatableBatches(Hook):
                 self._numbers.save(epoch.saved_batches)
             except OSError as error:  # a full disk ends no training
                 logging.warning(
-                    "panda: --panda-batch-seed: what modules keep beside checkpoint-%d.pt "
-                    "could not be saved; a run resumed from it will not repeat this one: %s",
+                    "panda: --panda-batch-seed: the module attributes of checkpoint-%d.pt could "
+                    "not be saved; a run resumed from it will not repeat this one: %s",
                     epoch.saved_batches,
                     error,
                 )
@@ -139,10 +139,10 @@ def _warn_of_what_is_not_repeated(epoch: Epoch, loader: Any) -> None:
     if isinstance(workers, int) and workers > 0:
         logging.warning(
             "panda: --panda-batch-seed reaches this process only: got a training data loader with "
-            "num_workers=%d, whose processes draw their random numbers (augmentation) from "
-            "states of their own and whose batches are drawn from the sampler ahead of time: the "
-            "sampler in a checkpoint has passed batches that were not trained yet, and a resumed "
-            "run leaves them out. Pass --num-workers 0 to repeat both",
+            "num_workers=%d, whose processes draw random numbers (augmentation) from their own "
+            "states and prefetch batches: the sampler in a checkpoint is ahead of the trained "
+            "batches, and a resumed run skips those in between. Pass --num-workers 0 to repeat "
+            "both",
             workers,
         )
     if epoch.batch_idx_train is None:

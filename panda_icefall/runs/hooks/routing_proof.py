@@ -102,7 +102,7 @@ class RoutingProof(Hook):
         if ledger.total.losses_routed == 0:
             if not is_ctc_alone(ledger.total, self._calls):
                 raise NotRoutedError(explain_not_routed(ledger.total, self._calls))
-            logging.warning("panda: CTC losses alone are routed; no transducer loss was seen")
+            logging.warning("panda: only CTC losses are routed; no transducer loss was seen")
         if self._asks_ctc and ledger.total.ctc_losses_routed == 0:
             heads = routing.find_ctc_heads(epoch.model, self._names)
             raise NotRoutedError(explain_ctc_not_routed(ledger.total, heads))
@@ -111,7 +111,7 @@ class RoutingProof(Hook):
         asked = (self._workspace_mib or 0) * MIB
         is_one_tile = ledger.total.tiles_forward <= ledger.total.losses_routed
         if is_one_tile and asked > MUCH * auto_workspace_bytes(epoch.device):
-            self._warn_of_one_tile("held the whole of the first batch's loss")
+            self._warn_of_one_tile("holds the whole loss of the first batch in one tile")
         projections = routing.find_projections(epoch.model, self._names)
         if projections and ledger.total.simple_losses_deferred == 0:
             logging.warning(

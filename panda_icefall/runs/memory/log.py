@@ -164,6 +164,7 @@ class MemoryLog:
       rank: This process's rank.
       options: Written into the header row.
       device: The training device, written into the header row.
+      exp_dir: Where the recipe writes, for the header row.
 
     Raises:
       UsageError: The file cannot be opened.
@@ -173,7 +174,14 @@ class MemoryLog:
       losses_bytes: The most that the losses of a step added to the memory before them; 0: unknown.
     """
 
-    def __init__(self, path: Path, rank: int, options: PandaOptions, device: torch.device) -> None:
+    def __init__(
+        self,
+        path: Path,
+        rank: int,
+        options: PandaOptions,
+        device: torch.device,
+        exp_dir: Path | None = None,
+    ) -> None:
         self.path = rank_path(path, rank)
         self.rank = rank
         self.error: str | None = None
@@ -188,6 +196,7 @@ class MemoryLog:
                 "row": "header",
                 "time": datetime.now().astimezone().isoformat(timespec="seconds"),
                 "argv": sys.argv,
+                "exp_dir": None if exp_dir is None else str(exp_dir.absolute()),
                 "versions": run_versions(device),
                 "options": settings,
                 "memory": MemoryProbe(device).read().as_row(),  # before the first step

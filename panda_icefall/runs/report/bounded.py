@@ -18,7 +18,7 @@ _CAPTIONS = {
     "loss.png": (
         "Training loss per frame of every step; where the curves coincide, the wide grey one lies "
         "under the narrow orange one. Below: how far the other runs are from the dense one, "
-        "relative to its loss, on a logarithmic scale with the steps of no difference at its foot."
+        "relative to its loss, on a logarithmic scale; steps without a difference at the bottom."
     ),
     "memory.png": "Peak memory of every training step in MiB; the vertical axis starts at zero.",
     "phases.png": (
@@ -28,7 +28,7 @@ _CAPTIONS = {
     "contract.png": (
         "Relative distance of the routed from the dense computation on the same batch, by quantity "
         "and batch: first loss, log-probs and log_z, below the line gradients (rel-L2) by "
-        "parameter group. Colours: distance over the row's bound, which stands at the right; "
+        "parameter group. Colours: distance over the row's bound, which is at the right; "
         "noise: the dense gradient is rounding noise itself, so it is judged in absolute terms."
     ),
 }

@@ -12,20 +12,20 @@ from panda_icefall.runs.report import units
 from panda_icefall.runs.report.markdown import picture, plain, table
 from panda_icefall.runs.report.page import as_page
 
-__all__ = ["COLUMNS", "ComparedRun", "as_json", "rows_of", "write_comparison"]
+__all__ = ["ComparedRun", "as_json", "rows_of", "write_comparison"]
 
-_KIND = "PANDA: training runs beside each other"
+_KIND = "PANDA: training runs compared"
 _FIGURES = ("loss.png", "memory.png", "phases.png")
-COLUMNS = (
+_FIGURES_OF_A_RUN = (
     "run",
     "losses",
     "steps",
     "last loss per frame",
     "peak memory",
-    "above its start",
+    "above memory at start",
     "median time per step",
-    "memory, of the first",
-    "time, of the first",
+    "memory / first run",
+    "time / first run",
 )
 
 
@@ -35,21 +35,25 @@ class ComparedRun:
 
     Attributes:
       name: What it is called here.
-      log: Its memory log.
+      log: Its memory log; None: it was only checked.
       arm: Its steps.
       header: The first row of the log: when it started, its command, its versions.
-      contract: Its contract check, if it had one.
+      contracts: Its contract check by rank; empty where it had none.
+      contract_path: The check's report, that of rank 0.
     """
 
     name: str
-    log: Path
+    log: Path | None
     arm: Arm
     header: Mapping[str, Any] = field(default_factory=dict)
-    contract: ContractRecord | None = None
+    contracts: Sequence[ContractRecord] = ()
+    contract_path: Path | None = None
 
     @property
     def losses(self) -> str:
         """Whether its losses were routed."""
+        if self.log is None:
+            return "check only"
         if self.arm.options is None:
             return "not recorded"
         return "routed" if self.arm.options.get("use_panda") else "dense"
@@ -59,7 +63,7 @@ def write_comparison(runs: Sequence[ComparedRun], folder: Path) -> Path:
     """Write ``report.html``, ``report.md``, ``report.json`` and figures.
 
     Args:
-      runs: At least one; the first is the one that ratios are by.
+      runs: At least one; the first that has trained is the one that ratios are by.
       folder: Where the files go; made where it is missing.
 
     Returns:
@@ -78,7 +82,8 @@ def write_comparison(runs: Sequence[ComparedRun], folder: Path) -> Path:
     replace_json(folder / "report.json", as_json(runs))
     title = " and ".join(run.name for run in runs) if len(runs) < 3 else f"{len(runs)} runs"
     blocks = [f"# {plain(title)}", f"**{len(runs)} run(s)**: {plain(_sentence(runs))}"]
-    blocks.append(table(COLUMNS, rows_of(runs), _caption(runs)))
+    named, *figures_of_runs = rows_of(runs)
+    blocks.append(table(named, figures_of_runs, _caption(runs)))
     blocks.append("\n".join(f"- {run.name}: {plain(_facts(run))}" for run in runs))
     captions = {
         "loss.png": "Training loss per frame of every step; below, its distance from the first.",
@@ -89,7 +94,7 @@ def write_comparison(runs: Sequence[ComparedRun], folder: Path) -> Path:
         blocks += ["## Figures", plain(without)]
     blocks += [picture(name, captions[name]) for name in _FIGURES if name in figures]
     blocks += ["## Memory and time by phase", *_phases(runs)]
-    blocks += ["## Contract", *(_contract(run) for run in runs)]
+    blocks += ["## Contract", *_contracts(runs)]
     blocks += ["## Not measured", "\n".join(f"- {plain(line)}" for line in _gaps(runs))]
     markdown = "\n\n".join(blocks) + "\n"
     replace_file(folder / "report.md", markdown.encode("utf-8"))
@@ -99,13 +104,16 @@ def write_comparison(runs: Sequence[ComparedRun], folder: Path) -> Path:
 
 
 def rows_of(runs: Sequence[ComparedRun]) -> list[tuple[str, ...]]:
-    """A row for each run: its figures, and peak and time over those of the first."""
-    first = runs[0].arm
-    rows: list[tuple[str, ...]] = []
+    """A column for each run: its name, its figures, and peak and time over those of the first.
+
+    Two or three of them fit any terminal, and a phone.
+    """
+    first = _reference(runs).arm
+    columns: list[tuple[str, ...]] = [_FIGURES_OF_A_RUN]
     for run in runs:
         arm = run.arm
         last = arm.steps[-1].loss if arm.steps else None
-        rows.append(
+        columns.append(
             (
                 run.name,
                 run.losses,
@@ -118,7 +126,7 @@ def rows_of(runs: Sequence[ComparedRun]) -> list[tuple[str, ...]]:
                 units.ratio(arm.median_seconds, first.median_seconds),
             )
         )
-    return rows
+    return list(zip(*columns))
 
 
 def as_json(runs: Sequence[ComparedRun]) -> dict[str, Any]:
@@ -127,17 +135,22 @@ def as_json(runs: Sequence[ComparedRun]) -> dict[str, Any]:
         "runs": [
             {
                 "name": run.name,
-                "log": str(run.log),
+                "log": None if run.log is None else str(run.log),
                 "losses": run.losses,
                 "header": dict(run.header),
                 "arm": run.arm.model_dump(exclude_unset=True),
-                "contract": None
-                if run.contract is None
-                else run.contract.model_dump(exclude_unset=True),
+                "contract": run.contracts[0].model_dump(exclude_unset=True)
+                if run.contracts
+                else None,
             }
             for run in runs
         ]
     }
+
+
+def _reference(runs: Sequence[ComparedRun]) -> ComparedRun:
+    """The first run that has trained, if one has."""
+    return next((run for run in runs if run.arm.steps), runs[0])
 
 
 def _draw(runs: Sequence[ComparedRun]) -> tuple[dict[str, bytes], str]:
@@ -157,7 +170,7 @@ def _draw(runs: Sequence[ComparedRun]) -> tuple[dict[str, bytes], str]:
     measured = {name: arm for name, arm in arms.items() if arm.peak_bytes is not None}
     with styled():
         drawn = {
-            "loss.png": draw_losses(arms, runs[0].name),
+            "loss.png": draw_losses(arms, _reference(runs).name),
             "memory.png": draw_peaks(measured),
             "phases.png": draw_phase_bars(arms),
         }
@@ -178,7 +191,7 @@ def _sentence(runs: Sequence[ComparedRun]) -> str:
 
 def _caption(runs: Sequence[ComparedRun]) -> str:
     kinds = sorted({run.arm.memory_kind for run in runs if run.arm.steps})
-    counts = {len(run.arm.steps) for run in runs}
+    counts = {len(run.arm.steps) for run in runs if run.log is not None}
     unequal = " The runs have different numbers of steps: peaks are over all of each." * (
         len(counts) > 1
     )
@@ -188,7 +201,11 @@ def _caption(runs: Sequence[ComparedRun]) -> str:
 def _facts(run: ComparedRun) -> str:
     versions = run.header.get("versions") or {}
     known = [f"{name} {value}" for name, value in versions.items() if value not in (None, "")]
-    parts = [str(run.log), str(run.header.get("time") or "").replace("T", " "), ", ".join(known)]
+    parts = [
+        str(run.contract_path if run.log is None else run.log),
+        str(run.header.get("time") or "").replace("T", " "),
+        ", ".join(known),
+    ]
     return "; ".join(part for part in parts if part)
 
 
@@ -208,21 +225,36 @@ def _phases(runs: Sequence[ComparedRun]) -> list[str]:
     return [table(columns, rows, "Medians over the steps, without the first.")]
 
 
-def _contract(run: ComparedRun) -> str:
-    found = run.contract
-    if found is None:
-        return plain(f"{run.name}: no contract check beside its memory log.")
-    if found.violations:
-        return plain(f"{run.name}: VIOLATED: {'; '.join(found.violations)}")
-    verdict = "holds" if found.has_passed else "is not complete"
-    text = f"{run.name}: the contract {verdict} over {len(found.batches)} batch(es)."
-    return plain(f"{text} {found.compared_with}".rstrip())
+def _contracts(runs: Sequence[ComparedRun]) -> list[str]:
+    """What each contract check found, once where several runs share it."""
+    names: dict[Path | None, list[str]] = {}
+    for run in runs:
+        names.setdefault(run.contract_path, []).append(run.name)
+    found = {run.contract_path: run.contracts for run in runs}
+    return [
+        plain(f"{', '.join(names[path])}: {_contract(contracts)}")
+        for path, contracts in found.items()
+    ]
+
+
+def _contract(ranks: Sequence[ContractRecord]) -> str:
+    if not ranks:
+        return "no contract check was found."
+    violations = [text for record in ranks for text in record.violations]
+    if violations:
+        return f"VIOLATED: {'; '.join(violations)}"
+    verdict = "holds" if all(record.has_passed for record in ranks) else "is not complete"
+    text = f"the contract {verdict} over {len(ranks[0].batches)} batch(es)."
+    return f"{text} {ranks[0].compared_with}".rstrip()
 
 
 def _gaps(runs: Sequence[ComparedRun]) -> list[str]:
     """What a reader might look for and will not find."""
     lines = ["validation loss and word error rate: a memory log has none of them"]
     for run in runs:
+        if run.log is None:
+            lines.append(f"{run.name}: everything but the contract: it was not trained")
+            continue
         arm = run.arm
         missing = [
             name

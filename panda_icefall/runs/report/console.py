@@ -58,15 +58,15 @@ def print_contract(result: ContractRecord, path: Path | None, console: Console) 
         for d in b.gradients_twin:
             console.print(
                 f"update {b.update}: rounding in the loss alone moves the dense gradient "
-                f"of {d.group} by rel-L2 {d.rel_l2:.2e}: the routed one may be "
-                f"{b.gradient_bounds[d.group]:.2e} apart",
+                f"of {d.group} by rel-L2 {d.rel_l2:.2e}: the routed one may differ by "
+                f"{b.gradient_bounds[d.group]:.2e}",
                 markup=False,
             )
     silent = result.without_pruned_gradient
     if silent and len(silent) < len(result.batches):
         console.print(
             f"not compared in backward: update(s) {', '.join(map(str, silent))}: the transducer "
-            "loss had no gradient there (does the recipe give it the weight 0 while it warms up?)"
+            "loss had no gradient there (does the recipe give it the weight 0 in its warm-up?)"
         )
     for violation in result.violations:
         console.print(f"violated: {violation}", style="red", markup=False)
@@ -171,8 +171,8 @@ def print_summary(outcomes: list[RunOutcome], console: Console, options: PandaOp
     console.print(table)
     if any(o.is_bounded for o in outcomes):
         console.print(
-            "The run ended at the bound that was asked for; a checkpoint of that epoch holds only "
-            "a part of it."
+            "The run was stopped early, as asked; a checkpoint of that epoch covers only a part "
+            "of it."
         )
     for outcome in outcomes:
         for label, path in (("memory log", outcome.memory_log), ("contract", outcome.contract)):
@@ -224,7 +224,7 @@ def _routing_rows(total: LossTotals) -> list[tuple[str, str]]:
     return [
         ("losses routed / dense", f"{total.losses_routed} / {total.losses_dense}"),
         (
-            "simple losses deferred / of tensors / dense",
+            "simple losses recorded / on tensors / dense",
             f"{total.simple_losses_deferred} / {total.simple_losses_of_tensors} / "
             f"{total.simple_losses_dense}",
         ),
@@ -234,7 +234,12 @@ def _routing_rows(total: LossTotals) -> list[tuple[str, str]]:
         ("evaluated backward", _share(total.sites_backward, total.sites)),
         ("tiles forward / backward", f"{total.tiles_forward} / {total.tiles_backward}"),
         *(
-            [("tiles out of memory, made again half as large", str(total.out_of_memory_retries))]
+            [
+                (
+                    "tiles retried at half size after running out of memory",
+                    str(total.out_of_memory_retries),
+                )
+            ]
             if total.out_of_memory_retries
             else []
         ),

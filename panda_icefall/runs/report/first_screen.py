@@ -38,13 +38,13 @@ def first_screen(record: RunRecord, label: str, sentence: str) -> list[str]:
         blocks.append(code("\n".join(details)))
     if answers := all_verdicts(record):
         rows = [(_ANSWERS[verdict.holds], verdict.name, verdict.text) for verdict in answers]
-        blocks.append(table(("verdict", "of", "figure and bound"), rows, is_textual=True))
+        blocks.append(table(("verdict", "of", "value and bound"), rows, is_textual=True))
     if costs := headline(record):
         blocks.append(table(("", "dense", "routed", "routed / dense"), *costs))
     if known := facts(record):
         blocks.append("\n".join(f"- {name}: {plain(text)}" for name, text in known.items()))
     if record.command:
-        blocks += ["The same run again, in a new folder:", code(record.command)]
+        blocks += ["To repeat this run in a new folder:", code(record.command)]
     if record.continuation and record.state != "complete":
         blocks += ["To continue this run:", code(record.continuation)]
     return blocks
@@ -193,7 +193,7 @@ def _panda(record: RunRecord) -> str:
     given = options[on[0]]
     mib, tolerance = given.get("workspace_mib"), given.get("adjoint_tolerance")
     settings = [
-        "workspace " + ("chosen by the device" if mib is None else f"{mib:g} MiB"),
+        "workspace " + ("chosen for the device" if mib is None else f"{mib:g} MiB"),
         "adjoint tolerance " + ("by default" if tolerance is None else f"{tolerance:g}"),
         f"engine {given.get('engine')}",
     ]

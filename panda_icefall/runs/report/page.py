@@ -1,6 +1,7 @@
 """A report in Markdown as one HTML file that needs nothing else."""
 
 import base64
+import re
 from collections.abc import Mapping, Sequence
 from html import escape
 from importlib import resources
@@ -13,6 +14,7 @@ __all__ = ["as_page"]
 # What the report uses, and nothing else: no links, and no HTML from a recipe's own texts.
 _BLOCKS = ("heading", "fence", "list", "table")
 _WITHIN = ("emphasis", "escape", "entity", "image")
+_MOST_DIGITS = 20  # a cell that is longer holds words beside its number
 _TONES = {"\N{CHECK MARK}": "good", "\N{BALLOT X}": "bad", "\N{EN DASH}": "open"}
 
 
@@ -55,19 +57,23 @@ def _style(tokens: Sequence[Token], tone: str, figures: Mapping[str, bytes]) -> 
     row: list[Token] = []
     table: Token | None = None
     for index, token in enumerate(tokens):
-        if token.type == "table_open":
+        if token.type == "heading_open" and token.tag == "h1":
+            _break_at_parts(tokens[index + 1])
+        elif token.type == "table_open":
             table = token
         elif token.type == "tr_open":
             row = []
         elif token.type in ("th_open", "td_open"):
             if token.attrs.pop("style", None):
-                token.attrSet("class", "number")
+                is_long = len(tokens[index + 1].content) > _MOST_DIGITS
+                token.attrSet("class", "number long" if is_long else "number")
             elif row and table is not None:  # a cell of words beside the row's name
                 table.attrSet("class", "words")
             if token.type == "th_open":
                 token.attrSet("scope", "col")
             elif not row:
                 _name_row(token, tokens[index + 1].content)
+                _break_at_parts(tokens[index + 1])
             row.append(token)
         elif token.type == "td_close" and len(row) == 1:
             token.tag = "th"
@@ -87,6 +93,22 @@ def _name_row(cell: Token, text: str) -> None:
     cell.attrSet("scope", "row")
     if text[:1] in _TONES:
         cell.attrSet("class", _TONES[text[:1]])
+
+
+def _break_at_parts(inline: Token) -> None:
+    """Let a path or a parameter's name, which a phone is too narrow for, break behind its parts."""
+    broken: list[Token] = []
+    for child in inline.children or ():
+        if child.type != "text":
+            broken.append(child)
+            continue
+        for part in re.split(r"(?<=[/_.])(?=[^\W\d])", child.content):
+            broken += [
+                Token("text", "", 0, content=part),
+                Token("html_inline", "", 0, content="<wbr>"),
+            ]
+        del broken[-1]
+    inline.children = broken
 
 
 def _kind_of(inline: Token) -> str | None:

@@ -111,10 +111,10 @@ def _quantities(found: ContractRecord) -> str:
         rows,
         "Relative distance, worst over the batches: losses, log-probs, log_z, then the gradient of "
         "each parameter group (rel-L2; noise: the dense gradient is rounding noise "
-        "itself, judged in absolute terms). A gradient may be apart by as much as four times "
-        "what rounding in the loss does to the dense one. Parameters: rel-L2 "
-        "after the check's optimizer steps; twin: the same of a dense run whose start is perturbed "
-        "by one ulp and whose simple losses round differently.",
+        "itself, judged in absolute terms). A gradient may differ by up to four times what "
+        "rounding in the loss alone does to the dense one. Parameters: rel-L2 after the check's "
+        "optimizer steps; twin: the same for a dense run whose start is perturbed by one ulp and "
+        "whose simple losses round differently.",
     )
 
 
@@ -147,7 +147,7 @@ def final_parameters(record: RunRecord) -> list[str]:
     found = record.final_parameters
     if found is None:
         return [f"Comparison of the parameters: {record.absence}."]
-    bulk = "the bulk: without the 0.001 % of elements furthest apart"
+    bulk = "the bulk: without the 0.001 % of elements that differ most"
     compared = [
         ("all parameters", found.rel_l2, found.twin_rel_l2, None),
         (bulk, found.bulk_rel_l2, found.twin_bulk_rel_l2, None),
@@ -169,7 +169,9 @@ def final_parameters(record: RunRecord) -> list[str]:
             for parameter in found.largest_parameters
         ]
         header = ("parameter", "share of the squared difference", "rel-L2, routed", "rel-L2, twin")
-        blocks.append(table(header, largest, "Where most of the difference sits."))
+        blocks.append(
+            table(header, largest, "The parameters with the largest share of the difference.")
+        )
     return blocks
 
 
@@ -179,13 +181,13 @@ def resume(record: RunRecord) -> list[str]:
     if found is None:
         return [f"Stopped and resumed run: {record.absence}."]
     if found.is_bitwise:
-        same = "the same bits as"
+        same = "bit-identical to"
     else:
         same = f"at rel-L2 {units.distance(found.rel_l2)} from"
     return [
         f"Stopped after step {units.count(found.stopped_after)}, resumed from the recipe's own "
         f"checkpoint, ended after step {units.count(found.steps)}: the parameters are {same} those "
-        "of the run without a stop."
+        "of the uninterrupted run."
     ]
 
 
@@ -193,7 +195,7 @@ def routing(record: RunRecord) -> list[str]:
     """What routing counted in every arm."""
     counted = {name: arm.by_counter(arm.counters) for name, arm in record.trained.items()}
     if not counted:
-        return ["No process has counted anything."]
+        return ["No process counted a loss."]
     rows = [
         (name.replace("_", " "), *(_counter(counters[name]) for counters in counted.values()))
         for name in next(iter(counted.values()))

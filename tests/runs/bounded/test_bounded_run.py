@@ -187,7 +187,7 @@ def test_the_bound_in_minutes_makes_the_run_partial(checkout):
         bounds={"max_batches": 99999, "max_minutes": 0.25, "resume_after": 10},
     )
     assert run(checkout) == 1
-    assert "bounds.max_minutes: 0.25 minutes were over" in report(checkout)["reason"]
+    assert "bounds.max_minutes: the limit of 0.25 minutes was reached" in report(checkout)["reason"]
 
 
 def test_an_epoch_that_is_too_short_is_said_after_the_dense_run(checkout):
@@ -277,7 +277,10 @@ def test_a_partial_run_is_judged_so_far_and_continued(checkout, monkeypatch, cap
         assert run(checkout) == 1
     content = report(checkout)
     assert content["state"] == "partial"
-    assert content["reason"] == "bounds.max_minutes: 30 minutes were over during the routed run"
+    assert (
+        content["reason"]
+        == "bounds.max_minutes: the limit of 30 minutes was reached during the routed run"
+    )
     assert [(v["name"], v["holds"]) for v in content["verdicts"]] == [
         ("contract", True),
         ("transducer loss", True),

@@ -132,7 +132,7 @@ def test_every_mistake_is_told_at_once(write):
         ("a: [", "is not YAML"),
         ("\x00", "is not YAML"),
         ("recipe: a\nrecipe: b\n", "the key 'recipe' is given twice"),
-        ("? [a, b]\n: c\n", "a key is no plain text"),
+        ("? [a, b]\n: c\n", "a key is not plain text"),
     ],
 )
 def test_a_file_that_is_no_configuration(write, text, message):

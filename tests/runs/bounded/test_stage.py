@@ -122,7 +122,9 @@ def test_signals_wait_for_a_block_that_holds_them():
 
 
 def test_the_deadline_stops_the_whole_group(run):
-    with pytest.raises(Interrupted, match=r"bounds\.max_minutes: 0\.02 minutes were over"):
+    with pytest.raises(
+        Interrupted, match=r"bounds\.max_minutes: the limit of 0\.02 minutes was reached"
+    ):
         run(PARENT, minutes=0.02)
     processes = [int(word) for word in run.log.read_text().split()[:2]]
     assert len(processes) == 2

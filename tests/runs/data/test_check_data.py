@@ -97,14 +97,14 @@ def check_aishell(data):
 def test_a_manifest_without_cuts_is_refused(make_data, rewrite):
     data = make_data(*CASES[0])
     rewrite(data / TRAIN, [])
-    with pytest.raises(UsageError, match=r"aishell_cuts_train.*got no cut in it.*prepare\.sh"):
+    with pytest.raises(UsageError, match=r"aishell_cuts_train.*got no cuts.*prepare\.sh"):
         check_aishell(data)
 
 
 def test_an_empty_noise_manifest_is_refused_with_its_own_command(make_data, rewrite):
     data = make_data(*CASES[0])
     rewrite(data / "fbank/musan_cuts.jsonl.gz", [])
-    with pytest.raises(UsageError, match=r"musan_cuts.*got no cut in it.*--stop-stage 4"):
+    with pytest.raises(UsageError, match=r"musan_cuts.*got no cuts.*--stop-stage 4"):
         check_aishell(data)
 
 
@@ -172,7 +172,7 @@ def test_a_file_that_is_no_manifest_is_refused(make_data, content):
 def test_lines_that_are_no_cuts_are_refused(make_data, rewrite, line):
     data = make_data(*CASES[0])
     rewrite(data / TRAIN, [line])
-    with pytest.raises(UsageError, match="got lines that are no cuts"):
+    with pytest.raises(UsageError, match="got lines that are not cuts"):
         check_aishell(data)
 
 

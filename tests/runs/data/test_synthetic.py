@@ -90,7 +90,7 @@ def test_a_missing_package_is_named_with_its_install_line_and_nothing_is_written
     monkeypatch.setattr(synthetic, "PACKAGES", {kind: (module,)})
     assert module in lang.PACKAGES[kind]
     monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(MissingBackendError, match=rf"{module}: got no such module.*pip install"):
+    with pytest.raises(MissingBackendError, match=rf"{module}: not installed in .*pip install"):
         synth_data(corpus, tmp_path / "deep" / "data", small_checkout, 1, kind)
     assert list(tmp_path.iterdir()) == []
 

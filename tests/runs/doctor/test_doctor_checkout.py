@@ -74,7 +74,7 @@ def test_a_copy_inside_another_repository_has_no_commit_of_its_own(copy):
     git(copy.parent, "init", "--quiet")
     finding = examine_checkout(copy)
     assert finding.level == "warning"
-    assert f"its git repository is that of {copy.parent}" in finding.text
+    assert f"it is no repository of its own, but part of {copy.parent}" in finding.text
 
 
 def test_a_machine_without_git_is_a_warning(clone, tmp_path, monkeypatch):

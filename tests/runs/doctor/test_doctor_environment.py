@@ -90,7 +90,7 @@ def test_a_sampler_that_cannot_be_made_is_a_problem(fake_package):
     (package / "dataset" / "sampling.py").write_text(SAMPLING)
     finding = examine_lhotse(ask("lhotse"))
     assert finding.level == "problem"
-    assert f"1.30.0 with torch {torch.__version__} cannot make a sampler" in finding.text
+    assert f"1.30.0 with torch {torch.__version__} cannot build a sampler" in finding.text
     assert "TypeError: __init__() missing 1 required" in finding.text
 
 

@@ -59,7 +59,7 @@ def test_a_recipe_with_all_it_needs_has_nothing_to_fix(write):
     recipe = write()
     findings = {finding.subject: finding.text for finding in examined(recipe)}
     assert not_ok(recipe) == []
-    assert findings["recipe"].endswith("with a main guard, made of train.py, model.py")
+    assert findings["recipe"].endswith("has a main guard; its files: train.py, model.py")
     assert findings["train_one_epoch()"] == "train.py:7 takes model, train_dl"
 
 
@@ -222,7 +222,7 @@ def test_packages_beside_the_script_are_followed_with_relative_imports(write):
     (parts / "lossy.py").write_text(MODEL + "a = 1\n")
     (parts / "lone.py").write_text("")
     findings = {finding.subject: finding for finding in examined(recipe)}
-    made_of = findings["recipe"].text.rpartition("made of ")[2].split(", ")
+    made_of = findings["recipe"].text.rpartition("its files: ")[2].split(", ")
     assert set(made_of) == {
         "train.py",
         "model.py",

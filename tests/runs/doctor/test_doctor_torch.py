@@ -102,7 +102,7 @@ def test_a_gpu_that_torch_has_code_for_is_fine(capability, architectures):
 def test_a_gpu_that_torch_has_no_code_for_is_a_problem(capability, architectures):
     (finding,) = examine_gpus(with_gpu(CUDA, capability, *architectures))
     assert finding.level == "problem"
-    assert "has no code for it" in finding.text
+    assert "has no kernels for it" in finding.text
     assert f"sm_{capability[0]}{capability[1]}" in finding.advice
 
 

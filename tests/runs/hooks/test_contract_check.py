@@ -60,7 +60,7 @@ def test_a_loss_that_is_not_routed_ends_the_check_and_then_the_run(observed, tmp
         "violations": ("no loss was routed in the routed arm",),
     }
     assert "is VIOLATED" in capsys.readouterr().out
-    with pytest.raises(NotRoutedError, match="full-lattice loss was seen to be called"):
+    with pytest.raises(NotRoutedError, match="call of a pruned or full-lattice loss was seen"):
         check.after_batch(epoch)
 
 

@@ -101,7 +101,7 @@ def test_the_batches_that_are_left_and_the_models_values_are_back(resumed, caplo
     whole, again = resumed()
     begin(again)
     assert list(again.arguments["train_dl"].sampler) == list(range(105, 111))
-    assert "loaded once more from checkpoint-14.pt" in caplog.text
+    assert "loaded again from checkpoint-14.pt" in caplog.text
     for _ in range(2):
         for old, new in zip(*(e.arguments["model"].parameters() for e in (whole, again))):
             assert torch.equal(old, new)
@@ -158,7 +158,7 @@ def test_a_sampler_that_does_not_take_its_state_is_named(resumed):
     state = torch.load(path, weights_only=False)
     state["sampler"]["world_size"] = 2
     torch.save(state, path)
-    with pytest.raises(UsageError, match=r"does not take its state: .*another world size"):
+    with pytest.raises(UsageError, match=r"cannot load its state: .*another world size"):
         reload_after_scan(again, 14)
 
 

@@ -107,7 +107,7 @@ def test_batches_made_by_other_processes_are_named(caplog):
     assert caplog.text == ""
     begin(SimpleNamespace(num_workers=2))
     assert "got a training data loader with num_workers=2" in caplog.text
-    assert "a resumed run leaves them out" in caplog.text
+    assert "a resumed run skips those in between" in caplog.text
 
 
 def test_the_option_is_a_seed_and_makes_the_run_active():

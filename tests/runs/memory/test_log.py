@@ -243,8 +243,9 @@ def test_that_peaks_are_reset_is_said(monkeypatch, caplog, tmp_path):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a GPU")
     hook = MemoryLogging(tmp_path / "m.jsonl", PandaOptions())
     epoch = SimpleNamespace(
-        rank=0, device=torch.device("cuda", 0), ledger=None, arguments={}, model=torch.nn.Module()
-    )
+        rank=0, device=torch.device("cuda", 0), ledger=None, arguments={}, model=torch.nn.Module(),
+        folder=tmp_path,
+    )  # fmt: skip
     with caplog.at_level("INFO"):
         for _ in range(2):
             with hook.epoch(epoch):

@@ -108,7 +108,7 @@ def test_the_share_of_the_losses_in_the_peak():
 def test_where_panda_was_on_and_with_which_options():
     content = made.complete()
     assert facts(content)["PANDA"] == (
-        "on in routed, stopped, resumed; workspace chosen by the device, adjoint tolerance by "
+        "on in routed, stopped, resumed; workspace chosen for the device, adjoint tolerance by "
         "default, engine auto; off in dense, twin"
     )
     options = {"workspace_mib": 4.0, "adjoint_tolerance": 1e-6, "engine": "torch"}

@@ -11,10 +11,11 @@ import bounded_content as made
 import pytest
 
 from panda_icefall.runs.report.bounded import write_report
+from panda_icefall.runs.report.page import as_page
 from panda_icefall.runs.run_record import RunRecord
 
 FIGURES = {"loss.png", "memory.png", "phases.png", "contract.png"}
-VOID = {"meta", "img", "br", "link"}
+VOID = {"meta", "img", "br", "link", "wbr"}
 
 
 class Page(HTMLParser):
@@ -50,6 +51,9 @@ class Page(HTMLParser):
         if "style" in self.open:
             assert "url(" not in data
             assert "@import" not in data
+            return
+        if self.tags[-1:] == ["wbr"]:  # within a word
+            self.words[-1] += data
             return
         if "strong" in self.open and not self.headings:
             self.state += data
@@ -129,6 +133,18 @@ def test_tables_of_words_figures_and_figures_in_tables_can_be_laid_out_for_a_pho
     for table in tables:
         assert ('class="number"' in table.split("</table>")[0]) is (table not in words)
     assert html.count('<p class="figure"><img ') == len(FIGURES)
+
+
+def test_names_break_behind_their_parts_and_numbers_do_not():
+    markdown = (
+        "# asr/pruned_stateless7 (cpu)\n\n**HOLDS**: all\n\n| | value |\n| --- | ---: |\n"
+        "| joiner.weight 0.001 % | 1.7e-05 |\n| bound | 2.3e-06 = 4 x 5.8e-07 (twin) |\n"
+    )
+    page = as_page(markdown, "asr/pruned_stateless7", "kind", "good", {})
+    assert "<h1>asr/<wbr>pruned_<wbr>stateless7 (cpu)</h1>" in page
+    assert '<th scope="row">joiner.<wbr>weight 0.001 %</th>' in page
+    assert '<td class="number">1.7e-05</td>' in page
+    assert '<td class="number long">2.3e-06 = 4 x 5.8e-07 (twin)</td>' in page
 
 
 def test_a_violation_is_said_first_and_named_where_it_was_found(tmp_path):

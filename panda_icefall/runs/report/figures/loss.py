@@ -123,7 +123,7 @@ def _draw_differences(
     curves = {n: _differences(first, arm) for n, arm in arms.items() if n != reference}
     positive = [d for curve in curves.values() for d in curve.values() if d > 0]
     axes.set_title(f"Relative difference of the loss from the {reference} run")
-    axes.set_ylabel(f"|other \N{MINUS SIGN} {reference}| / |{reference}|")
+    axes.set_ylabel("relative difference")
     if not any(curves.values()):
         _say(axes, "no step with finite losses in both runs")
         return
