@@ -12,12 +12,14 @@ import panda_icefall
 from panda_icefall import transducer_loss
 from panda_icefall.losses.lattices import full
 from panda_icefall.losses.simple_tiled import loss as simple_loss
+from panda_icefall.losses.smoothed import smoothed_arcs
 from panda_icefall.normalizer import tile_loop
 from panda_icefall.routing import (
     ComputedSimpleLoss,
     deviations_of,
     deviations_of_simple,
     followed_losses,
+    simple_verification,
 )
 from panda_icefall.runs.hooks.guard import bounds_on
 
@@ -101,16 +103,34 @@ def test_a_simple_loss_is_close_to_its_dense_expression(k2, is_recorded, scales)
     assert max(seen.values()) < 1e-5
 
 
-def test_a_simple_loss_is_compared_for_as_many_utterances_as_fit(k2):
+@pytest.mark.parametrize("scales", [{}, {"am_only_scale": 0.2, "lm_only_scale": 0.1}])
+def test_a_simple_loss_is_compared_a_few_rows_at_a_time(k2, scales):
+    """As at T=150 and C=4336, of which not even one utterance fits a tile on a CPU."""
     model, data = toy_simple.Transducer(), toy.batch(k2)
-    (found,) = told(lambda: model(k2, data), model)
-    rows = toy.T + toy.S + 1
-    one = 32 * rows * toy.C
-    compared = [
-        {d.utterances for d in deviations_of_simple(found, (0, 1, 2), scratch)}
-        for scratch in (one - 1, one, 3 * one)
-    ]
-    assert compared == [set(), {(0,)}, {(0, 1, 2)}]
+    (found,) = told(lambda: model(k2, data, **scales), model)
+    fewest = toy.S + 2 if scales else 3
+    with pytest.MonkeyPatch.context() as patch:
+        seen = []
+
+        def arcs(lm, am, *others):
+            seen.append((lm, am))
+            return smoothed_arcs(lm, am, *others)
+
+        patch.setattr(simple_verification, "smoothed_arcs", arcs)
+        for rows in (fewest, fewest + 2, 1000):
+            scratch = 32 * toy.C * 2 * rows
+            seen.clear()
+            found_at = deviations_of_simple(found, (0, 2), scratch)
+            assert {d.quantity for d in found_at} == {"loss", "occupations"}
+            assert {d.utterances for d in found_at} == {(0, 2)}
+            assert max(d.distance for d in found_at) < 1e-5, found_at
+            assert max(lm.shape[1] + am.shape[1] for lm, am in seen) <= rows
+            assert (len(seen) == 1) == (rows == 1000)
+        fits = [
+            {d.utterances for d in deviations_of_simple(found, (0, 1, 2), 32 * toy.C * rows)}
+            for rows in (fewest - 1, fewest, 3 * fewest)
+        ]
+    assert fits == [set(), {(0,)}, {(0, 1, 2)}]
 
 
 def test_what_is_not_finite_in_dense_either_is_no_deviation(k2):

@@ -1,6 +1,7 @@
 """The guard of a run: every so many batches some utterances are computed dense and compared."""
 
 import dataclasses
+import logging
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -66,6 +67,7 @@ class Guard(Hook):
         self._batch: Any = None
         self._batches = 0
         self._losses = 0
+        self._left_out: set[str] = set()
 
     def before_loss(self, epoch: Epoch, call: LossCall) -> None:
         """The batch that is about to be trained."""
@@ -98,11 +100,23 @@ class Guard(Hook):
             chosen = sorted(draw.sample(range(B), min(_UTTERANCES, B)))
             deviations = compared(found, chosen)
             self._losses += bool(deviations)
+            if not deviations:
+                self._say_left_out(found.name, epoch)
             bounds = bounds_on(epoch.device, _operands(found))
             # So written, NaN is a mismatch.
             wrong = [d for d in deviations if not d.distance <= bounds[d.quantity]]
             if wrong:
                 raise MismatchError(self._report(epoch, wrong, deviations, bounds, B))
+
+    def _say_left_out(self, loss: str, epoch: Epoch) -> None:
+        """That a kind of loss was not compared, once."""
+        if loss not in self._left_out:
+            self._left_out.add(loss)
+            logging.warning(
+                "panda: --panda-verify-every: the %s of training batch %d was not compared: it is "
+                "not finite, is of sharded parameters, or does not fit --panda-workspace-mib",
+                loss, epoch.steps,
+            )  # fmt: skip
 
     def _report(
         self,

@@ -124,6 +124,17 @@ def test_other_batches_are_left_alone(recipe, monkeypatch):
     assert (ComputedLoss, 2) in seen
 
 
+def test_what_was_not_compared_is_said_once(recipe, monkeypatch, caplog, capsys):
+    monkeypatch.setattr(guard, "compared", lambda found, chosen: [])
+    options = PandaOptions(use_panda=True, verify_every=2)
+    assert run_recipe(recipe.train_py, ["--num-batches", "6"], options) == 0
+    said = [record.message for record in caplog.records if "was not compared" in record.message]
+    assert [message.split(" of training")[0].split("the ")[1] for message in said] == [
+        "simple loss", "pruned loss",
+    ]  # fmt: skip
+    assert "0 of 3 batches" in capsys.readouterr().err
+
+
 def test_it_needs_panda():
     with pytest.raises(UsageError, match=r"--panda-verify-every: got 5 without PANDA"):
         split_panda_arguments(["--panda-verify-every", "5"])
