@@ -33,9 +33,9 @@ def data_dir(tmp_path_factory):
 
 
 def test_routing_admits_a_longer_batch_under_the_same_limit(data_dir, tmp_path):
-    options = f"--device cpu --limit-mib 140 --max-trials 2 --json --out {tmp_path}/fit"
+    options = f"--device cpu --limit-mib 190 --max-trials 2 --json --out {tmp_path}/fit"
     recipe = "--vocab-size=1200 --num-buckets=2 --encoder-dim=32 --num-encoder-layers=1"
-    words = ["--data-dir", data_dir, *recipe.split(), "--max-duration", "12"]
+    words = ["--data-dir", data_dir, *recipe.split(), "--max-duration", "48"]
     done = run_script("-m", "panda_icefall", "fit", *options.split(), RECIPE / "train.py", *words)
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
