@@ -5,6 +5,7 @@ import subprocess
 import sys
 import types
 
+import click
 import pytest
 
 import panda_icefall
@@ -41,7 +42,7 @@ def test_the_version_is_the_packages(command):
 def test_help_names_every_command(command):
     status, text, _ = command("--help")
     assert status == 0
-    for name in ("run", "check", "bounded", "synth", "doctor", "patch", "completion"):
+    for name in ("run", "check", "fit", "bounded", "synth", "doctor", "patch", "completion"):
         assert name in text
 
 
@@ -101,30 +102,48 @@ def test_updates_may_stand_before_the_recipe_or_after_it(command, train_py, monk
 
 
 COMMANDS = [
-    *([name] for name in ("plan", "run", "check", "bounded", "report", "synth", "doctor")),
+    *([name] for name in ("plan", "run", "check", "fit", "bounded", "report", "synth", "doctor")),
     ["completion"],
     *(["patch", name] for name in ("apply", "revert", "check")),
 ]
 
 
-@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+GROUPS = [[], ["patch"]]
+# Whose output is a table.
+WITH_TABLES = {"plan", "run", "check", "fit", "bounded", "report", "doctor"}
+
+
+@pytest.mark.parametrize("words", [*GROUPS, *COMMANDS], ids=" ".join)
 def test_every_help_ends_with_examples_and_exit_statuses(command, words):
     status, text, _ = command(*words, "--help")
     assert status == 0
     _, _, end = text.partition("Examples:\n")
     examples, _, statuses = end.partition("Exit status:\n")
-    assert f"  panda-icefall {' '.join(words)}" in examples or words == ["completion"]
+    assert f"  {' '.join(['panda-icefall', *words])}" in examples or words == ["completion"]
     assert "  0  " in statuses
     assert "  1  " in statuses or "  2  " in statuses
 
 
+def walked(group, *names):
+    """Names and command of all that a group has, groups within it among them."""
+    for name, found in group.commands.items():
+        yield [*names, name], found
+        if isinstance(found, click.Group):
+            yield from walked(found, *names, name)
+
+
 def test_every_command_is_among_those_whose_help_is_looked_at():
-    listed = [
-        [name, *sub]
-        for name, of_group in cli.cli.commands.items()
-        for sub in ([[s] for s in of_group.commands] if hasattr(of_group, "commands") else [[]])
-    ]
-    assert sorted(listed) == sorted(COMMANDS)
+    listed = [words for words, _ in walked(cli.cli)]
+    assert sorted([[], *listed]) == sorted([*GROUPS, *COMMANDS])
+
+
+def test_whatever_prints_a_table_prints_json_as_well():
+    with_json = {
+        " ".join(words)
+        for words, found in walked(cli.cli)
+        if any("--json" in parameter.opts for parameter in found.params)
+    }
+    assert with_json == WITH_TABLES
 
 
 HELP = """

@@ -20,7 +20,7 @@ ALLOWED = {
     "runs": {"normalizer", "lattice", "losses", "routing"},
 }
 # The rooms of runs/, lower ones first: a room imports those before it, and the files beside rooms.
-ROOMS = "data memory contract report hooks doctor planning patching bounded".split()
+ROOMS = "data memory contract report hooks doctor planning patching bounded fitting".split()
 OPTIONAL = ("k2", "lhotse", "icefall", "triton", "matplotlib", "tensorboard", "sentencepiece")
 
 

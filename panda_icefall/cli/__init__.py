@@ -9,8 +9,8 @@ import sys
 import click
 
 import panda_icefall
-from panda_icefall.cli import bounded, machine, patch, planning, recipes
-from panda_icefall.cli.command import EXIT_INTERRUPTED, Group
+from panda_icefall.cli import bounded, fitting, machine, patch, planning, recipes
+from panda_icefall.cli.command import EXIT_INTERRUPTED, INTERRUPTED, Group
 
 __all__ = ["main"]
 
@@ -23,6 +23,13 @@ __all__ = ["main"]
         "panda-icefall check zipformer/train.py --exp-dir check",
         "panda-icefall run zipformer/train.py --use-panda 1",
     ),
+    exit_statuses={
+        0: "All is well.",
+        1: "It was done, and what it found is not well: a contract violated, no batch that fits.",
+        2: "It cannot be done as asked; the message says why.",
+        **INTERRUPTED,
+        "other": "Of run, the recipe's own.",
+    },
 )
 @click.version_option(panda_icefall.__version__, prog_name="panda-icefall")
 def cli() -> None:
@@ -33,6 +40,7 @@ for command in (
     planning.plan,
     recipes.run,
     recipes.check,
+    fitting.fit,
     bounded.bounded,
     bounded.report,
     bounded.synth,

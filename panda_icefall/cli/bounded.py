@@ -58,9 +58,11 @@ def synth(
     from panda_icefall.runs import UsageError
     from panda_icefall.runs.data.catalog import data_arguments, find_corpus
     from panda_icefall.runs.data.synthetic import synth_data
+    from panda_icefall.runs.report.progress import waiting
 
     try:
-        synth_data(corpus, out, icefall_root, utterances, lang, vocab, seed)
+        with waiting(f"making {utterances} utterances and their vocabulary"):
+            synth_data(corpus, out, icefall_root, utterances, lang, vocab, seed)
     except (ImportError, OSError, RuntimeError, ValueError) as error:
         raise UsageError(str(error)) from error
     layout = find_corpus(corpus)

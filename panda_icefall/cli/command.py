@@ -6,11 +6,20 @@ from typing import Any
 
 import click
 
-__all__ = ["EXIT_INTERRUPTED", "EXIT_NO_TORCH", "INTERRUPTED", "Command", "Group"]
+__all__ = [
+    "EXIT_INTERRUPTED",
+    "EXIT_NO_TORCH",
+    "INTERRUPTED",
+    "RECIPE_COMMAND",
+    "Command",
+    "Group",
+]
 
 EXIT_NO_TORCH = 2
 EXIT_INTERRUPTED = 130
-INTERRUPTED = {EXIT_INTERRUPTED: "Interrupted by Ctrl-C."}
+INTERRUPTED: dict[int | str, str] = {EXIT_INTERRUPTED: "Interrupted by Ctrl-C."}
+# Settings of a command that takes TRAIN_PY and, behind it, words that are the recipe's.
+RECIPE_COMMAND: dict[str, Any] = {"ignore_unknown_options": True, "allow_interspersed_args": False}
 
 
 def require_torch() -> None:
@@ -42,6 +51,11 @@ def _write_examples(formatter: click.HelpFormatter, examples: Sequence[str]) -> 
             formatter.write(f"{'':{formatter.current_indent}}{line}\n")
 
 
+def _write_statuses(formatter: click.HelpFormatter, statuses: Mapping[int | str, str]) -> None:
+    with formatter.section("Exit status"):
+        formatter.write_dl([(str(code), text) for code, text in statuses.items()])
+
+
 class Command(click.Command):
     """A command with a section of examples and one of exit statuses.
 
@@ -67,8 +81,7 @@ class Command(click.Command):
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write both sections below the options."""
         _write_examples(formatter, self.examples)
-        with formatter.section("Exit status"):
-            formatter.write_dl([(str(code), text) for code, text in self.exit_statuses.items()])
+        _write_statuses(formatter, self.exit_statuses)
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command, whose words have been parsed."""
@@ -78,12 +91,25 @@ class Command(click.Command):
 
 
 class Group(click.Group):
-    """A group of commands with a section of examples."""
+    """A group of commands with the same two sections.
 
-    def __init__(self, *args: Any, examples: Sequence[str], **kwargs: Any) -> None:
+    Args:
+      examples: Command lines, as they are typed.
+      exit_statuses: What each status means, whichever command it is of.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        examples: Sequence[str],
+        exit_statuses: Mapping[int | str, str],
+        **kwargs: Any,
+    ) -> None:
         super().__init__(*args, **kwargs)
         self.examples = examples
+        self.exit_statuses = exit_statuses
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the examples below the commands."""
+        """Write both sections below the commands."""
         _write_examples(formatter, self.examples)
+        _write_statuses(formatter, self.exit_statuses)

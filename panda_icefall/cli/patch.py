@@ -17,6 +17,11 @@ _REFUSED = "The script cannot be patched so; the message says why."
         "panda-icefall patch apply egs/aishell/ASR/zipformer",
         "./zipformer/train.py --use-panda 1",
     ),
+    exit_statuses={
+        0: "The lines are as asked.",
+        1: "Of check: they cannot be put in.",
+        2: _REFUSED,
+    },
 )
 def patch() -> None:
     """PANDA's options in a recipe's own train.py: two lines, put in or taken out again.

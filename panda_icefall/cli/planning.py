@@ -80,12 +80,14 @@ def plan(
     from rich.console import Console
 
     from panda_icefall.runs import UsageError
-    from panda_icefall.runs.planning.plan import make_plan
+    from panda_icefall.runs.planning.plan import MOST_EPOCHS, make_plan
     from panda_icefall.runs.planning.request import gather_inputs
     from panda_icefall.runs.planning.tables import print_plan
-    from panda_icefall.runs.report.progress import waiting
+    from panda_icefall.runs.report.console import open_console
+    from panda_icefall.runs.report.progress import shown_progress, waiting
 
-    with waiting("planning"):
+    where = open_console()
+    with shown_progress(where, "reading, in percent", None if cuts is None else 100) as show:
         inputs = gather_inputs(
             recipe,
             {name.replace("_", "-"): value for name, value in sizes.items()},
@@ -95,14 +97,17 @@ def plan(
             shortest=shortest,
             longest=longest,
             from_run=from_run,
+            on_percent=show,
         )
+    with shown_progress(where, "planning", MOST_EPOCHS) as show:
         try:
-            found = make_plan(inputs)
+            found = make_plan(inputs, show)
         except ValueError as error:
             raise UsageError(str(error)) from error
-        if figure is not None:
-            from panda_icefall.runs.planning.figure import write_figure
+    if figure is not None:
+        from panda_icefall.runs.planning.figure import write_figure
 
+        with waiting("drawing"):
             write_figure(found, figure)
     if is_json:
         click.echo(json.dumps(found.as_json(), indent=2))

@@ -2,25 +2,20 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any
 
 import click
 
-from panda_icefall.cli.command import INTERRUPTED, Command
+from panda_icefall.cli.command import INTERRUPTED, RECIPE_COMMAND, Command
 
 __all__ = ["check", "run"]
 
-_RECIPE_COMMAND: dict[str, Any] = {
-    "ignore_unknown_options": True,
-    "allow_interspersed_args": False,
-}
 _USAGE = "A wrong argument, or icefall, k2 or torch is missing; the message says what to do."
 _JSON = "When the run ends, print its summary to stdout as one line of JSON, after the recipe's."
 
 
 @click.command(
     cls=Command,
-    context_settings=_RECIPE_COMMAND,
+    context_settings=RECIPE_COMMAND,
     examples=(
         "panda-icefall run zipformer/train.py --max-duration 600 --use-panda 1",
         "panda-icefall run zipformer/train.py --help    # the recipe's options and PANDA's",
@@ -49,7 +44,7 @@ def run(is_json: bool, train_py: str, arguments: tuple[str, ...]) -> Callable[[]
 
 @click.command(
     cls=Command,
-    context_settings=_RECIPE_COMMAND,
+    context_settings=RECIPE_COMMAND,
     examples=(
         "panda-icefall check zipformer/train.py --max-duration 100 --exp-dir check",
         "panda-icefall check --json zipformer/train.py --exp-dir check | tail -n 1 > check.json",

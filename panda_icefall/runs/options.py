@@ -26,7 +26,7 @@ from panda_icefall.engine_choice import (
 from panda_icefall.routing.finding_projections import check_projection_names
 from panda_icefall.runs.contract.tolerances import Tolerances, parse_tolerances
 
-__all__ = ["SWITCH_WORDS", "PandaOptions", "option", "spelt"]
+__all__ = ["SWITCH_WORDS", "PandaOptions", "WorstOnly", "option", "spelt"]
 
 CHECKPOINT_KEY = "panda"
 # How a switch may be written, in lower case: those of icefall's str2bool.
@@ -135,6 +135,22 @@ def _recipe_params(text: str) -> dict[str, str]:
 
 
 @dataclass(frozen=True)
+class WorstOnly:
+    """Train on the batches of the first epoch that need most memory, then stop.
+
+    Attributes:
+      report: File for what these batches are.
+      scan_batches: Batches of the epoch that are looked at; None: all.
+      limit_bytes: What each process may hold: on CUDA in all, on a CPU above what it holds before
+        its first batch; None: no limit but the device's.
+    """
+
+    report: str
+    scan_batches: int | None = None
+    limit_bytes: int | None = None
+
+
+@dataclass(frozen=True)
 class PandaOptions:
     """What the user asked of PANDA for one run of a recipe; the help texts say what each does."""
 
@@ -238,7 +254,9 @@ class PandaOptions:
         "1 to perturb every parameter by one ulp before training starts (control run): how far it "
         "ends from the unperturbed run is what rounding alone does to the recipe.",
     )  # fmt: skip
-    stop_after_check: bool = False  # no flag: `panda-icefall check` asks for it
+    # No flags: `panda-icefall check` asks for the one, `panda-icefall fit` for the other.
+    stop_after_check: bool = False
+    worst_only: WorstOnly | None = None
 
     @classmethod
     def flags(cls) -> dict[str, "dataclasses.Field[Any]"]:

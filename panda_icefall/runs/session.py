@@ -167,6 +167,7 @@ class TrainingSession:
             with contextlib.ExitStack() as entered:
                 for hook in self._hooks:
                     entered.enter_context(hook.epoch(self._epoch))
+                given.update(self._epoch.arguments)  # a hook may give others, as loaders
                 given["train_dl"] = BatchFeed(given["train_dl"], self._before_batch)
                 if self.options.stop_after_check and "valid_dl" in given:
                     given["valid_dl"] = FirstBatchOnly(given["valid_dl"])

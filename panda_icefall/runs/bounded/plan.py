@@ -11,7 +11,7 @@ from panda_icefall.runs.bounded.config import BoundedConfig
 from panda_icefall.runs.data.check import icefall_environment
 from panda_icefall.runs.options import PandaOptions
 
-__all__ = ["Stage", "child_environment", "plan_stages"]
+__all__ = ["Stage", "child_environment", "for_measuring", "plan_stages"]
 
 _LAUNCHER = (sys.executable, "-m", "panda_icefall")
 _MMAP_BYTES = 8 * 2**20
@@ -130,7 +130,12 @@ def plan_stages(
 def child_environment(icefall_root: Path, device: str) -> Mapping[str, str]:
     """The environment in which the recipe runs: imports resolve, the checkout stays clean."""
     project = Path(panda_icefall.__file__).parents[1]
-    environment = icefall_environment(project, icefall_root)
+    return for_measuring(icefall_environment(project, icefall_root), device)
+
+
+def for_measuring(environment: Mapping[str, str], device: str) -> dict[str, str]:
+    """``environment`` for a process that trains on a device, and whose memory is measured."""
+    environment = dict(environment)
     environment["PYTHONUNBUFFERED"] = "1"  # a killed stage's log ends where it ended
     if device == "cpu":
         environment["CUDA_VISIBLE_DEVICES"] = ""  # recipes take the GPU wherever they see one

@@ -23,7 +23,7 @@ from panda_icefall.runs.recipe_module import RecipeFile
 from panda_icefall.runs.run_record import RunRecord
 from panda_icefall.shipped import find_config
 
-__all__ = ["Request", "check_request"]
+__all__ = ["Request", "check_request", "new_folder"]
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,7 @@ def check_request(
             config.recipe_arguments(),
         )
     name = f"{train_py.parents[2].name}-{train_py.parent.name}-{config_path.stem}"
-    folder = _new_folder(Path("panda-bounded") / name) if out is None else out
+    folder = new_folder(Path("panda-bounded") / name) if out is None else out
     folder = folder.expanduser().absolute()
     if root in folder.resolve().parents:
         raise UsageError(
@@ -232,7 +232,7 @@ def _choose_device(device: str | None, config: BoundedConfig) -> str:
     return chosen
 
 
-def _new_folder(wanted: Path) -> Path:
+def new_folder(wanted: Path) -> Path:
     """``wanted``, or the first of ``wanted-2``, ``wanted-3``, ... that has nothing in it."""
     folder, number = wanted, 1
     while folder.exists() and (not folder.is_dir() or any(folder.iterdir())):

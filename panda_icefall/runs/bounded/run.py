@@ -25,7 +25,7 @@ from panda_icefall.runs.memory.log import StepCount
 from panda_icefall.runs.report.bounded import write_report
 from panda_icefall.runs.report.console import open_console
 from panda_icefall.runs.report.first_screen import all_verdicts, closing_lines
-from panda_icefall.runs.report.progress import shown_progress
+from panda_icefall.runs.report.progress import shown_progress, waiting
 from panda_icefall.runs.run_record import DataRecord, RunRecord, StageRecord
 
 __all__ = ["run_bounded"]
@@ -143,15 +143,16 @@ class BoundedRun:
         self._console.print(f"synthetic {wanted.corpus} data in {folder}", soft_wrap=True)
         size = wanted.synthetic
         try:
-            synth_data(
-                wanted.corpus,
-                folder,
-                self._request.root,
-                size.utterances,
-                wanted.lang,
-                wanted.vocab_size,
-                size.seed,
-            )
+            with waiting(f"making {size.utterances} utterances and their vocabulary"):
+                synth_data(
+                    wanted.corpus,
+                    folder,
+                    self._request.root,
+                    size.utterances,
+                    wanted.lang,
+                    wanted.vocab_size,
+                    size.seed,
+                )
         except (ImportError, OSError, RuntimeError, ValueError) as error:
             raise UsageError(str(error)) from error
         self._deadline.check()

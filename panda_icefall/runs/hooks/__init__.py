@@ -13,6 +13,7 @@ from panda_icefall.runs.hooks.memory_log import MemoryLogging
 from panda_icefall.runs.hooks.non_finite import NonFiniteReport
 from panda_icefall.runs.hooks.repeatable_batches import RepeatableBatches
 from panda_icefall.runs.hooks.routing_proof import RoutingProof
+from panda_icefall.runs.hooks.worst_batches import WorstBatches
 from panda_icefall.runs.options import PandaOptions
 from panda_icefall.runs.recipe_calls import Epoch
 
@@ -27,7 +28,9 @@ def hooks_for(options: PandaOptions, console: Console) -> list[Hook]:
       console: Where rank 0 prints the result of a contract check.
     """
     hooks: list[Hook] = []
-    if options.memory_log is not None:  # first: its phases begin and end outside of the others
+    if options.worst_only is not None:  # its search for them belongs to no step
+        hooks.append(WorstBatches(options.worst_only))
+    if options.memory_log is not None:  # its phases begin and end outside of the others
         hooks.append(MemoryLogging(options.memory_log, options))
     if options.check_batches:
         hooks.append(ContractCheck(options, console))

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from panda_icefall.runs.hooks.hook import Hook
 from panda_icefall.runs.options import PandaOptions
 from panda_icefall.runs.recipe_calls import Epoch, LossCall
 from panda_icefall.runs.report.console import print_contract
+from panda_icefall.runs.report.progress import times_text, waiting
 
 __all__ = ["ContractCheck"]
 
@@ -34,6 +36,15 @@ class ContractCheck(Hook):
         self._options = options
         self._console = console
         self._contract: Contract | None = None
+        self._seconds = 0.0
+
+    @property
+    def _progress(self) -> str:
+        """For a terminal: which batch is compared, and about how long the rest takes."""
+        done = 0 if self._contract is None else self._contract.batches_seen
+        needed = self._options.batches_of_check
+        times = f", {times_text(self._seconds, done, needed)}" if done else ""
+        return f"contract check: batch {done + 1} of {needed}{times}"
 
     @property
     def violations(self) -> tuple[str, ...]:
@@ -73,7 +84,10 @@ class ContractCheck(Hook):
             return
         epoch.ledger.advance()
         model = call.bound.arguments["model"]
-        contract.observe(call.loss_of, model, epoch.arguments["optimizer"], epoch.loss_scale)
+        began = time.monotonic()
+        with waiting(self._progress) if epoch.rank == 0 else contextlib.nullcontext():
+            contract.observe(call.loss_of, model, epoch.arguments["optimizer"], epoch.loss_scale)
+        self._seconds += time.monotonic() - began
         epoch.ledger.exclude()
         if contract.is_complete:
             try:

@@ -1,9 +1,10 @@
 """The batches that a recipe's sampler makes of a manifest, by their sizes alone."""
 
 import gzip
+import io
 import json
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,12 +43,21 @@ def typical_batch(max_duration: float, utterance: float, speech: Speech) -> Batc
     return speech.batch(max(1, int(max_duration / utterance)), utterance)
 
 
-def read_durations(path: Path, shortest: float, longest: float) -> list[float]:
+_LINES = 4096  # read between two words on how far it is
+
+
+def read_durations(
+    path: Path,
+    shortest: float,
+    longest: float,
+    on_percent: Callable[[int], object] = lambda percent: None,
+) -> list[float]:
     """Seconds of the cuts of a manifest, those that the recipe does not leave out.
 
     Args:
       path: lhotse's ``*.jsonl`` or ``*.jsonl.gz``.
       shortest, longest: Bounds of an utterance, in seconds; others are left out.
+      on_percent: Told how much of the file has been read.
 
     Raises:
       UsageError: It cannot be read, or nothing remains.
@@ -55,9 +65,13 @@ def read_durations(path: Path, shortest: float, longest: float) -> list[float]:
     durations: list[float] = []
     total = 0
     try:
-        with gzip.open(path, "rt") if path.suffix == ".gz" else path.open() as lines:
-            for line in lines:
+        whole = max(1, path.stat().st_size)
+        with path.open("rb") as file:
+            packed = gzip.GzipFile(fileobj=file) if path.suffix == ".gz" else file
+            for line in io.TextIOWrapper(packed, encoding="utf-8"):  # type: ignore[arg-type]
                 total += 1
+                if total % _LINES == 0:
+                    on_percent(100 * file.tell() // whole)
                 duration = float(json.loads(line)["duration"])
                 if shortest <= duration <= longest:
                     durations.append(duration)

@@ -16,11 +16,21 @@ from panda_icefall.runs.planning.loss_memory import (
     routed_memory,
 )
 
-__all__ = ["ARMS", "LONGEST", "Plan", "PlanInputs", "capacity_against_classes", "make_plan"]
+__all__ = [
+    "ARMS",
+    "LONGEST",
+    "MOST_EPOCHS",
+    "Plan",
+    "PlanInputs",
+    "capacity_against_classes",
+    "make_plan",
+]
 
 ARMS = ("dense", "routed")
 LONGEST = 20_000  # seconds of audio: none above is tried
 _STEP = 5  # max-duration is said in whole steps of so many seconds
+# Epochs of batches that a plan goes through: one for its table and those of a bisection, each arm.
+MOST_EPOCHS = len(ARMS) * (1 + (LONGEST // _STEP).bit_length())
 
 
 @dataclass(frozen=True)
@@ -155,17 +165,30 @@ class Plan:
         }
 
 
-def make_plan(inputs: PlanInputs) -> Plan:
+def make_plan(inputs: PlanInputs, on_epochs: Callable[[int], object] = lambda count: None) -> Plan:
     """Find the components at ``max_duration``, and the largest one that fits, dense and routed.
+
+    Args:
+      inputs: What for.
+      on_epochs: Told how many epochs of batches, of ``MOST_EPOCHS``, have been gone through.
 
     Raises:
       ValueError: The memory is too small for a tile.
     """
-    batches = {arm: inputs.worst_batch(arm, inputs.max_duration) for arm in ARMS}
+    epochs = 0
+
+    def worst_batch(arm: str, seconds: float) -> Batch:
+        nonlocal epochs
+        batch = inputs.worst_batch(arm, seconds)
+        epochs += 1
+        on_epochs(epochs)
+        return batch
+
+    batches = {arm: worst_batch(arm, inputs.max_duration) for arm in ARMS}
 
     def fits(arm: str) -> Callable[[float], bool]:
         def check(seconds: float) -> bool:
-            batch = inputs.worst_batch(arm, seconds)
+            batch = worst_batch(arm, seconds)
             return sum(inputs.memory(arm, batch).values()) <= inputs.usable_bytes
 
         return check

@@ -1,7 +1,7 @@
 """What a plan is made for: the command line, then the recipe's own defaults, then common values."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,7 @@ def gather_inputs(
     shortest: float = 1.0,
     longest: float = 20.0,
     from_run: Path | None = None,
+    on_percent: Callable[[int], object] = lambda percent: None,
 ) -> PlanInputs:
     """Everything a plan needs.
 
@@ -64,6 +65,7 @@ def gather_inputs(
       cuts: A manifest of the training cuts.
       shortest, longest: Seconds; the recipe leaves out utterances beyond.
       from_run: A folder with a memory log of the same recipe.
+      on_percent: Told how much of ``cuts`` has been read.
 
     Raises:
       UsageError: Something is missing or wrong.
@@ -96,7 +98,9 @@ def gather_inputs(
         utterance=value["utterance"],
         buckets=None
         if cuts is None
-        else shuffled_buckets(read_durations(cuts, shortest, longest), value["num-buckets"]),
+        else shuffled_buckets(
+            read_durations(cuts, shortest, longest, on_percent), value["num-buckets"]
+        ),
         calibration=None if from_run is None else read_calibration(from_run),
         sources={name: f"{item.value} ({item.source})" for name, item in sorted(found.items())},
     )

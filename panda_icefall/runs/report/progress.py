@@ -9,7 +9,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
 from panda_icefall.runs.report import units
 
-__all__ = ["shown_progress", "waiting"]
+__all__ = ["shown_progress", "times_text", "waiting"]
 
 
 @contextlib.contextmanager
@@ -22,9 +22,7 @@ def waiting(text: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def shown_progress(
-    console: Console, text: str, total: int | None
-) -> Iterator[Callable[[int], None]]:
+def shown_progress(console: Console, text: str, total: int | None) -> Iterator[Callable[..., None]]:
     """Show how far something is, how long it has taken, and about how much longer it takes.
 
     Args:
@@ -33,7 +31,8 @@ def shown_progress(
       total: How many there are to do; None: unknown.
 
     Yields:
-      A function that takes how many are done; it may be called as often as one likes.
+      A function that takes how many are done, and, where they have changed, the text and how many
+      there are; it may be called as often as one likes.
     """
     began = time.monotonic()
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), _COUNT, _TIMES)
@@ -41,10 +40,10 @@ def shown_progress(
     with bars:
         task = bars.add_task(text, total=total, count="", times="")
 
-        def show(done: int) -> None:
-            spent = time.monotonic() - began
-            of = "" if total is None else f"{done}/{total}"
-            bars.update(task, completed=done, count=of, times=times_text(spent, done, total))
+        def show(done: int, now: str = text, of: int | None = total) -> None:
+            times = times_text(time.monotonic() - began, done, of)
+            count = "" if of is None else f"{done}/{of}"
+            bars.update(task, completed=done, description=now, total=of, count=count, times=times)
 
         yield show
 

@@ -1,6 +1,8 @@
 """What a run learns from its contract check before it, during it and after it."""
 
+import contextlib
 import inspect
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,6 +11,7 @@ from torch import nn
 
 from panda_icefall.runs import BoundReached, NotRoutedError, PandaOptions
 from panda_icefall.runs.counters import CounterLedger
+from panda_icefall.runs.hooks import contract_check
 from panda_icefall.runs.hooks.contract_check import ContractCheck
 from panda_icefall.runs.recipe_calls import Epoch, LossCall
 
@@ -41,6 +44,25 @@ def test_a_validation_batch_is_not_checked(observed, tmp_path, capsys):
     assert check.path is None
     assert list(tmp_path.iterdir()) == []
     assert capsys.readouterr() == ("", "")
+
+
+def test_a_terminal_is_told_which_batch_is_compared_and_how_long_the_rest_takes(
+    observed, monkeypatch
+):
+    told = []
+
+    def waiting(text):
+        told.append(text)
+        return contextlib.nullcontext()
+
+    monkeypatch.setattr(contract_check, "waiting", waiting)
+    observed(ContractCheck(PandaOptions(check_batches=2), Console()))
+    assert told == ["contract check: batch 1 of 2"]
+    observed(ContractCheck(PandaOptions(check_batches=2), Console()), rank=1)
+    assert len(told) == 1
+    check = ContractCheck(PandaOptions(check_batches=5), Console())
+    check._contract, check._seconds = SimpleNamespace(batches_seen=2), 10.0
+    assert check._progress == "contract check: batch 3 of 5, 10.0 s, about 15.0 s left"
 
 
 @pytest.mark.parametrize("has_begun", [False, True])

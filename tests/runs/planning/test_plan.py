@@ -12,8 +12,9 @@ from panda_icefall.runs.planning.batches import (
     read_durations,
     shuffled_buckets,
 )
+from panda_icefall.runs.planning.plan import MOST_EPOCHS, make_plan
 from panda_icefall.runs.planning.recipe_sizes import recipe_defaults
-from panda_icefall.runs.planning.request import parse_memory
+from panda_icefall.runs.planning.request import gather_inputs, parse_memory
 
 GIB, MIB = 2**30, 2**20
 
@@ -175,6 +176,27 @@ def test_cuts_beyond_what_the_recipe_keeps_are_left_out(tmp_path):
     (tmp_path / "cuts.jsonl").write_text("{}\n")
     with pytest.raises(UsageError, match="--cuts: cannot read"):
         read_durations(tmp_path / "cuts.jsonl", 1.0, 20.0)
+
+
+def test_it_is_told_how_much_of_a_large_file_is_read(tmp_path):
+    told = []
+    path = cuts_in(tmp_path / "cuts.jsonl.gz", [5.0 + i % 7 for i in range(20_000)])
+    assert len(read_durations(path, 1.0, 20.0, told.append)) == 20_000
+    assert len(told) == 4
+    assert sorted(told) == told
+    assert 0 < told[0] <= told[-1] <= 100
+    (tmp_path / "cuts.jsonl").write_text(gzip.decompress(path.read_bytes()).decode())
+    assert len(read_durations(tmp_path / "cuts.jsonl", 1.0, 20.0, told.append)) == 20_000
+    assert len(told) == 8
+
+
+def test_it_is_told_how_many_epochs_were_gone_through(tmp_path):
+    cuts = cuts_in(tmp_path / "cuts.jsonl.gz", [5.0] * 50)
+    inputs = gather_inputs(None, {"vocab": 500}, gpu_mem="4GiB", reserve="1GiB", cuts=cuts)
+    told = []
+    make_plan(inputs, told.append)
+    assert told == list(range(1, len(told) + 1))
+    assert MOST_EPOCHS / 2 < len(told) <= MOST_EPOCHS
 
 
 def test_batches_are_those_of_the_sampler():

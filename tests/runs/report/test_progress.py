@@ -32,6 +32,16 @@ def test_a_terminal_shows_how_far_it_is(total, shown):
     assert "a line above" in text
 
 
+def test_the_text_may_change_on_the_way():
+    where = console(True)
+    with shown_progress(where, "fit", 16) as show:
+        show(0, "dense, --max-duration 200")
+        show(1)
+        show(1, "dense, --max-duration 400")
+    text = where.file.getvalue()
+    assert "dense, --max-duration 200" in text or "dense, --max-duration 400" in text
+
+
 @pytest.mark.parametrize(
     ("spent", "done", "total", "text"),
     [

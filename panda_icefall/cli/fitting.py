@@ -1,0 +1,96 @@
+"""``fit``: the largest --max-duration of a recipe, by running its worst batches."""
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from panda_icefall.cli.command import INTERRUPTED, RECIPE_COMMAND, Command
+
+if TYPE_CHECKING:
+    from panda_icefall.runs.fitting.request import FitRequest
+
+__all__ = ["fit"]
+
+
+@click.command(
+    cls=Command,
+    context_settings=RECIPE_COMMAND,
+    examples=(
+        "panda-icefall fit zipformer/train.py --world-size 1 --use-fp16 1",
+        "panda-icefall fit --limit-mib 20000 --max-trials 6 zipformer/train.py --use-panda 1",
+        "panda-icefall fit --device cpu --limit-mib 600 --json zipformer/train.py",
+    ),
+    exit_statuses={
+        0: "Each arm has a --max-duration that fits.",
+        1: "One has none, or the search ended early; fit.json has what was measured.",
+        2: "It cannot be run as asked; the message says why.",
+        **INTERRUPTED,
+        "128 + N": "Ended by signal N.",
+    },
+)
+@click.option(
+    "--device", type=click.Choice(["cuda", "cpu"]), help="Default: cuda where torch sees a GPU."
+)
+@click.option(
+    "--limit-mib",
+    type=float,
+    help="What a process may hold: on CUDA in all, default what the GPU has; on a CPU above what "
+    "it holds before its first batch, needed there.",
+)
+@click.option(
+    "--max-trials",
+    "most_trials",
+    type=click.IntRange(min=1),
+    default=8,
+    show_default=True,
+    help="For each arm.",
+)
+@click.option(
+    "--tolerance", type=float, default=0.05, show_default=True, help="Of the result, relative."
+)
+@click.option(
+    "--scan-batches",
+    type=click.IntRange(min=1),
+    help="Look for the worst among so many batches; default: the whole epoch.",
+)
+@click.option("--max-minutes", type=float, default=240.0, show_default=True, help="In all.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="New folder for fit.json and logs, or that of an earlier fit with the same arguments, "
+    "whose trials are taken over; default: a new one, panda-fit[-NUMBER].",
+)
+@click.option("--json", "is_json", is_flag=True, help="Print fit.json in place of the table.")
+@click.argument("train_py", metavar="TRAIN_PY", type=click.Path())
+@click.argument("arguments", metavar="[ARGS]...", nargs=-1, type=click.UNPROCESSED)
+def fit(
+    train_py: str, arguments: tuple[str, ...], is_json: bool, **options: Any
+) -> Callable[[], int]:
+    """Find the largest --max-duration of TRAIN_PY that fits this device, dense and routed.
+
+    Each trial trains on the batches of the recipe's own sampler that need most memory, in a process
+    of its own. ARGS are those of training; --max-duration is the first one tried, --use-panda 0 or
+    1 leaves the other arm out. Options of fit go before TRAIN_PY.
+    """
+    from panda_icefall.runs.fitting.request import check_fit
+
+    request = check_fit(train_py, arguments, **options)
+    return functools.partial(_run_fit, request, is_json)
+
+
+def _run_fit(request: "FitRequest", is_json: bool) -> int:
+    from rich.console import Console
+
+    from panda_icefall.runs.fitting.fit import run_fit
+    from panda_icefall.runs.fitting.request import REPORT
+    from panda_icefall.runs.fitting.tables import print_fit
+
+    record, status = run_fit(request)
+    if is_json:
+        click.echo((request.out / REPORT).read_text(encoding="utf-8"))
+    else:
+        print_fit(record, request, Console())
+    return status
