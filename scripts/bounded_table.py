@@ -44,7 +44,7 @@ def row(report: RunRecord) -> list[str]:
     counted = routed.counters
     resumed = "none"  # of a recipe that cannot be resumed within an epoch
     if report.resume is not None:
-        resumed = "same bits" if report.resume.is_bitwise else f"{report.resume.rel_l2:.1e}"
+        resumed = "bit-identical" if report.resume.is_bitwise else f"{report.resume.rel_l2:.1e}"
     return [
         report.title or "untitled run",
         " / ".join(f"{distance:.1e}" for distance in worst),

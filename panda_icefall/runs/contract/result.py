@@ -266,7 +266,7 @@ def backward_violations(result: ContractRecord) -> list[str]:
         return []
     return [
         f"the transducer loss had no gradient in the {len(silent)} batch(es) compared (does the "
-        "recipe give it the weight 0 while it warms up?): nothing of its backward was compared; "
+        "recipe give it the weight 0 in its warm-up?): nothing of its backward was compared; "
         "compare batches after the warm-up, e.g. with a shorter --model-warm-step"
     ]
 
