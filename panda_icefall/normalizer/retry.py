@@ -9,9 +9,11 @@ from typing import Any, TypeVar
 
 import torch
 
-__all__ = ["is_out_of_memory", "with_one_retry"]
+__all__ = ["RETRYING", "is_out_of_memory", "with_one_retry"]
 
 _Result = TypeVar("_Result")
+
+RETRYING = "trying once more with half of it"  # by which a log's line of a retry is known
 
 _REMEDY = (
     "panda: half the workspace did not fit either; give a smaller workspace "
@@ -46,8 +48,8 @@ def with_one_retry(run: Callable[[Any], _Result], call: Any) -> _Result:
     half = call.workspace_bytes // 2
     call.counters.add(out_of_memory_retries=1)
     logging.warning(
-        "panda: a tile of %d MiB did not fit the memory (%s); trying once more with half of it",
-        call.workspace_bytes >> 20, str(first).partition("\n")[0],
+        "panda: a tile of %d MiB did not fit the memory (%s); %s",
+        call.workspace_bytes >> 20, str(first).partition("\n")[0], RETRYING,
     )  # fmt: skip
     options = dataclasses.replace(call.options, workspace_bytes=half)
     smaller = dataclasses.replace(call, options=options, workspace_bytes=half)

@@ -131,9 +131,14 @@ def select_of_shard(
     Note:
       One device sync more than ``select``, to learn whether the ranks have the same batch.
     """
-    shard, weight, own = logits.shard, logits.weight, _with_a_class(logits)
+    shard, weight = logits.shard, logits.weight
     assert shard is not None
     assert weight is not None
+    own_read = read.held(shard.low, weight.shape[0])
+    has_class = len(own_read.normalized) > 0
+    own = logits
+    if not has_class:
+        own, own_read = _with_a_class(logits, own_read)
     check_not_captured("a head that is sharded on its classes")
     check_form(own, ids, mask, None if isinstance(live, KnownSites) else live)
     if mask is not None:
@@ -148,10 +153,7 @@ def select_of_shard(
     # Ids of other ranks are masked: none can meet a column that pads the last tile.
     is_here = (ids >= shard.low) & (ids < shard.low + weight.shape[0])
     is_here = is_here if mask is None else is_here & mask
-    own_ids, own_read = ids - shard.low, read.held(shard.low, weight.shape[0])
-    has_class = len(own_read.normalized) > 0
-    if not has_class:
-        own_read = replace(own_read, normalized=range(1))
+    own_ids = ids - shard.low
     program, total = _on_every_rank(logits.rows, shard.group), ids.shape[0]
     if sites is not None:
         program = program.at(sites)
@@ -178,14 +180,13 @@ def select_of_shard(
     return found._replace(logp=logp, log_z=log_z, logits=plain, cost_share=share)
 
 
-def _with_a_class(logits: RowLogits) -> RowLogits:
-    """Where a rank has no class, one to go through: it takes part in all that the others do."""
+def _with_a_class(logits: RowLogits, read: ClassRanges) -> tuple[RowLogits, ClassRanges]:
+    """Where a rank has no normalised class, one of zeros: it takes part in all that others do."""
     weight = logits.weight
     assert weight is not None
-    if weight.shape[0]:
-        return logits
     bias = None if logits.bias is None else F.pad(logits.bias, (0, 1))
-    return replace(logits, weight=F.pad(weight, (0, 0, 0, 1)), bias=bias)
+    logits = replace(logits, weight=F.pad(weight, (0, 0, 0, 1)), bias=bias)
+    return logits, replace(read, normalized=range(weight.shape[0], weight.shape[0] + 1))
 
 
 def _spread(values: Tensor, sites: Tensor, total: int) -> Tensor:

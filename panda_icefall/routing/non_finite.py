@@ -33,14 +33,15 @@ class _First:
 
     def keep(self, found: Computed, result: Tensor) -> None:
         """Let a loss be read later: no longer than until its backward, or its graph is gone."""
-        held = [found]
+        held, pending = [found], weakref.ref(found)
 
         def forget(gradient: Tensor) -> None:
             held.clear()
-            self.drop()
+            if self._pending is pending:  # else a later loss is kept
+                self.drop()
 
         result.register_hook(forget)
-        self._pending = weakref.ref(found)
+        self._pending = pending
 
     def drop(self) -> None:
         """The loss that was kept is not read any more."""

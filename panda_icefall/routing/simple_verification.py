@@ -16,7 +16,7 @@ from panda_icefall.losses.spec import LatticeSpec
 from panda_icefall.losses.utterances import spec_of_utterances
 from panda_icefall.normalizer.autocast import no_autocast
 from panda_icefall.routing.computed_losses import ComputedSimpleLoss
-from panda_icefall.routing.verification import DENSE, Deviation, rel_l2, scaled
+from panda_icefall.routing.verification import CLASS_TILE, DENSE, Deviation, rel_l2, scaled
 
 __all__ = ["deviations_of_simple"]
 
@@ -102,11 +102,14 @@ def _logits(source: LogitSource, rows: slice) -> Tensor:
     input, weight, bias = source.parts
     assert input is not None
     assert weight is not None
-    return torch.nn.functional.linear(
-        source.operand(input[:, rows]),
-        source.operand(weight),
-        None if bias is None else source.operand(bias),
-    ).double()
+    # Products of half values have to be in the dtype of the sums, or they would be rounded.
+    hidden = source.widened(input[:, rows])
+    logits = hidden.new_empty(*hidden.shape[:2], source.classes, dtype=torch.float64)
+    for low in range(0, source.classes, CLASS_TILE):
+        at = slice(low, low + CLASS_TILE)
+        added = None if bias is None else source.widened(bias[at])
+        logits[:, :, at] = torch.nn.functional.linear(hidden, source.widened(weight[at]), added)
+    return logits
 
 
 def _flat(occupations: tuple[Tensor, Tensor]) -> Tensor:

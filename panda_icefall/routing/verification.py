@@ -27,14 +27,14 @@ from panda_icefall.normalizer.autocast import no_autocast
 from panda_icefall.normalizer.op import Selected, select
 from panda_icefall.routing.computed_losses import ComputedLoss
 
-__all__ = ["DENSE", "Deviation", "deviations_of", "rel_l2", "scaled"]
+__all__ = ["CLASS_TILE", "DENSE", "Deviation", "deviations_of", "rel_l2", "scaled"]
 
 # The recursion of the dense losses, whatever the routed ones run.
 DENSE = LossOptions(engine="torch", recursion="exact")
 
 # Of a tile of logits: in the dtype of the sums and in float64, and what autograd keeps of them.
 _BYTES_PER_LOGIT = 4 + 4 * 8
-_CLASS_TILE = 8192
+CLASS_TILE = 8192  # of a weight, whose copy in the dtype of the sums exists at a time
 
 
 @dataclass(frozen=True)
@@ -217,8 +217,8 @@ class _Part:
         if logits.weight is None:
             return hidden
         tiles = []
-        for low in range(0, logits.classes, _CLASS_TILE):
-            classes = slice(low, low + _CLASS_TILE)
+        for low in range(0, logits.classes, CLASS_TILE):
+            classes = slice(low, low + CLASS_TILE)
             bias = None if logits.bias is None else logits.bias[classes].to(logits.dtype)
             tiles.append(F.linear(hidden, self._operand(logits.weight[classes]), bias))
         return torch.cat(tiles, dim=1)

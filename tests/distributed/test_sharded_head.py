@@ -1,5 +1,6 @@
 """A head whose classes are sharded over two or three ranks gives the numbers of a whole one."""
 
+import copy
 import importlib.util
 import os
 import shutil
@@ -182,6 +183,38 @@ def check_transducer_losses_of_every_kind(rank):
             cases.assert_close([costs], [expected], 1e-12)
             grads = [whole(g) for g in cases.gradients(costs, inputs, twin)]
             cases.assert_close(grads, expected_grads, 1e-11)
+
+
+class _Additive(nn.Module):
+    """Six tokens, and on the last of three ranks three durations."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(5)
+        self.output = nn.Linear(4, 9, dtype=torch.float64)
+
+    def forward(self, am, lm):
+        return self.output(torch.tanh(am.unsqueeze(2) + lm.unsqueeze(1)))
+
+
+def check_a_duration_of_probability_0_on_a_rank_without_tokens(rank):
+    mesh, joiner = meshes()[0], _Additive()
+    with torch.no_grad():
+        joiner.output.bias[6] = -torch.inf
+    am = torch.randn(2, 5, 4, dtype=torch.float64, requires_grad=True)
+    lm = torch.randn(2, 3, 4, dtype=torch.float64, requires_grad=True)
+    twin, found = copy.deepcopy(joiner), []
+    twin.output.weight = shard(joiner.output.weight, mesh)
+    twin.output.bias = shard(joiner.output.bias, mesh)
+    for model in (joiner, twin):
+        loss = panda_icefall.transducer_loss(
+            model, am, lm, torch.tensor([[1, 5], [3, 0]]), torch.tensor([5, 4]),
+            torch.tensor([2, 1]), durations=[0, 1, 2], reduction="sum", adjoint_tolerance=0.0,
+        )  # fmt: skip
+        grads = torch.autograd.grad(loss, [am, lm, model.output.weight, model.output.bias])
+        found.append([loss, *map(whole, grads)])
+    assert all(values.isfinite().all() for values in found[0])
+    cases.assert_close(found[1], found[0], 1e-11)
 
 
 def check_a_loss_that_is_not_finite_is_reported_as_on_one_process(rank):

@@ -258,6 +258,7 @@ def test_of_two_losses_on_a_device_the_later_one_is_looked_at():
     results = [a_result(), a_result()]
     for found, result in zip((first, later), results):
         after_losses.tell(found, result)
+    results[0].backward()
     panda_icefall.status()
     assert (first.looks, later.looks) == (0, 1)
 

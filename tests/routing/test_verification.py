@@ -6,6 +6,7 @@ import toy
 import toy_simple
 import transducer_cases as cases
 from dispatch import LargestTensor
+from half_gemms import emulate
 from transducer_cases import KINDS, batch
 
 import panda_icefall
@@ -101,6 +102,21 @@ def test_a_simple_loss_is_close_to_its_dense_expression(k2, is_recorded, scales)
     seen = {d.quantity: d.distance for d in deviations_of_simple(found, (0, 2), 2**20)}
     assert set(seen) == {"loss", "occupations"}
     assert max(seen.values()) < 1e-5
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_dense_simple_loss_of_half_projections_is_not_rounded(k2, monkeypatch, dtype):
+    """Where products of half values are added up in float32, dense logits are in float32 too."""
+    emulate(monkeypatch)
+    model, data = toy_simple.Transducer(), toy.batch(k2)
+
+    def compute():
+        with torch.autocast("cpu", dtype=dtype):
+            model(k2, data)
+
+    (found,) = told(compute, model)
+    assert found.am.gemms.operands == dtype
+    assert max(d.distance for d in deviations_of_simple(found, (0, 2), 2**20)) < 1e-5
 
 
 @pytest.mark.parametrize("scales", [{}, {"am_only_scale": 0.2, "lm_only_scale": 0.1}])

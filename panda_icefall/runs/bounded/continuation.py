@@ -20,7 +20,14 @@ from panda_icefall.runs.memory.log import run_versions
 from panda_icefall.runs.records import validated
 from panda_icefall.runs.run_record import RunRecord, StageRecord
 
-__all__ = ["finished_row", "move_aside", "only_run_in", "read_earlier", "run_inputs"]
+__all__ = [
+    "finished_row",
+    "move_aside",
+    "only_run_in",
+    "read_earlier",
+    "run_inputs",
+    "source_digest",
+]
 
 _DONE = ("done", "taken over")
 
@@ -34,8 +41,6 @@ def run_inputs(
     """
     settings = config.model_dump(exclude={"bounds": {"max_minutes"}})
     versions = {**run_versions(torch.device(device)), "icefall": examine_checkout(root).text}
-    own = Path(panda_icefall.__file__).parent
-    sources = [*train_py.parent.glob("*.py"), *root.glob("icefall/**/*.py"), *own.glob("**/*.py")]
     files = [] if data is None else [path for path in data.glob("*/*") if path.is_file()]
     return {
         **{name: finite_json(value) for name, value in settings.items()},
@@ -43,9 +48,17 @@ def run_inputs(
         "data folder": "synthetic" if data is None else str(data),
         "data files": _digest((path, _stamp(path)) for path in files),
         "versions": versions,
-        # icefall has links to files that are gone.
-        "source files": _digest((p, p.read_bytes()) for p in sources if p.is_file()),
+        "source files": source_digest(train_py, root),
     }
+
+
+def source_digest(train_py: Path, root: Path | None) -> str:
+    """Of a recipe's files, this package's, and icefall's where ``root`` is its checkout."""
+    own = Path(panda_icefall.__file__).parent
+    shared = [] if root is None else root.glob("icefall/**/*.py")
+    sources = [*train_py.parent.glob("*.py"), *shared, *own.glob("**/*.py")]
+    # icefall has links to files that are gone.
+    return _digest((path, path.read_bytes()) for path in sources if path.is_file())
 
 
 def _stamp(path: Path) -> bytes:

@@ -32,6 +32,8 @@ from torch import Tensor, nn
 from panda_icefall import routing
 from panda_icefall.lattice import is_k2_chosen
 from panda_icefall.normalizer.autocast import autocast_dtype
+from panda_icefall.normalizer.retry import is_out_of_memory
+from panda_icefall.routing.hosts import Kind
 from panda_icefall.runs.call_watch import (
     LossCallWatch,
     explain_ctc_not_routed,
@@ -181,8 +183,7 @@ class Contract:
             with self._dense(), ranges.recorded():
                 self._pass(loss_of, arms.dense.model, scale)
         if result.steps < result.update_steps:
-            with self._dense(), ranges.handed_on(), self._rerounded():
-                self._pass(loss_of, arms.twin.model, scale)
+            self._rerounded_pass(loss_of, arms.twin.model, scale, ranges)
             with self._options.routed(), ranges.handed_on():
                 self._pass(loss_of, arms.routed.model, scale)
             for arm in arms:
@@ -257,8 +258,7 @@ class Contract:
         if all(g.is_negligible or g.rel_l2 <= bounds.gradient_rel_l2 for g in gradients):
             return []
         twin = copy_model(dense)
-        with self._dense(), ranges.handed_on(), self._rerounded():
-            self._pass(loss_of, twin, scale)
+        self._rerounded_pass(loss_of, twin, scale, ranges)
         return compare_gradients(dense, twin, scale, bounds)
 
     @contextlib.contextmanager
@@ -276,12 +276,36 @@ class Contract:
         is_k2s = is_k2_chosen(options.recursion, options.engine, self._device)
         return options.check_recursion == "auto" and not is_k2s
 
-    @contextlib.contextmanager
-    def _rerounded(self) -> Iterator[None]:
-        """The losses of which both arms have implementations, the same but for rounding."""
-        of_ctc = ctc_losses_in_float64() if self._options.ctc else contextlib.nullcontext()
-        with rerounded_losses(), full_losses_in_float64(), of_ctc:
-            yield
+    def _rerounded_pass(
+        self, loss_of: LossOf, model: nn.Module, scale: float, ranges: PruneRanges
+    ) -> None:
+        """A dense pass whose losses, of which both arms have implementations, round differently.
+
+        Shifted logits are a copy more of them. Where that does not fit, simple losses alone do so.
+        """
+
+        def run(rerounded: contextlib.AbstractContextManager[None]) -> None:
+            of_ctc = ctc_losses_in_float64() if self._options.ctc else contextlib.nullcontext()
+            with (
+                self._dense(), ranges.handed_on(), rerounded,
+                full_losses_in_float64(), of_ctc,
+            ):  # fmt: skip
+                self._pass(loss_of, model, scale)
+
+        try:
+            run(rerounded_losses())
+            return
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+        # Outside of the handler, which holds the failed pass's tensors.
+        logging.warning(
+            "panda: the check's dense pass with other rounding does not fit the memory; once more "
+            "with other rounding in the simple loss alone"
+        )
+        model.zero_grad(set_to_none=True)
+        return_free_memory()
+        run(rerounded_losses((Kind.SIMPLE_LOSS,)))
 
     def _pass(self, loss_of: LossOf, model: nn.Module, scale: float) -> _Pass:
         """Forward and backward of one arm; the random generators are put back."""

@@ -4,7 +4,7 @@ import contextlib
 import functools
 import inspect
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from panda_icefall.losses import of_logits
 from panda_icefall.routing.hosts import Kind, loaded_functions, names_of
 from panda_icefall.routing.replaced import pruned_loss_with_hat
 from panda_icefall.runs.contract.passes import wrapped_function
+from panda_icefall.runs.errors import UsageError
 from panda_icefall.swaps import Swaps
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
 ]
 
 _SEED = 0
+_BOTH = (Kind.SIMPLE_LOSS, Kind.PRUNED_LOSS)
 
 
 @contextlib.contextmanager
@@ -41,8 +43,14 @@ def exact_recursions() -> Iterator[None]:
     with Swaps() as swaps:
         for host in ("k2.rnnt_loss", "fast_rnnt.rnnt_loss"):
             module = sys.modules.get(host)
-            if module is not None and hasattr(module, name):
-                swaps.replace(module, name, exact_recursion)
+            if module is None:
+                continue
+            if not hasattr(module, name):
+                raise UsageError(
+                    f"{host}: got no {name} in it, expected the one that its losses call, for the "
+                    "check's exact recursion; give --panda-check-recursion own"
+                )
+            swaps.replace(module, name, exact_recursion)
         yield
 
 
@@ -59,8 +67,8 @@ def pruned_losses_with_hat() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def rerounded_losses() -> Iterator[None]:
-    """Shift the logits of simple and pruned losses in the block, each row of C by a number.
+def rerounded_losses(kinds: Sequence[Kind] = _BOTH) -> Iterator[None]:
+    """Shift the logits of simple or pruned losses in the block, each row of C by a number.
 
     The numbers, drawn between -1 and 1 from a seed of their own, cancel against the normalisers:
     log-probs, loss and gradients stay the same but for rounding. Those of HAT, whose blank has no
@@ -72,7 +80,7 @@ def rerounded_losses() -> Iterator[None]:
     differences of such scores.
     """
     with contextlib.ExitStack() as stack:
-        for kind in (Kind.SIMPLE_LOSS, Kind.PRUNED_LOSS):
+        for kind in kinds:
             for module, name in loaded_functions(kind):
                 stack.enter_context(wrapped_function(name, _on_shifted_rows, module))
         yield

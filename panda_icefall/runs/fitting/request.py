@@ -1,7 +1,9 @@
 """What is asked of a search, checked in full before anything starts."""
 
+import importlib.util
 import json
 import math
+import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +13,7 @@ from typing import Any
 import torch
 
 from panda_icefall.normalizer.workspace import MIB
+from panda_icefall.runs.bounded.continuation import source_digest
 from panda_icefall.runs.bounded.request import new_folder
 from panda_icefall.runs.errors import UsageError
 from panda_icefall.runs.memory.log import run_versions
@@ -53,6 +56,7 @@ class FitRequest:
       tolerance: The relative width of the interval at which the search ends.
       max_minutes: Of the whole search.
       out: Folder to write; it exists.
+      gpu: Name and memory of the GPU; None on a CPU.
     """
 
     train_py: Path
@@ -67,6 +71,7 @@ class FitRequest:
     tolerance: float
     max_minutes: float
     out: Path
+    gpu: str | None
 
     @property
     def inputs(self) -> dict[str, Any]:
@@ -79,6 +84,8 @@ class FitRequest:
             "--limit-mib": self.limit_bytes,
             "--scan-batches": self.scan_batches,
             "versions": run_versions(torch.device("cpu")),
+            "GPU": self.gpu,
+            "source files": source_digest(self.train_py, _icefall_root()),
         }
 
 
@@ -138,9 +145,23 @@ def check_fit(
         tolerance=tolerance,
         max_minutes=max_minutes,
         out=folder,
+        gpu=_gpu() if chosen == "cuda" else None,
     )
     _check_folder(request)
     return request
+
+
+def _gpu() -> str:
+    """Asked for in a process of its own: one that has used a GPU keeps memory of it."""
+    ask = "import torch; p = torch.cuda.get_device_properties(0); print(p.name, p.total_memory)"
+    told = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True, check=True)
+    return told.stdout.strip()
+
+
+def _icefall_root() -> Path | None:
+    found = importlib.util.find_spec("icefall")
+    places = [] if found is None else [*(found.submodule_search_locations or [])]
+    return Path(places[0]).parent if places else None
 
 
 def _check_numbers(

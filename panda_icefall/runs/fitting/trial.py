@@ -7,6 +7,7 @@ that runs out of memory, or is killed for it, ends its own process only.
 import dataclasses
 import json
 import shutil
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,7 @@ from pydantic import Field
 
 import panda_icefall
 from panda_icefall.memory_limit import tells_of_no_memory
+from panda_icefall.normalizer.retry import RETRYING
 from panda_icefall.routing import PandaError
 from panda_icefall.runs.bounded.arms import read_arm
 from panda_icefall.runs.bounded.plan import for_measuring
@@ -48,8 +50,8 @@ class Trial(Record):
     Attributes:
       arm: ``dense`` or ``routed``.
       max_duration: ``--max-duration``, seconds.
-      outcome: ``killed``: by a signal, as the system does where it runs out of memory; ``no
-        batch``: the data were too few to make one; ``failed``: for another reason than memory.
+      outcome: ``killed``: by SIGKILL, as the system does where it runs out of memory; ``no batch``:
+        the data were too few to make one; ``failed``: for another reason than memory.
       detail: The last words of one that did not fit.
       seconds: Wall time.
       exit_status: Of its process; negative: a signal's number.
@@ -153,10 +155,12 @@ def _outcome(ended: StageOutcome, scan: Scan | None, log: Path) -> Any:
     if scan is not None and not scan.worst:
         return NO_BATCH
     text = log.read_text(encoding="utf-8", errors="replace")[-_TAIL:]
-    if tells_of_no_memory(text):
+    # A tile that was made once more is no end.
+    if tells_of_no_memory("\n".join(s for s in text.splitlines() if RETRYING not in s)):
         return OUT_OF_MEMORY
     # Of a spawned rank torch tells the signal in words.
-    return KILLED if ended.by_signal or "signal SIGKILL" in text else FAILED
+    is_killed = signal.SIGKILL.name in f"{ended.by_signal} {text}"
+    return KILLED if is_killed else FAILED
 
 
 def _last_words(ended: StageOutcome) -> str:

@@ -9,6 +9,7 @@ import toy
 from panda_icefall import routing
 from panda_icefall.losses import dense
 from panda_icefall.runs import PandaOptions, run_recipe
+from panda_icefall.runs.contract import dense_losses
 from panda_icefall.runs.contract.dense_losses import pruned_losses_with_hat, rerounded_losses
 
 
@@ -91,3 +92,23 @@ def test_a_recipe_with_hat_is_checked_on_a_k2_without_it(recipe, old_k2):
     found = json.loads((recipe.folder / "exp/panda-check.json").read_text())
     assert found["violations"] == []
     assert all(batch["log_probs"][0]["dense_norm"] > 0 for batch in found["batches"])
+
+
+def test_a_rerounded_pass_that_does_not_fit_rerounds_the_simple_loss_alone(
+    recipe, monkeypatch, caplog
+):
+    """A copy more of the pruned loss's logits, on a device that holds just the dense ones."""
+    shifted = dense_losses._shifted
+
+    def out_of_memory(logits):
+        if logits.dim() == 4:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+        return shifted(logits)
+
+    monkeypatch.setattr(dense_losses, "_shifted", out_of_memory)
+    options = PandaOptions(use_panda=True, check_batches=2, check_update_steps=2)
+    assert run_recipe(recipe.train_py, [], options) == 0
+    assert "once more with other rounding in the simple loss alone" in caplog.text
+    found = json.loads((recipe.folder / "exp/panda-check.json").read_text())
+    assert found["violations"] == []
+    assert found["parameters_twin"]

@@ -11,6 +11,7 @@ from panda_icefall.lattice import exact_recursion
 from panda_icefall.runs import PandaOptions, run_recipe
 from panda_icefall.runs.contract.check import Contract
 from panda_icefall.runs.contract.dense_losses import exact_recursions
+from panda_icefall.runs.errors import UsageError
 
 CPU = torch.device("cpu")
 
@@ -31,10 +32,11 @@ def test_a_hosts_losses_run_the_exact_recursion_in_the_block_and_their_own_after
     assert host.mutual_information_recursion is own
 
 
-def test_a_host_without_one_is_left_alone(host):
+def test_a_host_without_one_is_refused_by_name(host):
     del host.mutual_information_recursion
-    with exact_recursions():
-        assert not hasattr(host, "mutual_information_recursion")
+    message = "fast_rnnt.rnnt_loss: got no mutual_information_recursion .*check-recursion own"
+    with pytest.raises(UsageError, match=message), exact_recursions():
+        pass
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import time
 
 import pytest
 
+from panda_icefall.normalizer.retry import RETRYING
 from panda_icefall.runs.bounded.stage import Deadline, StageOutcome
 from panda_icefall.runs.fitting.request import check_fit
 from panda_icefall.runs.fitting.trial import _outcome, run_trial
@@ -74,7 +75,12 @@ def sampled(recipe):
 @pytest.mark.parametrize(
     ("status", "output", "scan", "outcome"),
     [
-        (0, "a tile of 8 MiB did not fit: out of memory; trying once more", WORST, "fits"),
+        (0, f"a tile of 8 MiB did not fit (out of memory); {RETRYING}", WORST, "fits"),
+        (1, f"did not fit (out of memory); {RETRYING}\nKeyError: 'text'", WORST, "failed"),
+        (1, f"(out of memory); {RETRYING}\nMemoryError: half", WORST, "out of memory"),
+        (-11, "epoch 1, batch 0", WORST, "failed"),
+        (139, "epoch 1, batch 0", WORST, "failed"),
+        (-6, "CUDA error: no kernel image is available for execution", WORST, "failed"),
         (1, "RuntimeError: CUDA out of memory. Tried to allocate 2.00 GiB", WORST, "out of memory"),
         (1, "DefaultCPUAllocator: can't allocate memory: you tried", None, "out of memory"),
         (-6, "terminate called after throwing 'std::bad_alloc'", WORST, "out of memory"),
