@@ -20,6 +20,7 @@ _NO_MEMORY = (
     "memoryerror",
     "bad_alloc",
     "alloc_failed",  # CUBLAS_STATUS_ and CUDNN_STATUS_
+    "resource temporarily unavailable",  # a thread whose stack RLIMIT_DATA leaves no room for
 )
 
 

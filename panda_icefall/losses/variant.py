@@ -68,10 +68,15 @@ class Variant:
             )
 
     def _check_durations(self, name: str, least: int) -> None:
-        given = [operator.index(duration) for duration in getattr(self, name)]
+        try:
+            given = [operator.index(duration) for duration in getattr(self, name)]
+        except TypeError:
+            raise TypeError(
+                f"{name}: got {getattr(self, name)!r}, expected a sequence of integers"
+            ) from None
         is_ascending = given == sorted(set(given)) or name != "durations"
         if not given or min(given) < least or max(given) < 1 or not is_ascending:
-            order = "ascending" if name == "durations" else "any order"
+            order = "one of them 1 or more, ascending" if name == "durations" else "any order"
             raise ValueError(
                 f"{name}: got {given}, expected numbers of frames, {least} or more, {order}"
             )
@@ -115,7 +120,8 @@ class Variant:
                 "expected fewer: a token's logits come before theirs"
             )
         if not 0 <= blank < tokens:
-            raise ValueError(f"{name}: got {given}, expected a class, 0 <= it < {tokens}")
+            least = -tokens if name == "blank" else 0
+            raise ValueError(f"{name}: got {given}, expected a class, {least} <= it < {tokens}")
         if self.use_hat_loss and (blank != 0 or classes < 2):
             raise ValueError(
                 f"{name}: got {given} of {classes} classes, expected 0 with use_hat_loss=True, and "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Callable, Sequence
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -134,6 +135,11 @@ def transducer_loss(
     Device syncs: one in forward, for all that is read of the lengths and targets, one in backward,
     and those of the recursion.
     """
+    _check_kinds(
+        joiner, blank=blank, delay_penalty=delay_penalty, clamp=clamp,
+        fastemit_lambda=fastemit_lambda, sigma=sigma, omega=omega, workspace_mib=workspace_mib,
+        adjoint_tolerance=adjoint_tolerance,
+    )  # fmt: skip
     variant = Variant(use_hat_loss, big_blank_durations, durations, sigma, omega)
     if one_sym_per_frame:
         variant.check_lattice("one_sym_per_frame")
@@ -224,6 +230,11 @@ def pruned_transducer_loss(
 
     Returns, Raises: as ``transducer_loss``.
     """
+    _check_kinds(
+        joiner, termination_symbol=termination_symbol, delay_penalty=delay_penalty, clamp=clamp,
+        fastemit_lambda=fastemit_lambda, sigma=sigma, omega=omega, workspace_mib=workspace_mib,
+        adjoint_tolerance=adjoint_tolerance,
+    )  # fmt: skip
     variant = Variant(use_hat_loss, big_blank_durations, durations, sigma, omega)
     variant.check_lattice(rnnt_type, boundary)
     options = Options.of(workspace_mib, adjoint_tolerance, engine, recursion=recursion).tiles
@@ -253,6 +264,23 @@ def pruned_transducer_loss(
         DeferredJoint(Table(lm, by_symbol=True), sites, _refuse),
     )
     return _loss(joiner, joints, SiteRows(am, lm, sites, ones=2), sites_of, variant, clamp, options)
+
+
+def _check_kinds(joiner: Any, **numbers: Any) -> None:
+    """Refuse what is no joiner, and what is no number; the first of these has to be an integer.
+
+    Raises:
+      TypeError: naming it.
+    """
+    if isinstance(joiner, Tensor) or not callable(joiner):
+        raise TypeError(
+            f"joiner: got {type(joiner).__name__}, expected a module or function, not logits"
+        )
+    optional = ("workspace_mib", "adjoint_tolerance")
+    for at, (name, value) in enumerate(numbers.items()):
+        kind, said = (Real, "a number") if at else (Integral, "an integer")
+        if not isinstance(value, (kind, Tensor)) and not (value is None and name in optional):
+            raise TypeError(f"{name}: got {value!r}, expected {said}")
 
 
 def _loss(

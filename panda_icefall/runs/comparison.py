@@ -51,7 +51,7 @@ def _read(file: Path, name: str) -> ComparedRun:
         checked = _checked_in(file, header)
         contracts = [] if checked is None else read_contracts(checked)
     except (OSError, ValueError) as error:
-        raise UsageError(f"{file.parent}: cannot be read: {error}") from error
+        raise UsageError(f"{file}: cannot be read: {error}") from error
     path = None if checked is None else checked / FILE_NAME
     return ComparedRun(name, file, read_arm(file), header, contracts, path)
 

@@ -301,7 +301,8 @@ def test_bad_batches_are_refused(name):
         ({"durations": [0, 1], "rnnt_type": "modified"}, "expected 'regular'"),
         ({"durations": [0, 1], "one_sym_per_frame": True}, "one_sym_per_frame: got True with dur"),
         ({"durations": [0, 3]}, "expected at least 6, as its arcs pass whole frames"),
-        ({"blank": -20}, "blank: got -20, expected a class, 0 <= it < 13"),
+        ({"blank": -20}, "blank: got -20, expected a class, -13 <= it < 13"),
+        ({"durations": [0]}, r"durations: got \[0\], expected .* one of them 1 or more"),
         ({"blank": 13}, "blank: got 13, expected a class"),
         ({"clamp": float("nan")}, "clamp: got nan, expected a number"),
         ({"sigma": 0.1}, "sigma: got 0.1 without"),
@@ -381,3 +382,30 @@ def test_torch_is_put_back():
     before = nn.Module.__call__, torch.autograd.backward
     full(cases.PlacingJoiner().double(), batch(cases.LossKind()))
     assert (nn.Module.__call__, torch.autograd.backward) == before
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"joiner": torch.zeros(1, 2, 2, 5)}, "joiner: got Tensor, expected a module or function"),
+        ({"joiner": None}, "joiner: got NoneType, expected a module or function"),
+        ({"blank": 1.5}, "blank: got 1.5, expected an integer"),
+        ({"durations": [1.5]}, r"durations: got \[1.5\], expected a sequence of integers"),
+        ({"durations": 3}, "durations: got 3, expected a sequence of integers"),
+        ({"clamp": None}, "clamp: got None, expected a number"),
+        ({"delay_penalty": "x"}, "delay_penalty: got 'x', expected a number"),
+        ({"fastemit_lambda": "x"}, "fastemit_lambda: got 'x', expected a number"),
+        ({"sigma": "x", "durations": [0, 1]}, "sigma: got 'x', expected a number"),
+        ({"workspace_mib": "x"}, "workspace_mib: got 'x', expected a number"),
+    ],
+)
+def test_what_is_of_another_kind_is_refused_by_name(options, message, caplog):
+    joiner = options.get("joiner", cases.PlacingJoiner())
+    others = {name: value for name, value in options.items() if name != "joiner"}
+    inputs = cases.batch(cases.KINDS["regular"][1])
+    with pytest.raises(TypeError, match=message):
+        transducer_loss(
+            joiner, inputs["am"], inputs["lm"], inputs["targets"], inputs["logit_lengths"],
+            inputs["target_lengths"], **others,
+        )  # fmt: skip
+    assert caplog.text == ""

@@ -164,8 +164,13 @@ def _outcome(ended: StageOutcome, scan: Scan | None, log: Path) -> Any:
 
 
 def _last_words(ended: StageOutcome) -> str:
-    lines = [line.strip() for line in ended.tail.splitlines() if line.strip()]
-    words = lines[-1] if lines else "it printed nothing"
+    """What ended it: the last exception, else a parser's error, else the last line."""
+    lines = [line.rstrip() for line in ended.tail.splitlines() if line.strip()]
+    errors = [line for line in lines if ": error: " in line]
+    for at, line in enumerate(lines):
+        if line.startswith("Traceback (most recent call last)"):
+            errors += [text for text in lines[at + 1 :] if not text.startswith(" ")][:1]
+    words = (errors or lines or ["it printed nothing"])[-1].strip()
     return f"status {ended.exit_status}{ended.by_signal}: {words}"
 
 

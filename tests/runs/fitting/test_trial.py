@@ -12,7 +12,7 @@ import pytest
 from panda_icefall.normalizer.retry import RETRYING
 from panda_icefall.runs.bounded.stage import Deadline, StageOutcome
 from panda_icefall.runs.fitting.request import check_fit
-from panda_icefall.runs.fitting.trial import _outcome, run_trial
+from panda_icefall.runs.fitting.trial import _last_words, _outcome, run_trial
 from panda_icefall.runs.hooks.worst_batches import BatchSize, Scan
 
 SAMPLED = """
@@ -78,6 +78,7 @@ def sampled(recipe):
         (0, f"a tile of 8 MiB did not fit (out of memory); {RETRYING}", WORST, "fits"),
         (1, f"did not fit (out of memory); {RETRYING}\nKeyError: 'text'", WORST, "failed"),
         (1, f"(out of memory); {RETRYING}\nMemoryError: half", WORST, "out of memory"),
+        (1, "RuntimeError: Resource temporarily unavailable", None, "out of memory"),
         (-11, "epoch 1, batch 0", WORST, "failed"),
         (139, "epoch 1, batch 0", WORST, "failed"),
         (-6, "CUDA error: no kernel image is available for execution", WORST, "failed"),
@@ -97,6 +98,26 @@ def test_a_trial_is_told_by_how_its_process_ended(status, output, scan, outcome,
     log = tmp_path / "output.log"
     log.write_text(output)
     assert _outcome(StageOutcome(status, 1.0, output), scan, log) == outcome
+
+
+TRACEBACK = "Traceback (most recent call last):\n  File 'train.py', line 1\n"
+
+
+@pytest.mark.parametrize(
+    ("output", "words"),
+    [
+        ("train.py: error: unrecognized arguments: --bogus 3\nPANDA summary: no batch",
+         "train.py: error: unrecognized arguments: --bogus 3"),
+        (TRACEBACK + "RuntimeError: my recipe is broken\nsecond line\n\nPANDA summary",
+         "RuntimeError: my recipe is broken"),
+        (TRACEBACK + "KeyError: 1\n\nWhile handling it:\n\n" + TRACEBACK + "ValueError",
+         "ValueError"),
+        ("epoch 1\nbatch 0\n", "batch 0"),
+        ("", "it printed nothing"),
+    ],
+)  # fmt: skip
+def test_what_ended_a_trial_is_told_and_not_what_was_printed_last(output, words):
+    assert _last_words(StageOutcome(1, 1.0, output)) == f"status 1: {words}"
 
 
 @pytest.mark.slow
