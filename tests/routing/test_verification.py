@@ -104,7 +104,19 @@ def test_a_simple_loss_is_close_to_its_dense_expression(k2, is_recorded, scales)
     assert max(seen.values()) < 1e-5
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    "dtype",
+    [
+        torch.bfloat16,
+        pytest.param(
+            torch.float16,
+            marks=pytest.mark.skipif(
+                torch.__version__ < "2.2",
+                reason="a CPU's autocast had bfloat16 alone: runs in the modern lane",
+            ),
+        ),
+    ],
+)
 def test_the_dense_simple_loss_of_half_projections_is_not_rounded(k2, monkeypatch, dtype):
     """Where products of half values are added up in float32, dense logits are in float32 too."""
     emulate(monkeypatch)
