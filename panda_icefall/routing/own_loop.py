@@ -136,7 +136,7 @@ def transducer_loss(
     and those of the recursion.
     """
     _check_kinds(
-        joiner, blank=blank, delay_penalty=delay_penalty, clamp=clamp,
+        joiner, {"blank": blank}, delay_penalty=delay_penalty, clamp=clamp,
         fastemit_lambda=fastemit_lambda, sigma=sigma, omega=omega, workspace_mib=workspace_mib,
         adjoint_tolerance=adjoint_tolerance,
     )  # fmt: skip
@@ -231,9 +231,9 @@ def pruned_transducer_loss(
     Returns, Raises: as ``transducer_loss``.
     """
     _check_kinds(
-        joiner, termination_symbol=termination_symbol, delay_penalty=delay_penalty, clamp=clamp,
-        fastemit_lambda=fastemit_lambda, sigma=sigma, omega=omega, workspace_mib=workspace_mib,
-        adjoint_tolerance=adjoint_tolerance,
+        joiner, {"termination_symbol": termination_symbol}, delay_penalty=delay_penalty,
+        clamp=clamp, fastemit_lambda=fastemit_lambda, sigma=sigma, omega=omega,
+        workspace_mib=workspace_mib, adjoint_tolerance=adjoint_tolerance,
     )  # fmt: skip
     variant = Variant(use_hat_loss, big_blank_durations, durations, sigma, omega)
     variant.check_lattice(rnnt_type, boundary)
@@ -266,8 +266,8 @@ def pruned_transducer_loss(
     return _loss(joiner, joints, SiteRows(am, lm, sites, ones=2), sites_of, variant, clamp, options)
 
 
-def _check_kinds(joiner: Any, **numbers: Any) -> None:
-    """Refuse what is no joiner, and what is no number; the first of these has to be an integer.
+def _check_kinds(joiner: Any, integers: dict[str, Any], **numbers: Any) -> None:
+    """Refuse what is no joiner, no integer, or no number.
 
     Raises:
       TypeError: naming it.
@@ -277,10 +277,10 @@ def _check_kinds(joiner: Any, **numbers: Any) -> None:
             f"joiner: got {type(joiner).__name__}, expected a module or function, not logits"
         )
     optional = ("workspace_mib", "adjoint_tolerance")
-    for at, (name, value) in enumerate(numbers.items()):
-        kind, said = (Real, "a number") if at else (Integral, "an integer")
-        if not isinstance(value, (kind, Tensor)) and not (value is None and name in optional):
-            raise TypeError(f"{name}: got {value!r}, expected {said}")
+    for given, kind, said in (integers, Integral, "an integer"), (numbers, Real, "a number"):
+        for name, value in given.items():
+            if not isinstance(value, (kind, Tensor)) and not (value is None and name in optional):
+                raise TypeError(f"{name}: got {value!r}, expected {said}")
 
 
 def _loss(

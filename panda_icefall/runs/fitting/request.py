@@ -154,7 +154,10 @@ def check_fit(
 def _gpu() -> str:
     """Asked for in a process of its own: one that has used a GPU keeps memory of it."""
     ask = "import torch; p = torch.cuda.get_device_properties(0); print(p.name, p.total_memory)"
-    told = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True, check=True)
+    told = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True)
+    if told.returncode:
+        words = told.stderr.strip().rpartition("\n")[2]
+        raise UsageError(f"--device: got cuda, whose GPU cannot be used ({words}); expected cpu")
     return told.stdout.strip()
 
 

@@ -227,6 +227,15 @@ def test_a_gpu_that_is_not_there_and_a_recipe_that_is_not(fitted, command, monke
     assert "gone.py does not exist" in error
 
 
+def test_a_gpu_that_cannot_be_asked_is_said(fitted, monkeypatch):
+    """The process that asks for its name fails, as where a driver is missing."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setattr(request.torch.cuda, "is_available", lambda: True)
+    status, _, _, error = fitted(options=("--device", "cuda"))
+    assert status == 2
+    assert "--device: got cuda, whose GPU cannot be used (" in error
+
+
 def test_the_first_duration_is_the_recipes_own_default(fitted, recipe):
     line = '    parser.add_argument("--max-duration", type=int, default=40)\n    return parser\n'
     more = '    parser.add_argument("--prune-range", type=int, default=5)\n' + line
