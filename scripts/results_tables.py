@@ -59,7 +59,8 @@ def section(name: str, figures: dict[str, Any]) -> str:
     commands = "\n".join(dict.fromkeys(session["command"] for session in sessions))
     lines = ["| " + " | ".join(row) + " |" for row in rows]
     title = f"## {tables.title(figures)} ({sessions[-1]['machine']['lane']} lane)"
-    source = f"`{name}`: {len(sessions)} sessions ({dates}); {machine}."
+    count = "1 session" if len(sessions) == 1 else f"{len(sessions)} sessions"
+    source = f"`{name}`: {count} ({dates}); {machine}."
     return "\n".join([title, "", f"```\n{commands}\n```", "", source, "", *lines])
 
 

@@ -21,6 +21,7 @@ KEYS: dict[str, tuple[str, ...]] = {
     "profile": ("kind", "name"),
     "recursion": ("recursion",),
     "guard": ("name",),
+    "versions": ("part", "version"),
 }
 
 _METHOD = Column("method", text("label"))
@@ -154,6 +155,18 @@ COLUMNS: dict[str, list[Column]] = {
         Column("s, median", number("seconds", ".4f")),
         Column("of the losses' own time", number("share", ".3%")),
     ],
+    "versions": [
+        Column("part", text("part")),
+        Column("checkout", text("version")),
+        _PEAK,
+        Column("of before", number("memory_ratio", ".2f")),
+        Column("s, minimum", number("seconds_min", ".3f")),
+        Column("s, median", number("seconds", ".3f")),
+        Column("minima, of before", number("time_ratio", ".2f")),
+        Column("medians, of before", number("median_ratio", ".2f")),
+        Column("loss apart", number("loss_rel", ".0e")),
+        Column("worst tensor", number("worst_grad_rel_l2", ".1e")),
+    ],
 }
 
 
@@ -194,6 +207,9 @@ def _problem(figures: dict[str, Any]) -> str:
     if name == "guard":
         every = settings["every"]
         return f"--panda-verify-every {every}, {settings['adjoints']} adjoints: {size}"
+    if name == "versions":
+        now = ", ".join(session["facts"]["now"] for session in figures["sessions"])
+        return f"{now} against {settings['before']}, {settings['adjoints']} adjoints: {size}"
     return f"Workspace of the tiles, whole loss, {settings['adjoints']} adjoints: {size}"
 
 
