@@ -15,7 +15,6 @@ and printed. Exit status: 1 where one failed.
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import platform
 import random
@@ -31,6 +30,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "support"
 
 import torch
 from drawn import runs
+
+from panda_icefall.runs.atomic_file import replace_json
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -74,6 +75,7 @@ def main() -> int:
     print(f"{total} examples of {len(names)} properties, seed {seed}", flush=True)
     started, done = time.perf_counter(), 0
     found: dict[str, list[runs.Run]] = {name: [] for name in names}
+    result = result_of(found, seed, 0.0)
     with ProcessPoolExecutor(args.jobs, mp_context=get_context("spawn")) as pool:
         asked = [pool.submit(piece, *job, seed + i) for i, job in enumerate(pieces)]
         for future in as_completed(asked):
@@ -84,22 +86,28 @@ def main() -> int:
             print(f"{elapsed:7.0f} s  {done:6d} of {total}  {run.name}", flush=True)
             if run.failure:
                 print(run.failure, flush=True)
-    result = {
-        "examples": done,
-        "mismatches": sum(bool(run.failure) for some in found.values() for run in some),
-        "seed": seed,
-        "minutes": round((time.perf_counter() - started) / 60, 1),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "properties": {name: summed(some) for name, some in found.items()},
-    }
+            result = result_of(found, seed, elapsed)
+            if args.json is not None:  # after every piece: an interrupted run keeps what it did
+                replace_json(args.json, result)
     for name, row in result["properties"].items():
         facts = ", ".join(f"{what}: {count}" for what, count in row["facts"].items())
         print(f"{name}: {row['examples']} examples, {len(row['failures'])} failed  {facts}")
     print(f"{done} examples, {result['mismatches']} mismatches, seed {seed}")
-    if args.json is not None:
-        args.json.write_text(json.dumps(result, indent=1) + "\n")
     return int(result["mismatches"] > 0)
+
+
+def result_of(found: dict[str, list[runs.Run]], seed: int, seconds: float) -> dict[str, Any]:
+    """What the JSON file says of the pieces that are done."""
+    done = [run for some in found.values() for run in some]
+    return {
+        "examples": sum(run.examples for run in done),
+        "mismatches": sum(bool(run.failure) for run in done),
+        "seed": seed,
+        "minutes": round(seconds / 60, 1),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "properties": {name: summed(some) for name, some in found.items() if some},
+    }
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 
 from benchmarks.packages import HAS_K2, package_version
+from panda_icefall.runs.atomic_file import replace_file
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 
@@ -137,7 +138,7 @@ def add_session(
     }
     document["sessions"].append(json.loads(json.dumps(session)))
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(document, indent=1) + "\n")
+    replace_file(path, f"{json.dumps(document, indent=1)}\n".encode())
     print(f"figures: {path}, {len(document['sessions'])} sessions")
 
 

@@ -2,6 +2,8 @@
 
 import importlib.util
 import json
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -27,6 +29,23 @@ def test_examples_are_run_in_processes_and_written(tmp_path):
     result = json.loads(path.read_text())
     assert (result["examples"], result["mismatches"], result["seed"]) == (9, 0, 3)
     assert len(result["properties"]) == 9
+
+
+@pytest.mark.slow
+def test_an_interrupted_run_keeps_what_it_did(tmp_path):
+    path = tmp_path / "result.json"
+    words = ["--examples", "4000", "--piece", "1", "--jobs", "1", "--json", str(path)]
+    process = subprocess.Popen(
+        [sys.executable, str(SCRIPTS / "run_properties.py"), *words],
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    lines = (line for line in process.stdout if " of 4000  " in line)
+    next(lines), next(lines)  # when it says the second piece, the first is written
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert 1 <= json.loads(path.read_text())["examples"] < 4000
 
 
 @pytest.fixture
