@@ -19,6 +19,14 @@ from toy_both import Model, batch, train
 import panda_icefall
 
 
+def assert_routed(before, steps):
+    """Both losses of so many steps since a status, the simple ones without am and lm."""
+    found = panda_icefall.status() - before
+    assert (found.losses_routed, found.losses_dense) == (steps, 0)
+    assert (found.simple_losses_deferred, found.simple_losses_dense) == (steps, 0)
+    assert found.materialised == {}
+
+
 @pytest.mark.parametrize("first", ["dense", "routed"])
 def test_checkpoints_with_and_without_panda_are_interchangeable(k2, first, tmp_path):
     """Each goes on from the other one's with the losses of a run that never stopped."""
@@ -40,7 +48,7 @@ def test_checkpoints_with_and_without_panda_are_interchangeable(k2, first, tmp_p
             with panda_icefall.patched(model, adjoint_tolerance=0):
                 before = panda_icefall.status()
                 found += train(k2, model, optimizer, steps)
-                assert (panda_icefall.status() - before).losses_routed == 3
+                assert_routed(before, 3)
                 torch.save(
                     {"model": model.state_dict(), "optimizer": optimizer.state_dict()},
                     tmp_path / "checkpoint.pt",
@@ -59,7 +67,9 @@ def test_a_state_dict_and_averages_of_the_model_are_those_of_a_plain_one(k2):
     content = {name: vars(module).keys() for name, module in plain.named_modules()}
     panda_icefall.apply(model)
     averaged = torch.optim.swa_utils.AveragedModel(model)
+    before = panda_icefall.status()
     train(k2, model, torch.optim.SGD(model.parameters(), 1e-3), range(2))
+    assert_routed(before, 2)
     averaged.update_parameters(model)
     averaged.update_parameters(model)
     assert list(model.state_dict()) == list(plain.state_dict())
@@ -97,7 +107,9 @@ def greedy(model, data, symbols=4):
 def test_decoding_after_training_is_as_without(k2):
     model, data = Model(), batch()
     panda_icefall.apply(model)
+    before = panda_icefall.status()
     train(k2, model, torch.optim.SGD(model.parameters(), 1e-2), range(2))
+    assert_routed(before, 2)
     before = panda_icefall.status()
     while_applied = greedy(model, data)
     assert panda_icefall.status() - before == panda_icefall.status() - panda_icefall.status()
@@ -136,5 +148,7 @@ def test_a_compiled_model_trains_as_without(k2):
     compiled = torch.compile(model, backend="eager")
     with panda_icefall.patched(model):
         optimizer = torch.optim.SGD(model.parameters(), 0.0)
+        before = panda_icefall.status()
         found = train(k2, compiled, optimizer, range(2))
+        assert_routed(before, 2)
     torch.testing.assert_close(found, expected, rtol=1e-10, atol=0)

@@ -3,6 +3,7 @@
 import dataclasses
 from collections import Counter
 
+import counted
 import pytest
 import torch
 import torch.nn.functional as F
@@ -68,7 +69,7 @@ def test_no_loss_depends_on_what_another_batch_had(newer_k2):
     model = Model()
 
     def loss_of(data):
-        with panda_icefall.patched(model):
+        with counted.deferred(model):
             return model.step(newer_k2, data).detach()
 
     first = toy.batch(newer_k2)
@@ -86,7 +87,7 @@ def test_no_loss_depends_on_what_another_batch_had(newer_k2):
 
 def test_a_boundary_that_is_changed_between_the_losses_is_checked_again(newer_k2):
     data, model = toy.batch(newer_k2), Model()
-    with panda_icefall.patched(model):
+    with counted.deferred(model):
         toy_simple.smoothed_loss(newer_k2, *model.projections(data), data)
         logits = model.joiner(*newer_k2.do_rnnt_pruning(data.am, data.lm, data.ranges))
         data.boundary[1, 3] = toy.T + 1
@@ -101,7 +102,7 @@ def test_a_boundary_that_is_changed_between_the_losses_is_checked_again(newer_k2
 
 def test_symbols_that_are_changed_between_the_losses_are_checked_again(newer_k2):
     data, model = toy.batch(newer_k2), Model()
-    with panda_icefall.patched(model):
+    with counted.deferred(model):
         toy_simple.smoothed_loss(newer_k2, *model.projections(data), data)
         logits = model.joiner(*newer_k2.do_rnnt_pruning(data.am, data.lm, data.ranges))
         data.symbols[2, 1] = toy.C

@@ -35,7 +35,9 @@ def told(compute, model=None):
         panda_icefall.patched(model, workspace_mib=0.01),
         followed_losses(losses.append, log_probs=True),
     ):
+        before = panda_icefall.status()
         compute()
+        assert (panda_icefall.status() - before).materialised == {}
     return losses
 
 
