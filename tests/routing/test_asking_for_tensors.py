@@ -278,8 +278,9 @@ def test_what_panda_refuses_stays_refused(k2):
         shift.zero_()
         return x.cumsum(-1)
 
+    data = toy.batch(k2)
     with panda_icefall.patched(), pytest.raises(PandaError, match="changed in place"):
-        toy.pruned_loss(k2, toy.HiddenJoiner(hidden), toy.batch(k2))
+        toy.pruned_loss(k2, toy.HiddenJoiner(hidden), data)
     assert not any("raised" in name for name in panda_icefall.status().materialised)
 
 

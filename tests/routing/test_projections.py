@@ -224,6 +224,7 @@ def test_half_logits_are_left_to_k2(k2):
             k2.rnnt_loss_smoothed(halves[1], halves[0], data.symbols, 0)
         status = panda_icefall.status()
         k2.rnnt_loss_smoothed(lm, am, data.symbols, 0)
+    assert (panda_icefall.status() - status).simple_losses_of_tensors == 1
     assert status.simple_losses_dense == 1
     assert set(status.materialised) == {
         f"simple_{name}_proj: not cast to float32" for name in ("am", "lm")

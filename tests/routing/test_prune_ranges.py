@@ -99,6 +99,7 @@ def test_an_utterance_that_is_too_short_for_its_lattice_is_named(k2, rnnt_type):
     )
     with panda_icefall.patched(), pytest.raises(ValueError, match=message):
         step(k2, toy.TanhJoiner(), data, rnnt_type)
+    assert panda_icefall.status().simple_losses_dense == 0
     with pytest.raises(ValueError, match=message):
         rnnt_loss_pruned(
             torch.zeros(2, 6, 3, toy.C), data.symbols, torch.arange(3).expand(2, 6, 3), 0,

@@ -286,6 +286,7 @@ def test_inf_check_hooks_on_projections_fire(k2, caplog):
     dense = run(False)
     assert "simple_am_proj.output" in dense
     assert run(True) == dense
+    assert panda_icefall.status().simple_losses_of_tensors == 1
     assert panda_icefall.status().materialised == {
         f"simple_{name}_proj: backward hook": 1 for name in ("am", "lm")
     }
@@ -315,6 +316,7 @@ def test_a_hook_of_every_module_counts_as_one_of_the_projection(k2):
     try:
         with panda_icefall.patched(model=model):
             model(k2, data).backward()
+            assert panda_icefall.status().simple_losses_of_tensors == 1
     finally:
         handle.remove()
     assert model.simple_am_proj in seen

@@ -8,10 +8,11 @@ NOTHING = {}
 
 
 @contextmanager
-def routed(losses=1, *, dense=0, materialised=NOTHING, **options):
+def routed(losses=1, *, dense=0, simple_dense=0, materialised=NOTHING, **options):
     """PANDA applied in the block, in which so many pruned losses are routed and dense.
 
     Args:
+      simple_dense: simple losses that are left to the host; any number may be in tiles.
       materialised: what is turned into tensors, and how often; None: not asked.
       options: those of `panda_icefall.patched`.
     """
@@ -20,6 +21,7 @@ def routed(losses=1, *, dense=0, materialised=NOTHING, **options):
         yield
         found = panda_icefall.status() - before
     assert (found.losses_routed, found.losses_dense) == (losses, dense)
+    assert found.simple_losses_dense == simple_dense
     assert materialised in (None, found.materialised)
 
 
