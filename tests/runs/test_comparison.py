@@ -132,6 +132,14 @@ def test_folders_without_a_log_are_refused(command, tmp_path, monkeypatch):
         read_runs([tmp_path])
 
 
+def test_a_report_that_cannot_be_written_is_one_line(command, runs):
+    (runs / "full").write_text("")
+    status, _, error = command("report", "exp-dense", "--out", "full/report")
+    assert status == 2
+    assert "--out: cannot write full/report: Not a directory" in error
+    assert error.count("\n") == 1
+
+
 def test_the_contract_is_found_where_the_run_wrote_it(recipe):
     log = recipe.folder / "log/m.jsonl"
     options = PandaOptions(use_panda=True, memory_log=log, check_batches=1, max_batches=1)
