@@ -1,6 +1,7 @@
 """`panda-icefall report`: runs read from their folders, beside each other in one page."""
 
 import json
+import sys
 from pathlib import Path
 
 import bounded_content as made
@@ -130,6 +131,17 @@ def test_folders_without_a_log_are_refused(command, tmp_path, monkeypatch):
     (tmp_path / "panda-check.json").write_text("{")
     with pytest.raises(UsageError, match="cannot be read"):
         read_runs([tmp_path])
+
+
+def test_without_matplotlib_the_numbers_stay_and_older_figures_go(command, runs, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    (runs / "panda-report").mkdir()
+    (runs / "panda-report" / "loss.png").write_bytes(b"of an earlier report")
+    assert command("report", "exp-dense", "exp-panda")[0] == 0
+    markdown = (runs / "panda-report" / "report.md").read_text()
+    assert "No figures: matplotlib cannot be loaded" in markdown
+    assert "least memory: exp-panda" in markdown
+    assert not list((runs / "panda-report").glob("*.png"))
 
 
 def test_a_report_that_cannot_be_written_is_one_line(command, runs):
