@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from panda_icefall.runs import doctor
 from panda_icefall.runs.bounded import request as bounded_request
 from panda_icefall.runs.bounded import run as bounded_run
 from panda_icefall.runs.planning import request as plan_request
@@ -33,8 +34,11 @@ def test_ctrl_c_is_one_line_and_status_130(command, failing):
     assert error.strip() == "panda-icefall: interrupted"
 
 
-def test_an_error_that_is_nobodys_keeps_its_traceback(command, failing):
+@pytest.mark.parametrize("has_routing", [True, False])
+def test_an_error_that_is_nobodys_keeps_its_traceback(command, failing, monkeypatch, has_routing):
     failing(KeyError("a mistake of ours"))
+    if not has_routing:
+        monkeypatch.delitem(sys.modules, "panda_icefall.routing.errors")
     with pytest.raises(KeyError, match="a mistake of ours"):
         command(*PLAN)
 
@@ -77,6 +81,17 @@ def test_a_torch_that_cannot_be_imported_is_one_line(command, monkeypatch, is_br
     assert (status, text) == (2, "")
     assert error.startswith(f"panda-icefall: {said}")
     assert error.count("\n") == 1
+
+
+def test_a_diagnosis_is_for_a_program_or_for_a_bug_report(command, monkeypatch):
+    found = doctor.Diagnosis((doctor.Finding("torch", "ok", "2.13"),))
+    monkeypatch.setattr(doctor, "examine", lambda *_: found)
+    assert json.loads(command("doctor", "--json")[1])["findings"][0]["subject"] == "torch"
+    status, text, _ = command("doctor", "--report")
+    assert (status, text.splitlines()[0]) == (0, "```")
+    status, _, error = command("doctor", "--report", "--json")
+    assert status == 2
+    assert "--json, --report: got both; expected one of them" in error
 
 
 def test_completion_needs_no_torch(command, monkeypatch):

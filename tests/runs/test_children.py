@@ -13,7 +13,9 @@ from torch.multiprocessing import ProcessRaisedException
 
 from panda_icefall.routing import LossTotals
 from panda_icefall.runs import NotRoutedError, PandaOptions, UsageError, run_recipe, termination
-from panda_icefall.runs.records import RunOutcome
+from panda_icefall.runs.memory.log import read_last_run
+from panda_icefall.runs.records import RunOutcome, read_outcomes
+from panda_icefall.runs.spawn import ChildEntry
 from panda_icefall.runs.termination import TO_CHILDREN, Terminated, ending_children
 
 PANDA = PandaOptions(use_panda=True)
@@ -93,6 +95,24 @@ def test_a_violation_on_a_later_rank_is_printed_and_status_1(recipe, spawning, c
     assert "contract violated (rank 1): the loss is off by 3" in capsys.readouterr().err
 
 
+def test_a_function_that_a_partial_holds_is_the_recipes(recipe, spawning, capsys):
+    spawning(first_alone)
+    recipe.edit(
+        ("mp.spawn(run, args=(1, args)", "mp.spawn(functools.partial(run), args=(1, args)"),
+        ("import argparse\n", "import argparse\nimport functools\n"),
+    )
+    assert run_recipe(recipe.train_py, [], PANDA) == 0
+    assert re.search(r"losses routed / dense\W+6 / 0", capsys.readouterr().err)
+
+
+def test_a_function_without_a_training_loop_beside_it_runs_as_it_is(tmp_path):
+    seen = []
+    ChildEntry(lambda *given: seen.append(given), PANDA, "train.py", str(tmp_path))(1, "word")
+    assert seen == [(1, "word")]
+    (outcome,) = read_outcomes(tmp_path)
+    assert (outcome.rank, outcome.batches) == (1, 0)
+
+
 def wait(is_ready, *, is_stubborn):
     if is_stubborn:
         signal.signal(TO_CHILDREN, signal.SIG_IGN)
@@ -129,6 +149,16 @@ def test_a_sigterm_is_passed_on_to_children_and_ends_them(monkeypatch, is_stubbo
         for child in children:
             child.kill()
             child.join()
+
+
+def test_a_sigterm_in_a_step_ends_the_run_with_its_rows_and_status_143(recipe, capsys):
+    step = "            loss.backward()\n"
+    told = "            import signal\n            signal.raise_signal(signal.SIGTERM)\n"
+    recipe.edit((step, step + told))
+    options = PandaOptions(use_panda=True, memory_log=Path("m.jsonl"))
+    assert run_recipe(recipe.train_py, [], options) == 128 + signal.SIGTERM
+    assert read_last_run(recipe.folder / "m.jsonl")[-1]["reason"] == "SIGTERM"
+    assert "PANDA summary" in capsys.readouterr().err
 
 
 def test_a_bound_that_is_reached_leaves_the_process_group(recipe):

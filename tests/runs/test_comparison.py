@@ -112,6 +112,15 @@ def test_runs_in_folders_of_the_same_name_are_told_apart(tmp_path):
         write_log(tmp_path / name / "exp", [1.0])
     found = read_runs([tmp_path / "a/exp", tmp_path / "b/exp"])
     assert [run.name for run in found] == ["a/exp", "b/exp"]
+    for name in ("a", "b"):
+        write_log(tmp_path / name / "x/y/z", [1.0])
+    found = read_runs([tmp_path / "a/x/y/z", tmp_path / "b/x/y/z"])
+    assert [run.name for run in found] == [str(run.log) for run in found]
+
+
+def test_a_log_without_options_is_not_said_to_be_dense(tmp_path):
+    write_log(tmp_path, [1.0], options=None)
+    assert [run.losses for run in read_runs([tmp_path])] == ["not recorded"]
 
 
 def test_a_run_without_a_whole_step_is_said_to_have_none(command, runs):

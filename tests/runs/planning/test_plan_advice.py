@@ -1,11 +1,16 @@
 """What a plan says where nothing fits, nothing is gained, or the recipe's files tell little."""
 
+import gzip
+import json
 import sys
 
 import pytest
 
 SMALL = ["--vocab", 4336, "--gpu-mem", "1.51GiB"]
 TRAIN_PY = """
+parser.add_argument("--joiner-dim", type=int, default=WIDTH)
+parser.add_argument("--verbose")
+params = {"decoder_dim": WIDTH, **more}
 parser.add_argument("--prune-range", type=int, default=5)
 parser.add_argument("--use-bf16", type=str2bool, default=True)
 """
@@ -67,3 +72,22 @@ def test_classes_that_no_file_tells_are_those_published_for_the_corpus(command, 
     assert status == 2
     assert "--vocab: got none, expected the number of classes, which " in error
     assert "mine/ASR/pruned does not tell; give it" in error
+
+
+def test_what_the_recipe_computes_is_left_to_common_values(command, recipe):
+    status, printed, _ = command("plan", recipe("aishell"), "--gpu-mem", "16GiB")
+    assert status == 0
+    assert "joiner-dim 512 (default)" in printed
+    assert "decoder-dim 512 (default)" in printed
+
+
+def test_the_worst_batch_of_the_cuts_is_printed_with_its_padding(command, tmp_path):
+    path = tmp_path / "cuts.jsonl.gz"
+    with gzip.open(path, "wt") as file:
+        file.writelines(json.dumps({"duration": 5.0}) + "\n" for _ in range(80))
+    words = ["--vocab", 500, "--gpu-mem", "4GiB", "--max-duration", 100, "--cuts", path]
+    words += ["--num-buckets", 1]
+    status, text, _ = command("plan", *words)
+    assert status == 0
+    line = "batches: the worst of an epoch of 80 utterances, B=20, T=125, S=20: 100 s with padding"
+    assert line in text
