@@ -103,6 +103,7 @@ def test_an_error_of_the_routed_arm_is_never_the_recipes(run):
         ({"loss": 2.0 * (1 + 3e-6)}, "losses: off by"),
         ({"loss": math.nan}, "losses: off by inf"),
         ({"gradient": 1.001}, "gradient of joiner: off by"),
+        ({"gradient": 1 + 2e-5}, "gradient of joiner: off by 6.3"),
         ({"gradient": math.nan}, "gradient of joiner: off by inf"),
         ({"losses": 0, "losses_dense": 1}, "got \\(0, 1, {}\\), expected \\(1, 0, {}\\)"),
     ],
