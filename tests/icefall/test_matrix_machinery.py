@@ -11,6 +11,7 @@ from types import ModuleType
 
 import pytest
 import torch
+from recipe_matrix import arms
 from recipe_matrix import measure as measuring
 from recipe_matrix.arms import Arms, Pass
 from recipe_matrix.building import make_params
@@ -18,6 +19,7 @@ from recipe_matrix.isolation import mended, on_path, recipe_folder_first, stand_
 from recipe_matrix.measure import MATERIALISED, OWN_FAILURE, REFUSED, ROUTED, measure
 from recipe_matrix.row import ABSENT, Adaptation, Row
 
+from panda_icefall.lattice import exact_recursion
 from panda_icefall.routing import PandaError
 
 ROW = Row("corpus/ASR/recipe", {}, own_failure="no such file")
@@ -66,6 +68,21 @@ def test_equal_arms_are_routed_without_violations(run):
     assert (outcome.joiner, outcome.losses) == ("add, linear", 1)
 
 
+def test_dense_losses_of_k2_run_the_exact_recursion(monkeypatch):
+    module, own, seen = ModuleType("k2.rnnt_loss"), object(), []
+    module.mutual_information_recursion = own
+    monkeypatch.setitem(sys.modules, "k2.rnnt_loss", module)
+
+    def pass_(*_, **__):
+        seen.append(module.mutual_information_recursion)
+        return [], {}, "model.py"
+
+    monkeypatch.setattr(arms, "_run", pass_)
+    arms._dense(ROW, None, None, is_training=True)
+    assert seen == [exact_recursion]
+    assert module.mutual_information_recursion is own
+
+
 def test_a_recipe_fails_by_itself_only_with_the_error_the_row_names(run):
     outcome = run(OSError("no such file x"), routed_pass())
     assert (outcome.kind, outcome.reason) == (OWN_FAILURE, "OSError: no such file x")
@@ -86,6 +103,7 @@ def test_an_error_of_the_routed_arm_is_never_the_recipes(run):
         ({"loss": 2.0 * (1 + 3e-6)}, "losses: off by"),
         ({"loss": math.nan}, "losses: off by inf"),
         ({"gradient": 1.001}, "gradient of joiner: off by"),
+        ({"gradient": 1 + 2e-5}, "gradient of joiner: off by 6.3"),
         ({"gradient": math.nan}, "gradient of joiner: off by inf"),
         ({"losses": 0, "losses_dense": 1}, "got \\(0, 1, {}\\), expected \\(1, 0, {}\\)"),
     ],

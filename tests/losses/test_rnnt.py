@@ -1,4 +1,4 @@
-"""What fast_rnnt and k2 have and no recipe calls: the full lattice, arcs, terms; and all names."""
+"""What fast_rnnt and k2 have and no recipe calls: the full lattice, arcs; and all names."""
 
 import inspect
 import itertools
@@ -6,49 +6,22 @@ import itertools
 import pytest
 import torch
 import torch.nn.functional as F
+from rnnt_batches import (
+    CASES,
+    TYPES,
+    C,
+    make_batch,
+    randn,
+    values_and_gradients,
+    weighted_gradients,
+)
 
 from panda_icefall import rnnt
 
-C = 7
-TYPES = ["regular", "modified", "constrained"]
 SCALES = (0.2, 0.1)
 
-# name: (S, T, boundary rows or None)
-BATCHES = {
-    "full length": (3, 5, None),
-    "ragged": (4, 6, [[0, 0, 4, 6], [0, 0, 2, 4], [0, 0, 0, 5]]),
-    "later begins": (4, 6, [[1, 1, 4, 6], [0, 2, 3, 6]]),
-    "one frame": (1, 1, [[0, 0, 1, 1], [0, 0, 0, 1]]),
-    "no symbols": (0, 4, None),
-    "more symbols than frames": (5, 2, [[0, 0, 5, 2], [0, 0, 3, 1]]),
-}
-CASES = [(name, "regular") for name in BATCHES]
-CASES += [(n, kind) for n, (S, T, _) in BATCHES.items() if S <= T for kind in TYPES[1:]]
 # blank, use_hat_loss
 HEADS = [(0, False), (C - 1, False), (0, True)]
-
-
-def lattice_of(name, blank):
-    """Symbols that are never the blank, which is the padding, and the boundary."""
-    S, T, rows = BATCHES[name]
-    B = 2 if rows is None else len(rows)
-    symbols = torch.randint(1, C, (B, S), generator=torch.Generator().manual_seed(S + T))
-    symbols = (symbols + blank) % C
-    boundary = None if rows is None else torch.tensor(rows)
-    if boundary is not None:
-        symbols.masked_fill_(torch.arange(S) >= boundary[:, 2:3], blank)
-    return symbols, boundary
-
-
-def randn(*shape, dtype=torch.float64, scale=2.0, seed=4):
-    values = torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    return (scale * values).to(dtype)
-
-
-def make_batch(name, blank=0, **options):
-    symbols, boundary = lattice_of(name, blank)
-    B, S = symbols.shape
-    return randn(B, BATCHES[name][1], S + 1, C, **options), symbols, boundary
 
 
 def log_probs_of(logits, use_hat_loss=False):
@@ -62,11 +35,6 @@ def losses_by_paths(loss_by_paths, log_probs, symbols, boundary, blank, *args, *
     limits = [None] * len(symbols) if boundary is None else boundary.tolist()
     each = zip(log_probs, symbols.tolist(), limits)
     return torch.stack([loss_by_paths(x, y, blank, *args, limits=z, **kwargs) for x, y, z in each])
-
-
-def weighted_gradients(losses, *inputs):
-    weights = torch.arange(1, len(losses) + 1, dtype=losses.dtype)
-    return torch.autograd.grad((losses * weights).sum(), inputs)
 
 
 @pytest.mark.parametrize("delay_penalty", [0.0, 0.25])
@@ -212,91 +180,6 @@ def test_arcs_are_the_log_probs_of_their_sites(name, rnnt_type, kind):
     torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-13)
 
 
-def paths_of(boundary, is_modified):
-    """All paths of one utterance, each the list of its arcs ``(is_symbol, s, t)``."""
-    s_begin, t_begin, s_end, t_end = boundary
-
-    def onward(s, t):
-        if (s, t) == (s_end, t_end):
-            yield []
-        if t < t_end:
-            for rest in onward(s, t + 1):
-                yield [(False, s, t), *rest]
-        if s < s_end and (t < t_end or not is_modified):
-            for rest in onward(s + 1, t + is_modified):
-                yield [(True, s, t), *rest]
-
-    return list(onward(s_begin, t_begin))
-
-
-def terms_by_paths(px, py, boundary, is_modified):
-    """The terms ``[N, B]`` of the score, by the probability of every path."""
-    columns = []
-    for b, limits in enumerate(boundary.tolist()):
-        of_paths = torch.stack(
-            [
-                sum((px if is_symbol else py)[:, b, s, t] for is_symbol, s, t in path)
-                for path in paths_of(limits, is_modified)
-            ]
-        )  # [paths, N]
-        totals = of_paths.sum(1)
-        # A path of probability 0 adds nothing, not 0 * inf.
-        shares = totals.softmax(0).detach().unsqueeze(1)
-        expected = torch.where(shares > 0, of_paths, 0.0).mul(shares).sum(0)
-        rest = totals.logsumexp(0).detach() - expected.detach().sum()
-        columns.append(torch.cat((expected[:1] + rest, expected[1:])))
-    return torch.stack(columns, dim=1)
-
-
-def term_batch(is_modified, N=3):
-    B, S, T = 3, 3, 4
-    boundary = torch.tensor([[0, 0, S, T], [1, 1, 2, 3], [0, 1, 0, 3]])
-    px = randn(N, B, S, T + (not is_modified), seed=7)
-    px[1, 0, 1, 2] = -torch.inf
-    return px, randn(N, B, S + 1, T, seed=8), boundary
-
-
-@pytest.mark.parametrize("is_modified", [False, True])
-def test_terms_of_a_score_are_their_expectations_over_all_paths(is_modified):
-    px, py, boundary = term_batch(is_modified)
-    results = []
-    for function in (
-        lambda px, py: rnnt.joint_mutual_information_recursion(
-            px.unbind(0), py.unbind(0), boundary
-        ),
-        lambda px, py: terms_by_paths(px, py, boundary, is_modified),
-    ):
-        leaves = [x.clone().requires_grad_() for x in (px, py)]
-        terms = function(*leaves)
-        assert terms.shape == (3, 3)
-        adjoints = randn(3, 3, seed=9)
-        results.append((terms.detach(), *torch.autograd.grad((terms * adjoints).sum(), leaves)))
-    torch.testing.assert_close(*results, rtol=1e-12, atol=1e-13)
-
-
-@pytest.mark.parametrize("is_modified", [False, True])
-def test_terms_sum_to_the_score_of_the_summed_arcs_and_to_its_gradients(is_modified):
-    px, py, boundary = term_batch(is_modified)
-    leaves = [x.clone().requires_grad_() for x in (px, py)]
-    terms = rnnt.joint_mutual_information_recursion(*(x.unbind(0) for x in leaves), boundary)
-    got = (terms.sum(0), *weighted_gradients(terms.sum(0), *leaves))
-    total = rnnt.mutual_information_recursion(*(x.sum(0) for x in leaves), boundary)
-    expected = (total, *weighted_gradients(total, *leaves))
-    torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-13)
-
-
-def test_an_utterance_without_a_path_has_no_score_and_no_gradient():
-    px, py, _ = term_batch(is_modified=False)
-    px[:, 1] = -torch.inf
-    leaves = [x.clone().requires_grad_() for x in (px, py)]
-    terms = rnnt.joint_mutual_information_recursion(*(x.unbind(0) for x in leaves))
-    assert terms[:, 1].tolist() == [-torch.inf, 0, 0]
-    assert terms[:, [0, 2]].isfinite().all()
-    px_grad, py_grad = torch.autograd.grad(terms[:, [0, 2]].sum() + terms[1:, 1].sum(), leaves)
-    assert px_grad[:, 1].abs().sum() == py_grad[:, 1].abs().sum() == 0
-    assert px_grad.isfinite().all()
-
-
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_inputs_are_computed_in_float32_and_get_half_gradients(dtype):
     logits, symbols, boundary = make_batch("ragged", dtype=dtype)
@@ -352,25 +235,6 @@ def test_unfit_inputs_of_the_full_loss_are_refused(changed, error, message):
         rnnt.rnnt_loss(**(given | changed))
 
 
-@pytest.mark.parametrize(
-    ("px", "py", "error", "message"),
-    [
-        ((), (), ValueError, "px: got 0 terms, expected one or more"),
-        ((2,), (), ValueError, "py: got 0 terms, expected 1"),
-        ((2, 3), (3, 3), ValueError, r"px\[1\]: got shape \(1, 3, 5\), expected .*\(1, 2, 5\)"),
-        ((2, 2), (3, 4), ValueError, r"py\[1\]: got shape \(1, 4, 4\), expected .*\(1, 3, 4\)"),
-        ((2,), (4,), ValueError, r"py: got shape \(1, 4, 4\), expected \[B, S\+1, T\]"),
-    ],
-)
-def test_unfit_terms_are_refused(px, py, error, message):
-    px, py = [torch.zeros(1, s, 5) for s in px], [torch.zeros(1, s, 4) for s in py]
-    with pytest.raises(error, match=message):
-        rnnt.joint_mutual_information_recursion(px, py)
-    if len(px) == 2:
-        with pytest.raises(TypeError, match=r"px\[1\]: got torch.float64, expected .*float32"):
-            rnnt.joint_mutual_information_recursion([px[0], px[0].double()], [py[0]] * 2)
-
-
 _LATTICE = "symbols termination_symbol"
 _SCALES = "lm_only_scale am_only_scale"
 _LOSS = "boundary rnnt_type delay_penalty reduction return_grad"
@@ -412,15 +276,6 @@ def test_signatures_begin_as_those_of_k2():
                 assert ours[parameter].default == theirs[parameter].default
 
 
-def values_and_gradients(function, inputs, /, *args, **kwargs):
-    """Everything a function gives, and the gradient of all of it that is finite."""
-    inputs = [x.clone().requires_grad_() for x in inputs]
-    result = function(*inputs, *args, **kwargs)
-    result = [result] if isinstance(result, torch.Tensor) else [*result]
-    total = sum((x * randn(*x.shape)).masked_fill(x.isinf(), 0).sum() for x in result)
-    return [*(x.detach() for x in result), *torch.autograd.grad(total, inputs)]
-
-
 @pytest.mark.k2
 @pytest.mark.parametrize("rnnt_type", TYPES)
 @pytest.mark.parametrize("name", ["full length", "ragged", "later begins"])  # 1.23.4 refuses S = 0
@@ -447,24 +302,6 @@ def test_arcs_and_losses_are_those_of_k2(name, rnnt_type):
             values_and_gradients(getattr(m, function), inputs, *args, **options) for m in (rnnt, k2)
         )
         torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-13, msg=function)
-
-
-@pytest.mark.k2
-@pytest.mark.parametrize("is_modified", [False, True])
-def test_terms_are_those_of_k2(is_modified):
-    import k2
-
-    px, py, boundary = term_batch(is_modified)
-    ours, theirs = (
-        values_and_gradients(
-            lambda px, py, m=m: m.joint_mutual_information_recursion(
-                px.unbind(0), py.unbind(0), boundary
-            ),
-            (px, py),
-        )
-        for m in (rnnt, k2)
-    )
-    torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.k2

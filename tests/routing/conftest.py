@@ -5,6 +5,7 @@ import sys
 import types
 
 import pytest
+import toy_full
 
 import panda_icefall
 from panda_icefall import rnnt
@@ -28,3 +29,11 @@ def k2():
     name = "k2" if importlib.util.find_spec("k2") else hosts.OWN_FUNCTIONS
     yield importlib.import_module(name)
     panda_icefall.revert()
+
+
+@pytest.fixture
+def oracle_hosts():
+    """k2 and torchaudio by the oracle; no optimized_transducer."""
+    with toy_full.oracles_as_hosts(with_packed=False):
+        yield
+        panda_icefall.revert()

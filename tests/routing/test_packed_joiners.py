@@ -10,13 +10,8 @@ from torch import nn
 
 import panda_icefall
 
-
-@pytest.fixture(autouse=True)
-def hosts():
-    """optimized_transducer is not installed: ours stands in for it."""
-    with toy_full.oracles_as_hosts(with_packed=False):
-        yield
-        panda_icefall.revert()
+# Ours stands in for optimized_transducer, which is not installed.
+pytestmark = pytest.mark.usefixtures("oracle_hosts")
 
 
 class Each(nn.Module):

@@ -294,6 +294,10 @@ class Recipe:
         """The lines of one output file of the recipe."""
         return (self.folder / name).read_text().split()
 
+    def floats(self, name):
+        """The same as numbers."""
+        return [float(line) for line in self.lines(name)]
+
     def rows(self, name):
         """The rows of one memory log, its header and its end among them."""
         return [json.loads(line) for line in (self.folder / name).read_text().splitlines()]

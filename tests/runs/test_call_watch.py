@@ -7,7 +7,11 @@ import torch
 
 from panda_icefall import rnnt
 from panda_icefall.routing import LossTotals
-from panda_icefall.runs.call_watch import LossCallWatch, explain_not_routed
+from panda_icefall.runs.call_watch import (
+    LossCallWatch,
+    explain_ctc_not_routed,
+    explain_not_routed,
+)
 
 
 def ctc():
@@ -64,3 +68,20 @@ def test_a_call_that_was_not_seen_is_not_said_not_to_have_been():
     assert "no call of a pruned or full-lattice loss was seen" in text
     assert "names bound by `from k2 import ...` before PANDA was applied" in text
     assert "never called" not in text
+
+
+def test_simple_losses_that_were_dense_are_said():
+    text = explain_not_routed(LossTotals(simple_losses_dense=3), Counter())
+    assert "simple losses were computed as without PANDA (3 times)" in text
+
+
+def test_a_ctc_loss_that_was_called_and_not_recorded_is_told_from_one_that_was_not_called():
+    counters = LossTotals(ctc_losses_dense=2, materialised={"exp": 1})
+    text = explain_ctc_not_routed(counters, ["encoder.ctc_output"])
+    assert "the model has encoder.ctc_output" in text
+    assert "ctc_loss was called 2 time(s), each with log-probs that were not recorded" in text
+    assert "turned into ordinary ones by exp (1 times)" in text
+    text = explain_ctc_not_routed(LossTotals(), [])
+    assert "the model has no ctc_output" in text
+    assert "no call of torch.nn.functional.ctc_loss was seen" in text
+    assert "ordinary ones" not in text

@@ -1,6 +1,7 @@
 """`panda-icefall report`: runs read from their folders, beside each other in one page."""
 
 import json
+import sys
 from pathlib import Path
 
 import bounded_content as made
@@ -111,6 +112,15 @@ def test_runs_in_folders_of_the_same_name_are_told_apart(tmp_path):
         write_log(tmp_path / name / "exp", [1.0])
     found = read_runs([tmp_path / "a/exp", tmp_path / "b/exp"])
     assert [run.name for run in found] == ["a/exp", "b/exp"]
+    for name in ("a", "b"):
+        write_log(tmp_path / name / "x/y/z", [1.0])
+    found = read_runs([tmp_path / "a/x/y/z", tmp_path / "b/x/y/z"])
+    assert [run.name for run in found] == [str(run.log) for run in found]
+
+
+def test_a_log_without_options_is_not_said_to_be_dense(tmp_path):
+    write_log(tmp_path, [1.0], options=None)
+    assert [run.losses for run in read_runs([tmp_path])] == ["not recorded"]
 
 
 def test_a_run_without_a_whole_step_is_said_to_have_none(command, runs):
@@ -130,6 +140,25 @@ def test_folders_without_a_log_are_refused(command, tmp_path, monkeypatch):
     (tmp_path / "panda-check.json").write_text("{")
     with pytest.raises(UsageError, match="cannot be read"):
         read_runs([tmp_path])
+
+
+def test_without_matplotlib_the_numbers_stay_and_older_figures_go(command, runs, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    (runs / "panda-report").mkdir()
+    (runs / "panda-report" / "loss.png").write_bytes(b"of an earlier report")
+    assert command("report", "exp-dense", "exp-panda")[0] == 0
+    markdown = (runs / "panda-report" / "report.md").read_text()
+    assert "No figures: matplotlib cannot be loaded" in markdown
+    assert "least memory: exp-panda" in markdown
+    assert not list((runs / "panda-report").glob("*.png"))
+
+
+def test_a_report_that_cannot_be_written_is_one_line(command, runs):
+    (runs / "full").write_text("")
+    status, _, error = command("report", "exp-dense", "--out", "full/report")
+    assert status == 2
+    assert "--out: cannot write full/report: Not a directory" in error
+    assert error.count("\n") == 1
 
 
 def test_the_contract_is_found_where_the_run_wrote_it(recipe):

@@ -1,19 +1,25 @@
 """Processes that torchrun started leave their outcomes in one folder, and the first waits."""
 
+import json
+import re
 import threading
 
 import pytest
 
+from panda_icefall.runs import PandaOptions, run_recipe
+from panda_icefall.runs.records import RunOutcome
 from panda_icefall.runs.torchrun import torchrun_rank
+
+PANDA = PandaOptions(use_panda=True)
 
 
 @pytest.fixture
 def started(monkeypatch, tmp_path):
-    """This process as the given one of two on the second machine."""
+    """This process as the given one of two, by default on the second machine."""
 
-    def as_rank(local_rank):
+    def as_rank(local_rank, before=2):
         for name, value in {
-            "TORCHELASTIC_RUN_ID": "none", "RANK": 2 + local_rank, "LOCAL_RANK": local_rank,
+            "TORCHELASTIC_RUN_ID": "none", "RANK": before + local_rank, "LOCAL_RANK": local_rank,
             "LOCAL_WORLD_SIZE": 2, "TORCHELASTIC_RESTART_COUNT": 1,
         }.items():  # fmt: skip
             monkeypatch.setenv(name, str(value))
@@ -64,3 +70,28 @@ def test_a_folder_of_somebody_else_is_refused(started, monkeypatch):
         first.sharing_folder(),
     ):
         pass
+
+
+def test_the_first_reports_for_both(started, recipe, capsys):
+    first, second = started(1, before=0), started(0, before=0)
+    first, second = second, first
+    first.folder.mkdir()
+    RunOutcome(rank=1, batches=2, seconds=1.0).write(first.folder)
+    second.leave()
+    assert run_recipe(recipe.train_py, [], PANDA, is_json=True) == 0
+    printed = capsys.readouterr()
+    assert re.search(r"training batches per rank\W+4, 2", printed.err)
+    ranks = [process["rank"] for process in json.loads(printed.out)["processes"]]
+    assert ranks == [0, 1]
+    assert not first.folder.exists()
+
+
+def test_the_others_leave_their_outcome_and_say_nothing(started, recipe, capsys):
+    second = started(1, before=0)
+    assert run_recipe(recipe.train_py, [], PANDA, is_json=True) == 0
+    printed = capsys.readouterr()
+    assert "PANDA summary" not in printed.err
+    assert printed.out == ""
+    assert (second.folder / "1.over").exists()
+    (path,) = second.folder.glob("rank*.json")
+    assert json.loads(path.read_text())["batches"] == 4

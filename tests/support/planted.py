@@ -10,14 +10,14 @@ import inspect
 import pytest
 
 from panda_icefall.losses import dense
-from panda_icefall.routing import own_loop, routed_full_loss, routed_loss, routed_simple_loss
+from panda_icefall.routing import joiner_loss, routed_full_loss, routed_loss, routed_simple_loss
 
 PLANTED = "planted"
 
 
 def never_routed(patch, fell_back):
     """Every recorded joiner is refused: of pruned and of full lattices, and of one's own loop."""
-    for module in (routed_loss, routed_full_loss, own_loop):
+    for module in (routed_loss, routed_full_loss, joiner_loss):
         _refuse(patch, fell_back, module)
 
 

@@ -5,6 +5,8 @@ from gates import rms
 from lattice_oracle import LossKind, transducer_costs
 from torch import nn
 
+import panda_icefall
+
 B, T, S, D, C = 4, 9, 5, 7, 13
 
 
@@ -124,3 +126,30 @@ def assert_close(found, expected, bound):
     for x, ref in zip(found, expected, strict=True):
         assert x.isfinite().all()
         assert rms(x - ref) <= bound * max(rms(ref), 1e-3), rms(x - ref) / max(rms(ref), 1e-3)
+
+
+def full(joiner, inputs, **options):
+    """The costs; the joiner is recorded, unless it is an ``Unrecordable``."""
+    options = {"adjoint_tolerance": 0.0, "reduction": "none", **options}
+    before = panda_icefall.status()
+    loss = panda_icefall.transducer_loss(
+        joiner, inputs["am"], inputs["lm"], inputs["targets"], inputs["logit_lengths"],
+        inputs["target_lengths"], **options,
+    )  # fmt: skip
+    counted = panda_icefall.status() - before
+    assert counted.losses_routed == int(not isinstance(joiner, Unrecordable))
+    return loss
+
+
+class Unrecordable:
+    """A joiner's function, in which an operation cannot be recorded."""
+
+    def __init__(self, joiner):
+        self.joiner = joiner
+
+    def __call__(self, am, lm):
+        return there_and_back(self.joiner(am, lm))
+
+
+def there_and_back(logits):
+    return logits.roll(1, dims=-1).roll(-1, dims=-1)

@@ -7,6 +7,7 @@ measured peaks.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -184,14 +185,23 @@ def _pruned_tile_bytes(sites: int, sizes: LossSizes, workspace_bytes: int, on_gp
 
 
 def _simple_tile_bytes(batch: Batch, sizes: LossSizes, workspace_bytes: int, on_gpu: bool) -> int:
-    plan = SimpleTilePlan.make(
-        [batch.T] * batch.B,
-        batch.S + 1,
-        sizes.C,
-        (sizes.am_dim, sizes.lm_dim),
-        _FLOAT,
-        workspace_bytes,
-        casts_weight=sizes.half,
-        useful_rows=USEFUL_ROWS_ON_DEVICE if on_gpu else USEFUL_ROWS,
+    # Where torch has half GEMMs into float32, on a GPU only, they read half copies of the weights
+    # and write half gradients; else a tile of each weight is cast. There is room for either.
+    forms: list[dict[str, Any]] = [{"casts_weight": sizes.half}]
+    if sizes.half and on_gpu:
+        copy_bytes = sizes.layer_bytes * (sizes.am_dim + sizes.lm_dim + 2)
+        forms.append({"copy_bytes": copy_bytes, "rounds_gradient": True})
+    plans = (
+        SimpleTilePlan.make(
+            [batch.T] * batch.B,
+            batch.S + 1,
+            sizes.C,
+            (sizes.am_dim, sizes.lm_dim),
+            _FLOAT,
+            workspace_bytes,
+            useful_rows=USEFUL_ROWS_ON_DEVICE if on_gpu else USEFUL_ROWS,
+            **form,
+        )
+        for form in forms
     )
-    return plan.tile_bytes
+    return max(plan.tile_bytes for plan in plans)

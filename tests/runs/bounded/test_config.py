@@ -89,6 +89,7 @@ def test_a_number_without_a_dot_is_a_number(write):
         ("bounds/resume_after", 30, r"bounds\.resume_after: got 30, expected less than .*\(30\)"),
         ("contract/batches", 0, r"contract\.batches: got 0"),
         ("contract/update_steps", 0, r"contract\.update_steps: got 0"),
+        ("contract/update_steps", True, r"contract\.update_steps: got True"),
         (
             "contract/tolerances/loss",
             1e-6,

@@ -69,6 +69,12 @@ def test_a_recipe_that_leaves_unknown_words_alone_may_have_them(ask):
     ask("--max-duratoin 15", parse="parse_known_args()")
 
 
+def test_what_the_parser_says_of_no_option_is_said_in_its_words(ask):
+    needing = "add_argument('--tokens', required=True) and parser.parse_args()"
+    with pytest.raises(UsageError, match=r"^train_args: the recipe's parser says: .*--tokens$"):
+        ask("--max-duration 15", parse=needing)
+
+
 def test_a_value_is_checked_there_too(ask):
     with pytest.raises(UsageError, match=r"train_args\.max-duration: invalid float"):
         ask("--max-duration much", parse="parse_known_args()")

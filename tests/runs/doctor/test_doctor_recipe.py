@@ -1,5 +1,8 @@
 """Recipe folders: the training script, what the launcher wraps, the modules it imports."""
 
+import sys
+from types import ModuleType
+
 import pytest
 
 from panda_icefall.runs.doctor.recipe import examine_recipe, find_train_py
@@ -170,6 +173,11 @@ def test_a_module_that_is_nowhere_is_a_problem_with_its_importer(write):
         "train.py imports no_such_module, which is neither beside it nor installed"
     )
     assert "install no_such_module, or fix the checkout" in finding.advice
+
+
+def test_a_module_that_was_loaded_without_a_spec_is_there(write, monkeypatch):
+    monkeypatch.setitem(sys.modules, "made_by_hand", ModuleType("made_by_hand"))
+    assert not_ok(write(imports="import made_by_hand")) == []
 
 
 def test_imports_that_may_fail_are_left_alone(write):

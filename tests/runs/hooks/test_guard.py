@@ -155,3 +155,11 @@ def test_the_bounds_follow_the_precision_of_matrix_products(monkeypatch):
     assert guard.bounds_on(torch.device("cuda"), torch.float32) == single
     half = guard.bounds_on(torch.device("cuda"), torch.bfloat16)
     assert {name for name in single if half[name] > single[name]} == {"gradient"}
+
+
+def test_a_loss_that_cannot_be_computed_again_is_not_compared():
+    sharded = SimpleNamespace(is_whole=False)
+    by_calls = SimpleNamespace(
+        is_whole=True, loss=torch.zeros(()), options=SimpleNamespace(workspace_on=lambda device: 1)
+    )
+    assert guard.compared(sharded, [0]) == guard.compared(by_calls, [0]) == []

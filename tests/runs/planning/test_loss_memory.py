@@ -5,7 +5,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+from half_gemms import emulate
+from simple_losses import of_projections
 
+from panda_icefall.losses.simple_tiled import loss as tiled_loss
+from panda_icefall.losses.simple_tiled.plan import USEFUL_ROWS_ON_DEVICE, SimpleTilePlan
 from panda_icefall.runs.planning.loss_memory import (
     MEASURED_ERROR,
     Batch,
@@ -82,3 +87,49 @@ def test_the_simple_loss_is_the_peak_where_the_lattice_is_narrow():
     sizes = replace(AISHELL, s_range=1)
     components = dense_memory(Batch(4, 10, 200), sizes)
     assert "simple loss: am and lm of C classes, 5 times" in components
+
+
+HALF = LossSizes(C=501, H=8, am_dim=64, lm_dim=64, s_range=1, half=True)
+OF_HALF = Batch(8, 60, 8)
+
+
+def own_tile_bytes(workspace_bytes, monkeypatch, *, on_gpu, has_half_gemms):
+    """Of the plan that the simple loss of half projections makes for itself."""
+    (B, T, S), C = (OF_HALF.B, OF_HALF.T, OF_HALF.S), HALF.C
+    projections = [torch.zeros(B, T, 64), torch.zeros(C, 64), torch.zeros(C)]
+    projections += [torch.zeros(B, S + 1, 64), torch.zeros(C, 64), torch.zeros(C)]
+    made, make = [], SimpleTilePlan.make
+
+    def noted(*args, **kwargs):
+        made.append(make(*args, **kwargs))
+        return made[-1]
+
+    with monkeypatch.context() as patch:
+        if has_half_gemms:
+            emulate(patch)
+        if on_gpu:
+            patch.setattr(tiled_loss, "USEFUL_ROWS", USEFUL_ROWS_ON_DEVICE)
+        patch.setattr(SimpleTilePlan, "make", noted)
+        of_projections(
+            *projections, symbols=torch.ones(B, S, dtype=torch.int64), termination_symbol=0,
+            am_only_scale=0.0, head_dtype=torch.float16, workspace_bytes=workspace_bytes,
+        )  # fmt: skip
+    (plan,) = made
+    return plan.tile_bytes
+
+
+# Copies of the half weights are made tile by tile, once for all tiles, and beside all classes.
+@pytest.mark.parametrize("workspace_bytes", [300_000, 1_000_000, 16 * MIB])
+@pytest.mark.parametrize("on_gpu", [False, True])
+def test_a_tile_of_half_projections_is_the_one_that_the_loss_plans(
+    on_gpu, workspace_bytes, monkeypatch
+):
+    forms = (True, False) if on_gpu else (False,)
+    own = [
+        own_tile_bytes(workspace_bytes, monkeypatch, on_gpu=on_gpu, has_half_gemms=form)
+        for form in forms
+    ]
+    planned = routed_memory(OF_HALF, HALF, workspace_bytes, on_gpu=on_gpu)
+    assert planned["simple loss: a tile"] == max(own)
+    if on_gpu and workspace_bytes == 16 * MIB:
+        assert own[0] > own[1]

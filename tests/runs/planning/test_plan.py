@@ -306,3 +306,7 @@ def test_a_plan_can_be_drawn(command, tmp_path):
     words = ["--vocab", 4336, "--gpu-mem", "16GiB", "--figure", png]
     assert command("plan", *words)[0] == 0
     assert png.read_bytes().startswith(b"\x89PNG")
+    words[-1] = png / "below.png"
+    status, _, error = command("plan", *words)
+    assert status == 2
+    assert f"--figure: cannot write {png}/below.png: File exists" in error

@@ -39,3 +39,7 @@ def test_a_gradient_that_rounding_moves_has_the_bound_of_its_batch():
     encoder = next(row for row in rows if row.name == "encoder")
     assert encoder.bound == 1e-5
     assert [cell.bound for cell in encoder.cells] == [1e-5, 4e-5]
+
+
+def test_without_a_compared_batch_there_are_no_rows():
+    assert rows_of({**contract(), "batches": []}) == []

@@ -1,4 +1,4 @@
-"""One batch through a recipe's model: with the host's losses as they are (dense), and routed."""
+"""One batch through a recipe's model: with the host's losses (dense), and routed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from torch import Tensor
 import panda_icefall
 from panda_icefall.routing import routed_full_loss, routed_loss
 from panda_icefall.routing.hosts import OWN_FUNCTIONS, SYMBOLS, Kind
-from panda_icefall.runs.contract.dense_losses import ctc_losses_in_float64
+from panda_icefall.runs.contract.dense_losses import ctc_losses_in_float64, exact_recursions
 from panda_icefall.runs.contract.passes import PruneRanges
 from recipe_matrix.batch import forward_arguments
 from recipe_matrix.building import make_model, make_params, seed_everything
@@ -62,6 +62,7 @@ class Pass:
 class Arms(NamedTuple):
     """Functions of `is_training`; `dense` is called first, the others prune by its ranges.
 
+    Losses of k2 run the exact recursion, as routed ones do: their own loses digits.
     `reference` is dense in float32, with the lattice of torch's CTC in float64.
     """
 
@@ -110,6 +111,7 @@ def _dense(row: Row, train: ModuleType, params: Any, *, is_training: bool) -> Pa
     with ExitStack() as stack:
         for adaptation in row.adaptations:
             stack.enter_context(adaptation.around_dense())
+        stack.enter_context(exact_recursions())
         losses = _watched(stack, Kind.PRUNED_LOSS, Kind.FULL_LOSS)
         simple = _watched(stack, Kind.SIMPLE_LOSS)
         ctc = stack.enter_context(mock.patch.object(F, "ctc_loss", wraps=F.ctc_loss))

@@ -13,9 +13,10 @@ from torch import Tensor
 class Tolerance:
     """Bounds of relative differences: of each loss, and of each group's gradient (L2).
 
-    In float32 they are to the dense arm. Where that rounds too much, below float32 or with a CTC
-    head, whose float32 lattice has an error of its own, both arms are compared with a reference;
-    the routed one may be off by twice the dense one's own error more.
+    In float32 they are to the dense arm, whose k2 runs the recursion of the routed one. Where that
+    arm rounds too much, below float32 or with a CTC head, whose float32 lattice has an error of its
+    own, both arms are compared with a reference; the routed one may be off by twice the dense one's
+    own error more.
     """
 
     loss: float
@@ -23,7 +24,7 @@ class Tolerance:
 
 
 TOLERANCES = {
-    torch.float32: Tolerance(loss=1e-6, group=1e-5),
+    torch.float32: Tolerance(loss=1e-6, group=2e-6),
     torch.bfloat16: Tolerance(loss=2.0**-8, group=2.0**-8),
 }
 
