@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from panda_icefall.cli.command import Command
+from panda_icefall.cli.paths import FOLDER_TO_WRITE
 
 if TYPE_CHECKING:
     from panda_icefall.runs.bounded.request import Request
@@ -29,7 +30,7 @@ LANG_NAMES = ("bbpe", "bpe", "char")
     exit_statuses={0: "The folder is written.", 2: "It is not; the message says why."},
 )
 @click.argument("corpus", type=click.Choice(CORPUS_NAMES))
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to write.")
+@click.option("--out", type=FOLDER_TO_WRITE, required=True, help="Folder to write.")
 @click.option("--utterances", type=click.IntRange(min=1), default=160, show_default=True)
 @click.option(
     "--lang",
@@ -105,7 +106,7 @@ def synth(
 )
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
+    type=FOLDER_TO_WRITE,
     help="New folder for logs and report, or that of an unfinished run, which is continued; "
     "default: a new one, panda-bounded/RECIPE-FORM[-NUMBER].",
 )
@@ -149,7 +150,7 @@ def bounded(config: Path, icefall_root: Path, is_json: bool, **options: Any) -> 
 @click.argument("folders", metavar="EXP_DIR...", nargs=-1, required=True, type=click.Path())
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
+    type=FOLDER_TO_WRITE,
     default=Path("panda-report"),
     show_default=True,
     help="Folder for report.html, report.md, report.json and figures.",

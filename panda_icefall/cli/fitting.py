@@ -2,12 +2,12 @@
 
 import functools
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from panda_icefall.cli.command import INTERRUPTED, RECIPE_COMMAND, Command
+from panda_icefall.cli.paths import FOLDER_TO_WRITE
 
 if TYPE_CHECKING:
     from panda_icefall.runs.fitting.request import FitRequest
@@ -59,7 +59,7 @@ __all__ = ["fit"]
 @click.option("--max-minutes", type=float, default=240.0, show_default=True, help="In all.")
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
+    type=FOLDER_TO_WRITE,
     help="New folder for fit.json and logs, or that of an earlier fit with the same arguments, "
     "whose trials are taken over; default: a new one, panda-fit[-NUMBER].",
 )
