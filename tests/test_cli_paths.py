@@ -32,6 +32,8 @@ def here(tmp_path, monkeypatch):
         ((*SYNTH, "--out", "file/x"), "--out: got file/x, below the file {}/file; expected a "),
         (("check", "train.py", "--exp-dir", "file"), "--exp-dir: got file, a file; expected a "),
         (("run", "train.py", "--use-panda", "1", "--exp-dir=file"), "--exp-dir: got file, a file"),
+        (("run", "train.py", "--use-panda", "1", "--panda-memory-log", "file/m.jsonl"),
+         "--panda-memory-log: cannot write {}/file/m.jsonl, below a file; expected a file"),
         ((*PLAN, "--cuts", "folder"), "--cuts: got folder, a folder; expected a file"),
         ((*PLAN, "--cuts", "gone"), "--cuts: got gone, which does not exist; expected a file"),
         ((*PLAN, "--from-run", "gone"),
