@@ -15,7 +15,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from panda_icefall.runs.memory.log import read_last_run
+from panda_icefall.runs.memory.reading import read_last_run
 
 PHASES = ("compute_loss", "backward_update")
 COLOURS = {"dense": "#8a8f98", "panda": "#c2410c"}

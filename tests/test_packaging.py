@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -89,3 +90,26 @@ def test_an_installed_package_has_its_own_files(tmp_path, monkeypatch):
     config.touch()
     assert shipped.config_names() == ["mine/conformer/cpu"]
     assert shipped.find_config("mine/conformer", "cpu") == config
+
+
+DOCKERFILE = (ROOT / "scripts/Dockerfile").read_text()
+
+
+def test_the_image_gets_what_the_package_needs_and_keeps_its_own_torch():
+    project = (ROOT / "pyproject.toml").read_text()
+    lists = re.findall(r"^(?:dependencies|requires) = \[(.*)\]$", project, flags=re.MULTILINE)
+    needed = {name for text in lists for name in re.findall(r'"([^"]+)"', text)}
+    installed = set(re.findall(r'"([^"]+)"', DOCKERFILE))
+    assert len(needed) > 5
+    assert needed - {"torch>=1.13"} == installed
+    assert "--no-deps --no-build-isolation ." in DOCKERFILE
+
+
+@pytest.mark.icefall
+def test_the_image_is_one_of_icefalls_own():
+    (tag,) = re.findall(r"^ARG ICEFALL=k2fsa/icefall:(\S+)$", DOCKERFILE, flags=re.MULTILINE)
+    icefall = Path(os.environ["ICEFALL_ROOT"])
+    assert f'"{tag}"' in (icefall / "docs/source/docker/intro.rst").read_text()
+    recipe = (icefall / f"docker/{tag}.dockerfile").read_text()
+    (root,) = re.findall(r"git clone https://github.com/k2-fsa/icefall (\S+)", recipe)
+    assert f"ICEFALL_ROOT={root}" in DOCKERFILE

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from panda_icefall.cli.command import Command
+from panda_icefall.cli.paths import FOLDER_TO_WRITE
 
 if TYPE_CHECKING:
     from panda_icefall.runs.bounded.request import Request
@@ -29,7 +30,7 @@ LANG_NAMES = ("bbpe", "bpe", "char")
     exit_statuses={0: "The folder is written.", 2: "It is not; the message says why."},
 )
 @click.argument("corpus", type=click.Choice(CORPUS_NAMES))
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to write.")
+@click.option("--out", type=FOLDER_TO_WRITE, required=True, help="Folder to write.")
 @click.option("--utterances", type=click.IntRange(min=1), default=160, show_default=True)
 @click.option(
     "--lang",
@@ -105,7 +106,7 @@ def synth(
 )
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
+    type=FOLDER_TO_WRITE,
     help="New folder for logs and report, or that of an unfinished run, which is continued; "
     "default: a new one, panda-bounded/RECIPE-FORM[-NUMBER].",
 )
@@ -144,18 +145,22 @@ def bounded(config: Path, icefall_root: Path, is_json: bool, **options: Any) -> 
         "panda-icefall report zipformer/exp-dense zipformer/exp-panda --out report",
         "panda-icefall report panda-bounded/aishell-zipformer-cpu",
     ),
-    exit_statuses={0: "The report is written.", 2: "A folder has no memory log and no check."},
+    exit_statuses={
+        0: "The report is written.",
+        1: "It is written, without what could not be read; stderr and the report name that.",
+        2: "Nothing could be read, or the report not be written; the message says why.",
+    },
 )
 @click.argument("folders", metavar="EXP_DIR...", nargs=-1, required=True, type=click.Path())
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
+    type=FOLDER_TO_WRITE,
     default=Path("panda-report"),
     show_default=True,
     help="Folder for report.html, report.md, report.json and figures.",
 )
 @click.option("--json", "is_json", is_flag=True, help="Print report.json to stdout as well.")
-def report(folders: tuple[str, ...], out: Path, is_json: bool) -> None:
+def report(folders: tuple[str, ...], out: Path, is_json: bool) -> int:
     """Compare runs by their memory logs: loss, memory and time, in one page.
 
     EXP_DIR is a folder in which --panda-memory-log wrote a log, the folder of a bounded run, or the
@@ -169,15 +174,26 @@ def report(folders: tuple[str, ...], out: Path, is_json: bool) -> None:
     from panda_icefall.runs.report.comparison import rows_of, write_comparison
     from panda_icefall.runs.report.progress import waiting
 
+    if out.resolve() in [Path(folder).resolve() for folder in folders]:
+        raise UsageError(
+            f"--out: got {out}, one of EXP_DIR, which may have a report of its own; expected "
+            "another folder"
+        )
+    problems: list[str] = []
     with waiting("reading and drawing"):
-        runs = read_runs([Path(folder) for folder in folders])
+        runs = read_runs([Path(folder) for folder in folders], problems.append)
         try:
-            path = write_comparison(runs, out)
+            path = write_comparison(runs, out, problems) if runs else None
         except OSError as error:
             raise UsageError(f"--out: cannot write {out}: {error.strerror}") from error
+    for problem in problems:
+        click.echo(f"panda-icefall: {problem}", err=True)
+    if path is None:
+        return 2
+    status = 1 if problems else 0
     if is_json:
         click.echo((out / "report.json").read_text(encoding="utf-8"))
-        return
+        return status
     named, *figures = rows_of(runs)
     table = Table(*(Column(name, overflow="fold") for name in named))
     for row in figures:
@@ -185,6 +201,7 @@ def report(folders: tuple[str, ...], out: Path, is_json: bool) -> None:
     console = Console()
     console.print(table)
     console.print(f"report: {path}", markup=False, soft_wrap=True)
+    return status
 
 
 def _list_configs(ctx: click.Context) -> None:

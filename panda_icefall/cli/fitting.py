@@ -2,12 +2,12 @@
 
 import functools
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from panda_icefall.cli.command import INTERRUPTED, RECIPE_COMMAND, Command
+from panda_icefall.cli.paths import FOLDER_TO_WRITE
 
 if TYPE_CHECKING:
     from panda_icefall.runs.fitting.request import FitRequest
@@ -25,7 +25,8 @@ __all__ = ["fit"]
     ),
     exit_statuses={
         0: "Each arm has a --max-duration that fits.",
-        1: "One has none, or the search ended early; fit.json has what was measured.",
+        1: "One has none, the recipe failed, or the search ended early; fit.json has what was "
+        "measured.",
         2: "It cannot be run as asked; the message says why.",
         **INTERRUPTED,
         "128 + N": "Ended by signal N.",
@@ -46,7 +47,7 @@ __all__ = ["fit"]
     type=click.IntRange(min=1),
     default=8,
     show_default=True,
-    help="For each arm.",
+    help="For each arm; those of an earlier fit in the folder are not counted.",
 )
 @click.option(
     "--tolerance", type=float, default=0.05, show_default=True, help="Of the result, relative."
@@ -59,9 +60,9 @@ __all__ = ["fit"]
 @click.option("--max-minutes", type=float, default=240.0, show_default=True, help="In all.")
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
+    type=FOLDER_TO_WRITE,
     help="New folder for fit.json and logs, or that of an earlier fit with the same arguments, "
-    "whose trials are taken over; default: a new one, panda-fit[-NUMBER].",
+    "within whose bounds the search begins; default: a new one, panda-fit[-NUMBER].",
 )
 @click.option("--json", "is_json", is_flag=True, help="Print fit.json in place of the table.")
 @click.argument("train_py", metavar="TRAIN_PY", type=click.Path())
@@ -85,7 +86,7 @@ def _run_fit(request: "FitRequest", is_json: bool) -> int:
     from rich.console import Console
 
     from panda_icefall.runs.fitting.fit import run_fit
-    from panda_icefall.runs.fitting.request import REPORT
+    from panda_icefall.runs.fitting.record import REPORT
     from panda_icefall.runs.fitting.tables import print_fit
 
     record, status = run_fit(request)

@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from panda_icefall.cli.command import Command
+from panda_icefall.cli.paths import FILE_TO_READ, FILE_TO_WRITE, RUN_TO_READ
 
 __all__ = ["plan"]
 
@@ -45,12 +46,12 @@ def _sized(function: Any) -> Any:
 @click.argument("recipe", metavar="[RECIPE_DIR]", required=False, type=click.Path(path_type=Path))
 @click.option("--gpu-mem", required=True, help="Memory of the GPU, as 32GiB.")
 @_sized
-@click.option("--cuts", type=click.Path(path_type=Path), help="Training cuts, *.jsonl.gz.")
+@click.option("--cuts", type=FILE_TO_READ, help="Training cuts, *.jsonl.gz.")
 @click.option("--shortest", type=float, default=1.0, show_default=True, help="Of --cuts, seconds.")
 @click.option("--longest", type=float, default=20.0, show_default=True, help="The same.")
 @click.option(
     "--from-run",
-    type=click.Path(path_type=Path),
+    type=RUN_TO_READ,
     help="Folder of a run with a memory log: the plan is then one of the whole step.",
 )
 @click.option(
@@ -59,7 +60,7 @@ def _sized(function: Any) -> Any:
     show_default=True,
     help="Kept free: CUDA itself, and what the allocator cannot use.",
 )
-@click.option("--figure", type=click.Path(path_type=Path), help="Also draw the plan as a PNG.")
+@click.option("--figure", type=FILE_TO_WRITE, help="Also draw the plan as a PNG.")
 @click.option("--json", "is_json", is_flag=True, help="Print the plan as one JSON document.")
 def plan(
     recipe: Path | None,

@@ -40,7 +40,7 @@ def rnnt_loss(
       logit_lengths, target_lengths: integers ``[B]``.
       blank: its class; a negative one counts from the last.
       clamp: as in ``panda_icefall.transducer_loss``.
-      reduction: "none", "mean" (over utterances) or "sum".
+      reduction: "none", "mean" (over utterances, one or more) or "sum".
 
     Returns:
       The loss in nats, ``[B]`` for "none", else a scalar; of half logits float32.
@@ -83,7 +83,7 @@ def transducer_loss(
       targets: integers ``[B, U]``; what lies beyond an utterance's length is not read.
       logit_lengths, target_lengths: integers ``[B]``.
       blank: its class.
-      reduction: "mean" (over utterances) or "sum"; "none" besides.
+      reduction: "mean" (over utterances, one or more) or "sum"; "none" besides.
       one_sym_per_frame: a symbol takes a frame, and the last frame emits a blank.
 
     Returns:

@@ -27,7 +27,7 @@ class LatticeOptions:
       delay_penalty: nats per frame of delay; each symbol arc gains
         ``delay_penalty * ((frames - 1) / 2 - t)`` with the ``t_end`` of its utterance, or T, as
         frames. 0 and below adds nothing, as in k2.
-      reduction: ``none``, ``mean`` (over utterances) or ``sum``.
+      reduction: ``none``, ``mean`` (over utterances, one or more) or ``sum``.
       fastemit_lambda: FastEmit's weight (Yu et al., arXiv:2010.11148) as warp-transducer and NeMo
         have it: the adjoints of the symbol arcs are scaled by ``1 + fastemit_lambda``, those of the
         blanks are not, and the reported loss is scaled too.
@@ -67,9 +67,18 @@ class LatticeOptions:
         return self.reduced(costs)
 
     def reduced(self, costs: Tensor) -> Tensor:
-        """What ``reduction`` makes of the utterances' costs ``[B]``."""
+        """What ``reduction`` makes of the utterances' costs ``[B]``.
+
+        Raises:
+          ValueError: the mean of no costs, which would be NaN without a word.
+        """
         if self.reduction == "none":
             return costs
+        if self.reduction == "mean" and len(costs) == 0:
+            raise ValueError(
+                "reduction: got 'mean' of a batch without utterances (B=0), expected one or more; "
+                "skip such a batch, or use 'sum', which is 0 and has gradients of 0"
+            )
         return costs.mean() if self.reduction == "mean" else costs.sum()
 
     def emitted(self, target_logp: Tensor) -> Tensor:

@@ -86,7 +86,7 @@ def transducer_loss(
       logit_lengths: integers ``[B]``, frames of each utterance, 1 to T.
       target_lengths: integers ``[B]``, symbols of each utterance, 0 to S.
       blank: class of the blank; a negative one counts from the last class.
-      reduction: "none", "mean" (over utterances) or "sum".
+      reduction: "none", "mean" (over utterances, one or more) or "sum".
       clamp: above 0, each utterance's gradient with respect to the logits is clipped to
         ``[-clamp, clamp]``, before it is multiplied by the gradient of the utterance's loss, as in
         torchaudio. TDT's durations are left alone, as in NeMo.

@@ -154,7 +154,7 @@ def full_sites(arguments: Mapping[str, Any]) -> FullSites:
         arguments["targets"].to(logits.device),
         frames,
         arguments["target_lengths"],
-        T=int(frames.max()) if is_packed else logits.shape[1],
+        T=max(frames.tolist(), default=0) if is_packed else logits.shape[1],
         classes=classes,
         blank=arguments["blank"],
         reduction=arguments["reduction"],

@@ -1,59 +1,104 @@
 """Runs read back from their folders, to be compared."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from panda_icefall.runs.bounded.arms import read_arm
-from panda_icefall.runs.contract.result import FILE_NAME, read_contracts
+from panda_icefall.runs.contract.result import FILE_NAME, ContractRecord, read_contracts
 from panda_icefall.runs.errors import UsageError
-from panda_icefall.runs.memory.log import find_memory_logs, read_last_run
+from panda_icefall.runs.memory.reading import (
+    count_broken_lines,
+    find_memory_logs,
+    read_last_run,
+)
 from panda_icefall.runs.records import Arm
-from panda_icefall.runs.report.comparison import ComparedRun
+from panda_icefall.runs.report.compared_run import ComparedRun
 
 __all__ = ["read_runs"]
 
+_CHECKED = ("exp", "contract/exp")  # where a folder has a check's report, if not in itself
 
-def read_runs(folders: Sequence[Path]) -> list[ComparedRun]:
+
+def _refuse(problem: str) -> None:
+    raise UsageError(problem)
+
+
+def read_runs(
+    folders: Sequence[Path], on_problem: Callable[[str], object] = _refuse
+) -> list[ComparedRun]:
     """Every run that left a memory log in these folders, in their order.
 
     Args:
       folders: A recipe's ``--exp-dir``, the folder of a bounded run, or a memory log itself. A
         folder without a log may have the report of a contract check, which is then shown alone.
+      on_problem: Told of each folder and file that is not what it should be, and is left out.
 
     Raises:
-      UsageError: A folder has neither, or a file of it is not what it should be.
+      UsageError: By default: of the first problem.
     """
-    files = [file for folder in folders for file in _files_of(folder)]
-    names = _names(files)
-    return [_read(file, name) for file, name in zip(files, names)]
+    files: dict[Path, None] = {}  # each once, where a folder is given twice
+    for folder in folders:
+        try:
+            files.update(dict.fromkeys(_files_of(folder)))
+        except (OSError, UsageError) as error:
+            on_problem(f"EXP_DIR: {error}")
+    runs = []
+    for file, name in zip(files, _names([*files])):
+        try:
+            run, left_out = _read(file, name)
+        except (OSError, UsageError) as error:
+            on_problem(f"EXP_DIR: {error}")
+            continue
+        runs.append(run)
+        for text in left_out:
+            on_problem(f"EXP_DIR: {text}")
+    return runs
 
 
 def _files_of(folder: Path) -> list[Path]:
     """The memory logs of a folder, else its contract report."""
     try:
         return find_memory_logs(folder)
-    except UsageError:
-        checked = _first_with_contract([folder, folder / "exp"])
+    except UsageError as error:
+        places = [folder, *(folder / name for name in _CHECKED)]
+        checked = _first_with_contract(places)
         if checked is None:
-            raise
+            names = [str(Path(name, FILE_NAME)) for name in ("", *_CHECKED)]
+            raise UsageError(f"{error}; nor has it one of {', '.join(names)}") from None
         return [checked / FILE_NAME]
 
 
-def _read(file: Path, name: str) -> ComparedRun:
+def _read(file: Path, name: str) -> tuple[ComparedRun, list[str]]:
+    """A run, and what of its files was left out."""
+    if file.name == FILE_NAME:
+        contracts = _contracts_in(file.parent)
+        of_check = {"versions": contracts[0].versions}
+        return ComparedRun(name, None, Arm(), of_check, contracts, file), []
+    rows, arm = read_last_run(file), read_arm(file)
+    header = rows[0] if rows and rows[0]["row"] == "header" else {}
+    left_out: list[str] = []
+    if broken := count_broken_lines(file):
+        left_out.append(f"{file}: got {broken} line(s) that are no rows, which are left out")
+    checked = _checked_in(file, header)
+    contracts = []
+    if checked is not None:
+        try:
+            contracts = _contracts_in(checked)
+        except UsageError as error:
+            left_out.append(f"{error}; {name} is shown without it")
+    path = checked / FILE_NAME if checked is not None and contracts else None
+    has_ended = bool(rows) and rows[-1]["row"] == "end"
+    return ComparedRun(name, file, arm, header, contracts, path, has_ended), left_out
+
+
+def _contracts_in(folder: Path) -> list[ContractRecord]:
     try:
-        if file.name == FILE_NAME:
-            contracts = read_contracts(file.parent)
-            header = {"versions": contracts[0].versions}
-            return ComparedRun(name, None, Arm(), header, contracts, file)
-        rows = read_last_run(file)
-        header = rows[0] if rows and rows[0]["row"] == "header" else {}
-        checked = _checked_in(file, header)
-        contracts = [] if checked is None else read_contracts(checked)
+        return read_contracts(folder)
     except (OSError, ValueError) as error:
-        raise UsageError(f"{file}: cannot be read: {error}") from error
-    path = None if checked is None else checked / FILE_NAME
-    return ComparedRun(name, file, read_arm(file), header, contracts, path)
+        raise UsageError(
+            f"{folder / FILE_NAME}: cannot be read: {error}; run the check again"
+        ) from error
 
 
 def _checked_in(log: Path, header: Mapping[str, Any]) -> Path | None:

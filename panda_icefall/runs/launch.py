@@ -6,6 +6,7 @@ from pathlib import Path
 from types import ModuleType
 
 from panda_icefall.runs.doctor.imports import explained_imports
+from panda_icefall.runs.errors import UsageError
 from panda_icefall.runs.options import PandaOptions
 from panda_icefall.runs.recipe_module import RecipeFile, panda_group_in_help, wants_help
 from panda_icefall.runs.supervised import ExitStatus, supervised
@@ -36,7 +37,7 @@ def run_recipe(
 
     Raises:
       UsageError: The file is no recipe that can be run so, or imports at its start what is not
-        there.
+        there, or its ``--exp-dir`` is a file.
       NotRoutedError: PANDA was asked for, and the first batch, or the run, ended without it.
       NothingTrainedError: The recipe ended well, and no batch was trained.
       Exception: Whatever the recipe raises.
@@ -46,12 +47,26 @@ def run_recipe(
     if wants_help(arguments) or not options.is_active:
         return _run_plain(recipe, arguments)
     recipe.require_guard()
+    _check_exp_dir(arguments)
     watched = supervised(options, recipe.path, is_json=is_json)
     with watched as run, recipe.as_main(arguments) as module:
         future_flags = _define(recipe, module)
         run.install(module.__dict__)
         recipe.start(module, future_flags)
     return run.exit_status
+
+
+def _check_exp_dir(arguments: Sequence[str]) -> None:
+    """Refuse a file for a folder: recipes would, in a traceback, when they have begun.
+
+    Raises:
+      UsageError: ``--exp-dir`` names a file.
+    """
+    for word, following in zip(arguments, [*arguments[1:], ""]):
+        name, equals, value = word.partition("=")
+        folder = Path(value if equals else following)
+        if name == "--exp-dir" and folder.is_file():
+            raise UsageError(f"--exp-dir: got {folder}, a file; expected a folder")
 
 
 def _run_plain(recipe: RecipeFile, arguments: list[str]) -> int:

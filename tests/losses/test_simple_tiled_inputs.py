@@ -93,7 +93,7 @@ def test_unfit_arguments_of_projections_are_refused(changed, message):
     ("changed", "error", "message"),
     [
         ({"input": torch.zeros(5, 7)}, ValueError, r"input: got .*\[B, R, D\]"),
-        ({"input": torch.zeros(5, 0, 7)}, ValueError, r"input: got .*B, R >= 1"),
+        ({"input": torch.zeros(5, 0, 7)}, ValueError, r"input: got .*, R >= 1"),
         ({"weight": torch.zeros(37, 8)}, ValueError, r"weight: got .*expected \[C, 7\]"),
         ({"weight": torch.zeros(7)}, ValueError, r"weight: got shape \(7,\)"),
         ({"bias": torch.zeros(1)}, ValueError, r"bias: got shape \(1,\), expected \[37\]"),

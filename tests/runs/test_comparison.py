@@ -4,44 +4,13 @@ import json
 import sys
 from pathlib import Path
 
-import bounded_content as made
 import pytest
+from run_folders import write_contract, write_log
 
 from panda_icefall.runs import PandaOptions, UsageError, run_recipe
 from panda_icefall.runs.comparison import read_runs
 
-MIB = 2**20
 TIMES = "\N{MULTIPLICATION SIGN}"
-
-
-def write_log(folder, losses, *, peak=100, use_panda=False, with_parts=True, **header):
-    """A memory log in a run's folder; sizes in MiB."""
-    folder.mkdir(parents=True, exist_ok=True)
-    rows = [
-        {
-            "row": "header",
-            "time": "2026-11-26T07:00:00+00:00",
-            "versions": {"torch": "2.13.0", "threads": 1},
-            "options": {"use_panda": use_panda},
-            "memory": {"rss_bytes": 50 * MIB},
-            **header,
-        }
-    ]
-    for step, loss in enumerate(losses, 1):
-        memory = {"rss_bytes": 60 * MIB, "peak_rss_bytes": (peak + step) * MIB}
-        common = {"step": step, "seconds": 0.5, **memory}
-        if with_parts:
-            part = {"row": "part", "phase": "encoder", "within": "compute_loss"}
-            rows.append({**common, **part, "seconds": 0.2})
-        rows.append({**common, "row": "phase", "phase": "compute_loss", "loss": loss, "frames": 1})
-        rows.append({**common, "row": "phase", "phase": "backward_update"})
-    (folder / "memory.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-
-
-def write_contract(folder, *, rank="", **changed):
-    folder.mkdir(parents=True, exist_ok=True)
-    content = {**made.contract(), **changed}
-    (folder / f"panda-check{rank}.json").write_text(json.dumps(content))
 
 
 @pytest.fixture
@@ -134,7 +103,7 @@ def test_folders_without_a_log_are_refused(command, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     status, _, error = command("report", "gone")
     assert status == 2
-    assert "gone: got no memory log in it" in error
+    assert "EXP_DIR: gone: does not exist, expected a file that --panda-memory-log wrote" in error
     assert not (tmp_path / "panda-report").exists()
     (tmp_path / "memory.jsonl").write_text('{"row": "header"}\n')
     (tmp_path / "panda-check.json").write_text("{")

@@ -15,7 +15,7 @@ from panda_icefall.runs.bounded import arms
 from panda_icefall.runs.bounded.config import load_config
 from panda_icefall.runs.contract import result as contract_result
 from panda_icefall.runs.hooks import checkpoint_state
-from panda_icefall.runs.memory.log import read_last_run
+from panda_icefall.runs.memory.reading import read_last_run
 from panda_icefall.runs.records import RunOutcome
 
 FULL = OSError(28, "No space left on device")

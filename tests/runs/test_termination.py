@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from panda_icefall.runs.memory.log import read_last_run
+from panda_icefall.runs.memory.reading import read_last_run
 from panda_icefall.runs.termination import Terminated, ended_by
 
 WAIT = (

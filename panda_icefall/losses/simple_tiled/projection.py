@@ -120,8 +120,8 @@ def _check_parts(
     rounded = (*HALVES, torch.float32)
     if head_dtype is not None and head_dtype not in rounded:
         raise TypeError(f"head_dtype: got {head_dtype}, expected None or one of {rounded}")
-    if input.dim() != 3 or 0 in input.shape[:2]:
-        raise ValueError(f"input: got shape {tuple(input.shape)}, expected [B, R, D], B, R >= 1")
+    if input.dim() != 3 or input.shape[1] == 0:
+        raise ValueError(f"input: got shape {tuple(input.shape)}, expected [B, R, D], R >= 1")
     if weight.dim() != 2 or weight.shape[1] != input.shape[2] or weight.shape[0] == 0:
         raise ValueError(
             f"weight: got shape {tuple(weight.shape)}, expected [C, {input.shape[2]}], C >= 1, for "

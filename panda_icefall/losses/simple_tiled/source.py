@@ -181,6 +181,6 @@ def check_sources(am: LogitSource, lm: LogitSource, symbols: Tensor) -> None:
     for name, device in (("lm", lm.device), ("symbols", symbols.device)):
         if device != am.device:
             raise ValueError(f"{name}: got device {device}, expected am's {am.device}")
-    if 0 in am.shape:
-        raise ValueError(f"am: got shape {am.shape}, expected [B, T, C], none of them 0")
+    if 0 in am.shape[1:]:
+        raise ValueError(f"am: got shape {am.shape}, expected [B, T, C], T, C >= 1")
     check_fit(lm.shape, am.shape, symbols)

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from panda_icefall.routing import LossTotals
 from panda_icefall.runs.errors import UsageError
-from panda_icefall.runs.memory.log import read_last_run
 from panda_icefall.runs.memory.part_watch import added_by_losses
 from panda_icefall.runs.memory.probe import MemoryReading
+from panda_icefall.runs.memory.reading import read_last_run
 from panda_icefall.runs.records import (
     BACKWARD_UPDATE,
     COMPUTE_LOSS,

@@ -9,12 +9,15 @@ from pathlib import Path
 import panda_icefall
 from panda_icefall.runs.bounded.config import BoundedConfig
 from panda_icefall.runs.data.check import icefall_environment
+from panda_icefall.runs.hooks.contract_check import COMPARED
+from panda_icefall.runs.memory.reading import StepCount
 from panda_icefall.runs.options import PandaOptions
 
 __all__ = ["Stage", "child_environment", "for_measuring", "plan_stages"]
 
 _LAUNCHER = (sys.executable, "-m", "panda_icefall")
 _MMAP_BYTES = 8 * 2**20
+_CHECK = "contract"
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,7 @@ class Stage:
       log: File for its output.
       memory_log: Its memory log.
       exp_dir: The recipe's ``--exp-dir``.
-      steps: Training steps that its memory log will have; 0: it writes none.
+      steps: Training steps that it will take; of the check, batches to compare. 0: unknown.
     """
 
     name: str
@@ -38,6 +41,12 @@ class Stage:
     memory_log: Path
     exp_dir: Path
     steps: int = 0
+
+    def count(self) -> StepCount:
+        """What tells how many of ``steps`` are through while it runs."""
+        if self.name == _CHECK:  # it writes no memory log
+            return StepCount(self.log, COMPARED.encode())
+        return StepCount(self.memory_log)
 
     @property
     def arguments(self) -> tuple[str, ...]:
@@ -78,11 +87,11 @@ def plan_stages(
     ) -> Stage:
         folder = out / name
         exp_dir = out / (exp_of or name) / "exp"
-        verb = "check" if name == "contract" else "run"
+        verb = "check" if name == _CHECK else "run"
         arguments = ("--exp-dir", str(exp_dir), *common, *words, *options.words)
         command = (*_LAUNCHER, verb, str(train_py), *arguments)
         log, memory_log = folder / "output.log", folder / "memory.jsonl"
-        steps = options.max_batches or 0
+        steps = options.max_batches or options.batches_of_check
         return Stage(name, purpose, command, log, memory_log, exp_dir, steps)
 
     def training(
@@ -111,7 +120,7 @@ def plan_stages(
     resumed = replace(routed, max_batches=steps - stop_after)
     start = ["--start-batch", str(stop_after)]
     stages = [
-        stage("contract", "dense against routed on the first batches", check),
+        stage(_CHECK, "dense against routed on the first batches", check),
         training("dense", "the recipe as it is", dense),
         training("routed", "the same steps with PANDA", routed),
         training("twin", "dense, its start perturbed by one ulp (control run)", twin),

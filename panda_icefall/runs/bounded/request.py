@@ -4,6 +4,7 @@ import math
 import shlex
 import shutil
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -232,10 +233,19 @@ def _choose_device(device: str | None, config: BoundedConfig) -> str:
     return chosen
 
 
-def new_folder(wanted: Path) -> Path:
-    """``wanted``, or the first of ``wanted-2``, ``wanted-3``, ... that has nothing in it."""
+def _has_nothing(folder: Path) -> bool:
+    return not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
+
+
+def new_folder(wanted: Path, is_free: Callable[[Path], bool] = _has_nothing) -> Path:
+    """``wanted``, or the first of ``wanted-2``, ``wanted-3``, ... that has nothing in it.
+
+    Args:
+      wanted: The first that is looked at.
+      is_free: What else may be taken.
+    """
     folder, number = wanted, 1
-    while folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    while not is_free(folder):
         number += 1
         folder = wanted.with_name(f"{wanted.name}-{number}")
     return folder

@@ -21,7 +21,6 @@ from panda_icefall.runs.bounded.stage import (
 )
 from panda_icefall.runs.data.synthetic import synth_data
 from panda_icefall.runs.errors import UsageError
-from panda_icefall.runs.memory.log import StepCount
 from panda_icefall.runs.report.bounded import write_report
 from panda_icefall.runs.report.console import open_console
 from panda_icefall.runs.report.first_screen import all_verdicts, closing_lines
@@ -185,7 +184,7 @@ class BoundedRun:
         self._console.print(f"{place} {stage.name}: {stage.purpose}")
         began = time.monotonic()
         try:
-            count = StepCount(stage.memory_log)
+            count = stage.count()
             text = f"{place} {stage.name}"
             with shown_progress(self._console, text, stage.steps or None) as show:
                 outcome = run_stage(

@@ -50,11 +50,12 @@ class Deadline:
 
     at: float
     minutes: float
+    set_by: str
 
     @classmethod
-    def after(cls, minutes: float) -> "Deadline":
-        """The deadline that many minutes from now."""
-        return cls(time.monotonic() + 60.0 * minutes, minutes)
+    def after(cls, minutes: float, set_by: str = "bounds.max_minutes") -> "Deadline":
+        """The deadline that many minutes from now, as an option or a key of that name set it."""
+        return cls(time.monotonic() + 60.0 * minutes, minutes, set_by)
 
     @property
     def is_over(self) -> bool:
@@ -64,9 +65,7 @@ class Deadline:
     def check(self) -> None:
         """Raise ``Interrupted`` once the moment has passed."""
         if self.is_over:
-            raise Interrupted(
-                f"bounds.max_minutes: the limit of {self.minutes:g} minutes was reached"
-            )
+            raise Interrupted(f"{self.set_by}: the limit of {self.minutes:g} minutes was reached")
 
 
 @dataclass(frozen=True)

@@ -230,6 +230,9 @@ def examine_lhotse(sampled: Answer) -> Finding:
     advice = f"pip install '{_lhotse_that_fits()}'"
     if version is None:
         return warning("lhotse", "not installed; icefall's data modules import it", advice)
+    missing = re.search(r"No module named '(\w+)", sampled.error)
+    if missing:  # what lhotse imports and does not ask for, as 1.33 does with urllib3
+        advice = f"pip install {missing[1]}"
     text = f"{version} with torch {torch.__version__} cannot build a sampler: {sampled.error}"
     return problem("lhotse", text, advice)
 

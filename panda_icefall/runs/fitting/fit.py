@@ -3,12 +3,9 @@
 import contextlib
 import datetime
 import functools
-import json
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
 
-from pydantic import Field
 from rich.console import Console
 
 from panda_icefall.runs.atomic_file import replace_json
@@ -20,66 +17,26 @@ from panda_icefall.runs.bounded.stage import (
     held_signals,
 )
 from panda_icefall.runs.errors import EXIT_USAGE, UsageError
-from panda_icefall.runs.fitting.request import REPORT, FitRequest
-from panda_icefall.runs.fitting.search import Search
-from panda_icefall.runs.fitting.trial import (
+from panda_icefall.runs.fitting.folder import keep_trials_of
+from panda_icefall.runs.fitting.record import (
     FAILED,
     FITS,
     LIMITS,
     NO_BATCH,
-    OUT_OF_MEMORY,
+    REPORT,
+    ArmFit,
+    FitRecord,
     Trial,
-    run_trial,
+    read_record,
 )
-from panda_icefall.runs.records import Record, validated
+from panda_icefall.runs.fitting.request import FitRequest
+from panda_icefall.runs.fitting.search import Search
+from panda_icefall.runs.fitting.trial import run_trial
 from panda_icefall.runs.report import units
 from panda_icefall.runs.report.console import open_console
 from panda_icefall.runs.report.progress import shown_progress
 
-__all__ = ["ArmFit", "FitRecord", "run_fit"]
-
-_KEPT = (FITS, OUT_OF_MEMORY, NO_BATCH)  # of an earlier search; others are tried again
-
-
-class ArmFit(Record):
-    """The result of one arm; durations in seconds.
-
-    Attributes:
-      fits: The largest ``--max-duration`` that has fitted; 0: none.
-      too_long: The smallest that has not; None: none was tried.
-      lacks_data: The data make no larger batches: memory was not the bound.
-      is_settled: The search ended by itself: not by its number of trials, nor by an interruption.
-    """
-
-    fits: int
-    too_long: int | None
-    lacks_data: bool
-    is_settled: bool
-
-
-class FitRecord(Record):
-    """``fit.json``: everything that a search has found so far.
-
-    Attributes:
-      state: ``running``, ``complete`` or ``partial``.
-      reason: Why it is partial.
-      inputs: All that a trial depends on, by name.
-      arms: The result of each arm.
-      trials: In their order; those that an earlier search in the folder has made are among them.
-    """
-
-    state: str = "running"
-    reason: str | None = None
-    inputs: dict[str, Any] = Field(default_factory=dict)
-    started: str | None = None
-    seconds: float | None = None
-    arms: dict[str, ArmFit] = Field(default_factory=dict)
-    trials: list[Trial] = Field(default_factory=list)
-
-    def best(self, arm: str) -> Trial | None:
-        """The largest trial that has fitted."""
-        fitting = [t for t in self.trials if t.arm == arm and t.outcome == FITS]
-        return max(fitting, key=lambda trial: trial.max_duration, default=None)
+__all__ = ["run_fit"]
 
 
 class _Failed(Exception):  # noqa: N818 - reported, not raised at the user
@@ -89,8 +46,8 @@ class _Failed(Exception):  # noqa: N818 - reported, not raised at the user
 def run_fit(request: FitRequest) -> tuple[FitRecord, int]:
     """Search for the largest ``--max-duration`` of each arm.
 
-    ``fit.json`` is written anew after every trial: a search that is interrupted keeps what it has
-    measured, and goes on from there where it is started again with the same arguments and folder.
+    ``fit.json`` is written anew after every trial. A search in the folder of an earlier one, whose
+    arguments were the same, begins within the bounds that were found there.
 
     Args:
       request: From ``check_fit``.
@@ -114,10 +71,14 @@ class _Fit:
         self._request = request
         self._console: Console = open_console()
         self._began = time.monotonic()
-        self._earlier = _earlier_trials(request)
-        self._deadline = Deadline.after(request.max_minutes)
-        now = datetime.datetime.now().isoformat(timespec="seconds")
-        self.record = FitRecord(inputs=request.inputs, started=now)
+        self._deadline = Deadline.after(request.max_minutes, "--max-minutes")
+        self._made = 0  # trials of this search
+        self.record = FitRecord(
+            inputs=request.inputs,
+            started=datetime.datetime.now().isoformat(timespec="seconds"),
+            trials=_earlier_trials(request),
+        )
+        keep_trials_of(request.out, self.record.trials)
 
     def run(self) -> tuple[FitRecord, int]:
         """Run it to its end; see :func:`run_fit`."""
@@ -136,6 +97,9 @@ class _Fit:
                 status, record.reason = stop.exit_status, str(stop)
             except _Failed as failure:
                 record.reason = str(failure)
+            except UsageError as refusal:
+                record.reason = str(refusal)
+                raise
             finally:
                 with held_signals():
                     if record.state == "running":
@@ -148,58 +112,77 @@ class _Fit:
         """Search for one arm, after which there are at most ``later`` trials of others."""
         request = self._request
         search = Search(request.start, request.longest, request.most_trials, request.tolerance)
+        known = [trial for trial in self.record.trials if trial.arm == arm]
+        if known:
+            _take_over(search, known)
+            self._note(arm, search)
+            self._print(f"{arm}: {_bounds(search)} ({len(known)} trials of an earlier fit)")
         while (seconds := search.next) is not None:
-            trial = self._earlier.get((arm, seconds))
-            if trial is None:
-                done = len(self.record.trials)
-                most = done + request.most_trials - search.trials + later
-                text = f"{arm}, --max-duration {seconds}"
-                on_poll = functools.partial(show, done, text, most)
-                on_poll()
-                trial = run_trial(request, arm, seconds, self._deadline, on_poll)
+            most = self._made + request.most_trials - search.trials + later
+            text = f"{arm}, --max-duration {seconds}"
+            on_poll = functools.partial(show, self._made, text, most)
+            on_poll()
+            trial = run_trial(request, arm, seconds, self._deadline, on_poll)
+            self._made += 1
             self.record.trials.append(trial)
             if trial.outcome == FITS:
                 search.note_fit(seconds, trial.padded_seconds, trial.room)
             elif trial.outcome in (*LIMITS, NO_BATCH):
                 search.note_too_long(seconds, lacks_data=trial.outcome == NO_BATCH)
-            self.record.arms[arm] = ArmFit(
-                fits=search.fits,
-                too_long=search.too_long,
-                lacks_data=search.lacks_data,
-                is_settled=search.is_settled,
-            )
+            self._note(arm, search)
             self._write()
-            self._say(trial)
+            self._print(_said(trial))
             if trial.outcome == FAILED:
-                log = request.out / trial.log
-                text = f"{arm} --max-duration {seconds}: {trial.detail}; its output: {log}"
-                if trial.exit_status == EXIT_USAGE and len(self.record.trials) == 1:
-                    raise UsageError(f"TRAIN_PY: {text}")
+                text = f"{trial.name}: {trial.detail}; its output: {request.out / trial.log}"
+                if trial.exit_status == EXIT_USAGE and not self.record.measured:
+                    raise UsageError(f"TRAIN_PY: {text}; put it right and start the fit again")
                 raise _Failed(text)
 
-    def _say(self, trial: Trial) -> None:
-        line = f"{trial.arm} --max-duration {trial.max_duration}: {trial.outcome}"
-        if trial.outcome == FITS:
-            line += f", peak {units.mib(trial.peak_bytes)} ({trial.memory_kind})"
-        line += f", {units.duration(trial.seconds)}"
-        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+    def _note(self, arm: str, search: Search) -> None:
+        self.record.arms[arm] = ArmFit(
+            fits=search.fits,
+            too_long=search.too_long,
+            lacks_data=search.lacks_data,
+            is_settled=search.is_settled,
+        )
+
+    def _print(self, line: str, style: str | None = None) -> None:
+        self._console.print(line, style=style, markup=False, highlight=False, soft_wrap=True)
 
     def _write(self) -> None:
         self.record.seconds = time.monotonic() - self._began
-        made = {(trial.arm, trial.max_duration) for trial in self.record.trials}
-        not_yet = [trial for key, trial in self._earlier.items() if key not in made]
-        content = self.record.model_copy(update={"trials": [*self.record.trials, *not_yet]})
         try:
-            replace_json(self._request.out / REPORT, content.model_dump())
+            replace_json(self._request.out / REPORT, self.record.model_dump())
         except OSError as error:
-            line = f"{REPORT} could not be written: {error}"
-            self._console.print(line, style="red", markup=False, soft_wrap=True)
+            self._print(f"{REPORT} could not be written: {error}", style="red")
 
 
-def _earlier_trials(request: FitRequest) -> dict[tuple[str, int], Trial]:
-    """What an earlier search in the folder has measured."""
-    path = request.out / REPORT
-    if not path.exists():
-        return {}
-    earlier = validated(FitRecord, json.loads(path.read_text(encoding="utf-8")), path)
-    return {(t.arm, t.max_duration): t for t in earlier.trials if t.outcome in _KEPT}
+def _said(trial: Trial) -> str:
+    """One line for a trial that has ended."""
+    line = f"{trial.name}: {trial.outcome}"
+    if trial.outcome == FITS:
+        line += f", peak {units.mib(trial.peak_bytes)} ({trial.memory_kind})"
+    line += f", {units.duration(trial.seconds)}"
+    return f"{line}: {trial.detail}" if trial.outcome == FAILED else line
+
+
+def _bounds(search: Search) -> str:
+    fits = f"{search.fits} fits" if search.fits else "none is known to fit"
+    return fits if search.too_long is None else f"{fits}, {search.too_long} does not"
+
+
+def _earlier_trials(request: FitRequest) -> list[Trial]:
+    """What an earlier search in the folder has measured; ``check_fit`` saw that it is the same."""
+    return read_record(request.out).measured if (request.out / REPORT).exists() else []
+
+
+def _take_over(search: Search, known: Sequence[Trial]) -> None:
+    """Tell a search what an earlier one has measured: the bounds, and the memory left over."""
+    ascending = sorted(known, key=lambda trial: trial.max_duration)
+    too_long = next((trial for trial in ascending if trial.outcome != FITS), None)
+    for trial in ascending:
+        if trial is too_long:
+            search.note_too_long(trial.max_duration, lacks_data=trial.outcome == NO_BATCH)
+            break
+        search.note_fit(trial.max_duration, trial.padded_seconds, trial.room)
+    search.trials = 0

@@ -1,7 +1,6 @@
 """What is asked of a search, checked in full before anything starts."""
 
 import importlib.util
-import json
 import math
 import subprocess
 import sys
@@ -14,17 +13,16 @@ import torch
 
 from panda_icefall.normalizer.workspace import MIB
 from panda_icefall.runs.bounded.continuation import source_digest
-from panda_icefall.runs.bounded.request import new_folder
 from panda_icefall.runs.errors import UsageError
+from panda_icefall.runs.fitting.folder import check_folder, default_folder
 from panda_icefall.runs.memory.log import run_versions
 from panda_icefall.runs.panda_arguments import split_panda_arguments
 from panda_icefall.runs.planning.plan import ARMS, LONGEST
 from panda_icefall.runs.planning.recipe_sizes import recipe_defaults
 from panda_icefall.runs.recipe_module import RecipeFile, wants_help
 
-__all__ = ["REPORT", "FitRequest", "check_fit"]
+__all__ = ["FitRequest", "check_fit"]
 
-REPORT = "fit.json"
 _START = 200  # seconds, where neither the command line nor the recipe says any
 # What a trial sets itself, or would end or disturb it.
 _REFUSED = (
@@ -110,8 +108,8 @@ def check_fit(
       device: ``cpu`` or ``cuda``; CUDA where torch sees a GPU if not given.
       limit_mib: What a process may hold; needed on a CPU.
       scan_batches, most_trials, tolerance, max_minutes, longest: As in ``FitRequest``.
-      out: Folder to write: a new one, or that of an unfinished search with the same arguments,
-        which is continued; a new ``panda-fit`` if not given.
+      out: Folder to write: a new one, or that of an earlier search with the same arguments, whose
+        trials are taken over; a new ``panda-fit`` if not given.
 
     Raises:
       UsageError: It cannot be run.
@@ -131,7 +129,7 @@ def check_fit(
         raise UsageError("--device: got cuda, but torch sees no GPU; expected cpu, or a GPU")
     chosen = device or ("cuda" if has_cuda else "cpu")
     _check_numbers(chosen, limit_mib, tolerance, max_minutes)
-    folder = (new_folder(Path("panda-fit")) if out is None else out).expanduser().absolute()
+    folder = (default_folder() if out is None else out).expanduser().absolute()
     request = FitRequest(
         train_py=recipe.path,
         words=words,
@@ -147,7 +145,7 @@ def check_fit(
         out=folder,
         gpu=_gpu() if chosen == "cuda" else None,
     )
-    _check_folder(request)
+    check_folder(folder, request.inputs)
     return request
 
 
@@ -233,30 +231,3 @@ def _start(train_py: Path, given: str | None) -> int:
     if not (start >= 1 and math.isfinite(start)):
         raise UsageError(f"--max-duration: got {given!r}, expected seconds, at least 1")
     return round(start)
-
-
-def _check_folder(request: FitRequest) -> None:
-    """Make the folder, which may hold an unfinished search with the same inputs."""
-    folder = request.out
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        left = any(folder.iterdir())
-    except OSError as error:
-        raise UsageError(f"--out: cannot make {folder}: {error.strerror}") from error
-    if not left:
-        return
-    path = folder / REPORT
-    try:
-        earlier = json.loads(path.read_text(encoding="utf-8"))["inputs"]
-    except (OSError, ValueError, KeyError, TypeError):
-        raise UsageError(
-            f"--out: got {folder}, which exists and is not empty, expected a new folder or that of "
-            "a fit; remove it or choose another"
-        ) from None
-    inputs = request.inputs
-    changed = [name for name in inputs if earlier.get(name) != inputs[name]]
-    if changed:
-        raise UsageError(
-            f"--out: got {folder}, a fit with other {', '.join(changed)}; expected the same to go "
-            "on with it; choose a new folder"
-        )

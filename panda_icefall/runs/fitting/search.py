@@ -1,5 +1,6 @@
 """The search for the largest ``--max-duration``: which is tried next, and when there is no more."""
 
+import math
 from dataclasses import dataclass
 
 __all__ = ["Search"]
@@ -15,9 +16,9 @@ class Search:
     """Bisection over whole seconds, on a logarithmic scale, led by the memory that was left over.
 
     Attributes:
-      start: The first that is tried.
+      start: The first that is tried, unless it is known already whether it fits.
       longest: None above is tried.
-      most_trials: None is tried after so many.
+      most_trials: None is tried after so many; what an earlier search has found is not counted.
       tolerance: The relative width of the interval at which the search ends.
       fits: The largest that has fitted; 0: none.
       too_long: The smallest that has not; None: none.
@@ -74,8 +75,9 @@ class Search:
         """What to try next; None: the search is over."""
         if self.is_settled or self.trials >= self.most_trials:
             return None
-        if not self.trials:
-            return max(1, min(self.start, self.longest))
+        start = max(1, min(self.start, self.longest))
+        if not self.trials and self.fits < start and (self.too_long or math.inf) > start:
+            return start
         if self.too_long is None:
             growth = 2.0 if self._room is None else _CAUTION * self._room
             grown = round(self.fits * min(_FASTEST, max(1 + self.tolerance, growth)))

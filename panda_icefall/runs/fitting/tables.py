@@ -1,11 +1,13 @@
 """The result of a search on a console: what fits, what to set, and how far to trust it."""
 
+import shlex
+
 from rich.console import Console
 from rich.table import Column, Table
 
-from panda_icefall.runs.fitting.fit import ArmFit, FitRecord
-from panda_icefall.runs.fitting.request import REPORT, FitRequest
-from panda_icefall.runs.fitting.trial import Trial
+from panda_icefall.runs.fitting.folder import trial_folder
+from panda_icefall.runs.fitting.record import REPORT, ArmFit, FitRecord, Trial
+from panda_icefall.runs.fitting.request import FitRequest
 from panda_icefall.runs.report import units
 
 __all__ = ["print_fit"]
@@ -13,7 +15,11 @@ __all__ = ["print_fit"]
 
 def print_fit(record: FitRecord, request: FitRequest, console: Console) -> None:
     """Print what was found so far; an interrupted search has a table as well."""
-    arms = {arm: (found, record.best(arm)) for arm, found in record.arms.items()}
+    arms = {
+        arm: (found, record.best(arm))
+        for arm, found in record.arms.items()
+        if found.fits or found.too_long
+    }
     if arms:
         limit = "" if request.limit_bytes is None else f" with {units.mib(request.limit_bytes)}"
         table = Table(
@@ -74,13 +80,38 @@ def _lines(record: FitRecord, request: FitRequest) -> list[str]:
             lines.append(f"{arm}: the data make no larger batches; memory was not the bound")
         elif not found.is_settled and record.state == "complete":
             lines.append(f"{arm}: --max-trials came first; more of them find it more closely")
-    lines.append(
-        "Measured: forward, backward and optimizer step of the worst batches of the first epoch. "
-        "Another epoch is shuffled otherwise, and a long run's allocator fragments: take 5 to 10 "
-        "percent less."
-    )
-    if record.state != "complete":
+    if record.measured:
+        lines.append(
+            "Measured: forward, backward and optimizer step of the worst batches of the first "
+            "epoch. Another epoch is shuffled otherwise, and a long run's allocator fragments: "
+            "take 5 to 10 percent less."
+        )
+    if record.failed is not None:
+        lines += _failure(record.failed, record, request)
+    elif record.state != "complete":
         lines.append(f"PARTIAL: {record.reason}")
         lines.append(f"go on with it: the same command with --out {request.out}")
     lines.append(f"report: {request.out / REPORT}")
     return lines
+
+
+def _failure(trial: Trial, record: FitRecord, request: FitRequest) -> list[str]:
+    """What is wrong with a recipe that fails for another reason than memory, and what to do."""
+    alone = trial_folder(request.out, trial.arm, trial.max_duration).with_name("alone")
+    words = [
+        *("panda-icefall", "run", str(request.train_py), *request.words),
+        *("--max-duration", str(trial.max_duration), "--exp-dir", str(alone)),
+        *("--use-panda", str(int(trial.arm == "routed")), "--panda-max-batches", "2"),
+    ]
+    again = "Nothing was measured: then start the fit again"
+    if record.measured:
+        again = (
+            f"Then go on: the same command with --out {request.out} takes over what was measured"
+        )
+    return [
+        f"FAILED, and not for want of memory: {trial.name}: {trial.detail}",
+        f"the last lines of its output, {request.out / trial.log}:",
+        *(f"    {line}" for line in trial.tail.splitlines()),
+        f"what to do: make it run alone: {shlex.join(words)}",
+        f"{again}.",
+    ]

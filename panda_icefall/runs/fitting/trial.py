@@ -11,9 +11,7 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
-
-from pydantic import Field
+from typing import Any
 
 import panda_icefall
 from panda_icefall.memory_limit import tells_of_no_memory
@@ -24,70 +22,25 @@ from panda_icefall.runs.bounded.plan import for_measuring
 from panda_icefall.runs.bounded.stage import Deadline, StageOutcome, run_stage
 from panda_icefall.runs.data.check import icefall_environment
 from panda_icefall.runs.errors import exit_with
+from panda_icefall.runs.fitting.folder import trial_folder
+from panda_icefall.runs.fitting.record import (
+    FAILED,
+    FITS,
+    KILLED,
+    NO_BATCH,
+    OUT_OF_MEMORY,
+    Trial,
+)
 from panda_icefall.runs.fitting.request import FitRequest
-from panda_icefall.runs.hooks.worst_batches import BatchSize, Scan
+from panda_icefall.runs.hooks.worst_batches import Scan
 from panda_icefall.runs.launch import run_recipe
 from panda_icefall.runs.options import WorstOnly
 from panda_icefall.runs.panda_arguments import split_panda_arguments
-from panda_icefall.runs.records import Bytes, Record, validated
+from panda_icefall.runs.records import validated
 
-__all__ = ["FAILED", "FITS", "LIMITS", "NO_BATCH", "OUT_OF_MEMORY", "Trial", "run_trial"]
+__all__ = ["run_trial"]
 
 _TAIL = 16_000  # characters of the output in which an allocator's refusal is looked for
-FITS, OUT_OF_MEMORY, KILLED, NO_BATCH, FAILED = (
-    "fits",
-    "out of memory",
-    "killed",
-    "no batch",
-    "failed",
-)
-LIMITS = (OUT_OF_MEMORY, KILLED)  # what says that a batch was too large
-
-
-class Trial(Record):
-    """What one trial came to.
-
-    Attributes:
-      arm: ``dense`` or ``routed``.
-      max_duration: ``--max-duration``, seconds.
-      outcome: ``killed``: by SIGKILL, as the system does where it runs out of memory; ``no batch``:
-        the data were too few to make one; ``failed``: for another reason than memory.
-      detail: The last words of one that did not fit.
-      seconds: Wall time.
-      exit_status: Of its process; negative: a signal's number.
-      peak_bytes: The largest peak of its steps; of those that were finished.
-      base_bytes: Memory before the first step.
-      available_bytes: What its steps could have had at most.
-      memory_kind: What these bytes are.
-      worst: The batches it ran, the one with most seconds after padding first.
-      log: Its output, relative to the folder of the search.
-    """
-
-    arm: str
-    max_duration: int
-    outcome: Literal["fits", "out of memory", "killed", "no batch", "failed"]
-    detail: str = ""
-    seconds: float
-    exit_status: int
-    peak_bytes: Bytes | None = None
-    base_bytes: Bytes | None = None
-    available_bytes: int | None = None
-    memory_kind: str = "memory"
-    worst: list[BatchSize] = Field(default_factory=list)
-    log: str
-
-    @property
-    def padded_seconds(self) -> float:
-        """Of the largest of its batches."""
-        return self.worst[0].padded_seconds if self.worst else 0.0
-
-    @property
-    def room(self) -> float | None:
-        """How many times its memory above what is always there may be used; None: unknown."""
-        peak, base, available = self.peak_bytes, self.base_bytes, self.available_bytes
-        if peak is None or base is None or available is None or peak <= base:
-            return None
-        return max(0.0, (available - base) / (peak - base))
 
 
 def run_trial(
@@ -109,7 +62,7 @@ def run_trial(
     Raises:
       Interrupted: A signal or the deadline came first.
     """
-    folder = request.out / "trials" / f"{arm}-{max_duration}"
+    folder = trial_folder(request.out, arm, max_duration)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     log, memory_log, report = (folder / n for n in ("output.log", "memory.jsonl", "scan.json"))
@@ -138,6 +91,7 @@ def run_trial(
         max_duration=max_duration,
         outcome=outcome,
         detail="" if outcome == FITS else _last_words(ended),
+        tail=ended.tail if outcome == FAILED else "",
         seconds=ended.seconds,
         exit_status=ended.exit_status,
         peak_bytes=measured.peak_bytes,

@@ -17,7 +17,9 @@ from panda_icefall.runs.recipe_calls import Epoch, LossCall
 from panda_icefall.runs.report.console import print_contract
 from panda_icefall.runs.report.progress import times_text, waiting
 
-__all__ = ["ContractCheck"]
+__all__ = ["COMPARED", "ContractCheck"]
+
+COMPARED = "contract check: compared batch"  # in the output, once for each; a parent counts them
 
 
 class ContractCheck(Hook):
@@ -84,11 +86,16 @@ class ContractCheck(Hook):
             return
         epoch.ledger.advance()
         model = call.bound.arguments["model"]
-        began = time.monotonic()
+        began, before = time.monotonic(), contract.batches_seen
         with waiting(self._progress) if epoch.rank == 0 else contextlib.nullcontext():
             contract.observe(call.loss_of, model, epoch.arguments["optimizer"], epoch.loss_scale)
         self._seconds += time.monotonic() - began
         epoch.ledger.exclude()
+        is_compared = contract.batches_seen > before and contract.not_routed is None
+        if is_compared and epoch.rank == 0 and not self._console.is_terminal:
+            done, needed = contract.batches_seen, self._options.batches_of_check
+            times = times_text(self._seconds, done, needed)
+            self._console.print(f"{COMPARED} {done} of {needed}, {times}", soft_wrap=True)
         if contract.is_complete:
             try:
                 self.path = contract.result.write(epoch.folder, epoch.rank)

@@ -23,22 +23,12 @@ from panda_icefall.runs.atomic_file import finite_json
 from panda_icefall.runs.errors import UsageError
 from panda_icefall.runs.memory.probe import MemoryProbe
 from panda_icefall.runs.options import PandaOptions
-from panda_icefall.runs.records import BACKWARD_UPDATE
 
-__all__ = [
-    "MemoryLog",
-    "StepCount",
-    "check_writable",
-    "find_memory_logs",
-    "rank_path",
-    "read_last_run",
-    "run_versions",
-]
+__all__ = ["MemoryLog", "check_writable", "rank_path", "run_versions"]
 
 
 # The recipe writes these to TensorBoard itself.
 _RECIPES_OWN = ("step", "batch_idx_train", "loss", "frames")
-_END_OF_STEP = json.dumps({"phase": BACKWARD_UPDATE})[1:-1].encode()
 
 
 def rank_path(path: Path, rank: int) -> Path:
@@ -78,77 +68,12 @@ def _open(path: Path) -> TextIO:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         return path.open("a", encoding="utf-8")
+    except (FileExistsError, NotADirectoryError) as error:
+        raise UsageError(
+            f"--panda-memory-log: cannot write {path}, below a file; expected a file in a folder"
+        ) from error
     except OSError as error:
         raise UsageError(f"--panda-memory-log: cannot write {path}: {error}") from error
-
-
-def find_memory_logs(folder: Path) -> list[Path]:
-    """The memory logs in a folder, those of its own first; or the one that is named.
-
-    Raises:
-      UsageError: There is none.
-    """
-    candidates = [folder] if folder.is_file() else sorted(folder.glob("*.jsonl"))
-    candidates = candidates or sorted(folder.glob("*/*.jsonl"))
-    logs = [path for path in candidates if ".rank" not in path.name and _is_memory_log(path)]
-    if not logs:
-        raise UsageError(
-            f"{folder}: got no memory log in it, expected a file that --panda-memory-log wrote; "
-            f"run the recipe with --panda-memory-log {folder}/memory.jsonl --panda-max-batches 20"
-        )
-    return logs
-
-
-def _is_memory_log(path: Path) -> bool:
-    with path.open(encoding="utf-8", errors="replace") as lines:
-        return lines.readline().startswith('{"row": "header"')
-
-
-def read_last_run(path: Path) -> list[dict[str, Any]]:
-    """The rows that the last run of a memory log wrote; another may have written between them.
-
-    Args:
-      path: A log, which may end within a row, and may be of a version without run ids.
-
-    Returns:
-      Its rows from the header on.
-
-    Raises:
-      OSError: The file cannot be read.
-    """
-    rows: list[dict[str, Any]] = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        # A killed process leaves half a row, behind which the next run's header begins.
-        with contextlib.suppress(ValueError):
-            row = json.loads(line[max(0, line.rfind('{"row": "header"')) :])
-            if row["row"] == "header":
-                rows = []
-            rows.append(row)
-    run_id = rows[0].get("run_id") if rows else None
-    return [row for row in rows if row.get("run_id", run_id) == run_id]
-
-
-class StepCount:
-    """Counts the training steps in a memory log while another process writes it.
-
-    Args:
-      path: The log of one run, which need not be there yet.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._offset = 0
-        self._steps = 0
-
-    def read(self) -> int:
-        """The steps whose last row has been written."""
-        with contextlib.suppress(OSError), self._path.open("rb") as log:
-            log.seek(self._offset)
-            rows = log.read()
-            whole = rows[: rows.rfind(b"\n") + 1]  # the last row may be half written
-            self._offset += len(whole)
-            self._steps += whole.count(_END_OF_STEP)
-        return self._steps
 
 
 class MemoryLog:

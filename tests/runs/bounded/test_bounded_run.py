@@ -21,6 +21,7 @@ from panda_icefall.runs.bounded.continuation import only_run_in
 from panda_icefall.runs.bounded.request import check_request
 from panda_icefall.runs.bounded.run import run_bounded
 from panda_icefall.runs.bounded.stage import Deadline
+from panda_icefall.runs.hooks.contract_check import COMPARED
 
 STAGES = ["contract", "dense", "routed", "twin", "stopped", "resumed"]
 
@@ -70,6 +71,9 @@ def test_all_stages_run_and_every_verdict_holds(checkout):
     assert content["resume"]["is_bitwise"] is True
     for name in ("report.md", "report.html"):
         assert "aishell/ASR/pruned" in (checkout.out / name).read_text()
+
+    log = (checkout.out / "contract/output.log").read_text()
+    assert log.count(COMPARED) == 2  # by which its progress is shown
 
     # What the report says is in the files that the processes left.
     models = {

@@ -1,5 +1,6 @@
 """The child processes of a bounded run, and the environment they get."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ import pytest
 from panda_icefall.runs import split_panda_arguments
 from panda_icefall.runs.bounded.config import BoundedConfig
 from panda_icefall.runs.bounded.plan import child_environment, plan_stages
+from panda_icefall.runs.hooks.contract_check import COMPARED
 
 CONTENT = {
     "recipe": "egs/aishell/ASR/zipformer/train.py",
@@ -43,6 +45,18 @@ def test_every_command_is_one_that_the_launcher_understands(stages):
         assert options.ctc
         assert words[:2] == ["--exp-dir", str(stage.exp_dir)]
         assert words[2:8] == ["--lang-dir", "/d", "--world-size", "1", "--num-epochs", "1"]
+
+
+def test_every_stage_says_how_far_it_is(stages, tmp_path):
+    steps = {name: stage.steps for name, stage in stages.items()}
+    assert steps == {
+        "contract": 3, "dense": 30, "routed": 30, "twin": 30, "stopped": 20, "resumed": 10,
+    }  # fmt: skip
+    files = {"log": tmp_path / "output.log", "memory_log": tmp_path / "memory.jsonl"}
+    files["log"].write_text(f"{COMPARED} 1 of 3, 2.0 s\n{COMPARED} 2 of 3, 4.0 s\n")
+    files["memory_log"].write_text('{"row": "phase", "phase": "backward_update"}\n')
+    done = {name: replace(stage, **files).count().read() for name, stage in stages.items()}
+    assert done == {**dict.fromkeys(stages, 1), "contract": 2}
 
 
 def test_the_contract_gets_its_bounds(stages):

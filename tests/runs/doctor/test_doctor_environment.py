@@ -94,6 +94,12 @@ def test_a_sampler_that_cannot_be_made_is_a_problem(fake_package):
     assert "TypeError: __init__() missing 1 required" in finding.text
 
 
+def test_a_package_that_lhotse_lacks_is_what_to_install(installed):
+    installed(lhotse="1.33.0")
+    finding = examine_lhotse(Answer(error="ModuleNotFoundError: No module named 'urllib3'"))
+    assert (finding.level, finding.advice) == ("problem", "pip install urllib3")
+
+
 def test_the_lhotse_to_take_is_that_for_this_torchs_sampler(installed, monkeypatch):
     class Demanding:
         def __init__(self, data_source):

@@ -1,62 +1,12 @@
 """The command around its trials: what is refused, written after each one, continued and printed."""
 
 import json
-import signal
 
 import pytest
 
-from panda_icefall.runs.bounded.stage import Interrupted
 from panda_icefall.runs.fitting import fit, request
-from panda_icefall.runs.fitting.trial import Trial
-from panda_icefall.runs.hooks.worst_batches import BatchSize
 
-MIB = 2**20
-BASE = 300 * MIB
 CPU = ("--device", "cpu", "--limit-mib", "200")
-
-
-@pytest.fixture
-def fitted(command, recipe, monkeypatch, tmp_path):
-    """Runs `fit` on the toy recipe with trials of a known outcome; gives status, JSON, outputs."""
-    limits = {"dense": 130, "routed": 700}
-    tried = []
-
-    def run_trial(request, arm, max_duration, deadline, on_poll):
-        on_poll()
-        tried.append((arm, max_duration))
-        outcome = run.outcomes.get((arm, max_duration))
-        if outcome == "interrupted":
-            raise Interrupted("interrupted by SIGINT", 128 + signal.SIGINT)
-        fits = max_duration <= limits[arm]
-        outcome = outcome or ("fits" if fits else "out of memory")
-        used = int(200 * MIB * max_duration / limits[arm])
-        return Trial(
-            arm=arm,
-            max_duration=max_duration,
-            outcome=outcome,
-            detail="" if outcome == "fits" else run.detail,
-            seconds=2.0,
-            exit_status={"fits": 0, "failed": run.status}.get(outcome, 1),
-            peak_bytes=BASE + used,
-            base_bytes=BASE,
-            available_bytes=BASE + 200 * MIB,
-            memory_kind="process RSS",
-            worst=[BatchSize(cuts=9, longest_seconds=max_duration / 9, seconds=1.0, transcript=3)],
-            log=f"trials/{arm}-{max_duration}/output.log",
-        )
-
-    monkeypatch.setattr(fit, "run_trial", run_trial)
-
-    def run(*words, arguments=("--max-duration", "100"), options=CPU):
-        tried.clear()
-        out = ["--out", str(tmp_path / "fit")]
-        status, text, error = command("fit", *options, *out, *words, recipe.train_py, *arguments)
-        path = tmp_path / "fit" / "fit.json"
-        report = json.loads(path.read_text()) if path.exists() else None
-        return status, report, text, error
-
-    run.outcomes, run.tried, run.detail, run.status = {}, tried, "status 1: out of memory", 1
-    return run
 
 
 def test_each_arm_has_its_largest(fitted):
@@ -114,71 +64,6 @@ def test_more_trials_than_were_admitted_are_asked_for(fitted):
     assert status == 0
     assert "dense: --max-trials came first" in text
     assert len(fitted.tried) == 2
-
-
-def test_what_was_measured_survives_an_interruption_and_is_taken_over(fitted):
-    fitted.outcomes["routed", 100] = "interrupted"
-    status, report, text, _ = fitted()
-    assert status == 130
-    assert (report["state"], report["reason"]) == ("partial", "interrupted by SIGINT")
-    of_dense = list(fitted.tried)[:-1]
-    assert [(t["arm"], t["max_duration"]) for t in report["trials"]] == of_dense
-    assert report["arms"]["dense"]["fits"] > 120
-    assert "PARTIAL: interrupted by SIGINT" in text
-    assert "go on with it: the same command with --out " in text
-    # Interrupted again before anything is tried, it forgets nothing.
-    assert fitted()[1]["trials"] == report["trials"]
-    fitted.outcomes.clear()
-    status, report, _, _ = fitted()
-    assert (status, report["state"]) == (0, "complete")
-    assert {arm for arm, _ in fitted.tried} == {"routed"}
-    assert [t["arm"] for t in report["trials"]][: len(of_dense)] == ["dense"] * len(of_dense)
-
-
-def test_what_was_tried_and_is_not_needed_now_is_kept(fitted):
-    first = fitted()[1]["trials"]
-    status, report, _, _ = fitted(arguments=("--max-duration", "100", "--use-panda", "1"))
-    assert (status, list(report["arms"])) == (0, ["routed"])
-    assert fitted.tried == []
-    assert sorted(map(str, report["trials"])) == sorted(map(str, first))
-
-
-def test_a_folder_is_continued_with_the_same_arguments_only(fitted):
-    assert fitted()[0] == 0
-    status, _, _, error = fitted(arguments=("--max-duration", "100", "--lr", "2"))
-    assert status == 2
-    assert "a fit with other ARGS; expected the same to go on with it" in error
-    status, _, _, error = fitted(options=("--device", "cpu", "--limit-mib", "201"))
-    assert status == 2
-    assert "a fit with other --limit-mib" in error
-    # The first duration and the tolerance say where to look, not what is found there.
-    assert fitted("--tolerance", "0.02", arguments=("--max-duration", "120"))[0] == 0
-
-
-def test_a_folder_with_something_else_is_left_alone(fitted, tmp_path):
-    (tmp_path / "fit").mkdir()
-    (tmp_path / "fit" / "thesis.tex").write_text("")
-    status, report, _, error = fitted()
-    assert (status, report) == (2, None)
-    assert "exists and is not empty, expected a new folder or that of a fit" in error
-
-
-def test_a_recipe_that_refuses_its_arguments_is_a_usage_error(fitted):
-    fitted.outcomes["dense", 100] = "failed"
-    fitted.status, fitted.detail = 2, "status 2: train.py: error: unrecognized arguments: --lr"
-    status, report, text, error = fitted()
-    assert (status, text) == (2, "")
-    assert "TRAIN_PY: dense --max-duration 100: status 2: train.py: error: unrecog" in error
-    assert report["state"] == "partial"
-
-
-def test_a_recipe_that_fails_later_ends_the_search_with_what_was_found(fitted):
-    fitted.outcomes["routed", 100] = "failed"
-    fitted.detail = "status 1: ValueError: no"
-    status, report, text, _ = fitted()
-    assert status == 1
-    assert "PARTIAL: routed --max-duration 100: status 1: ValueError: no; its output: " in text
-    assert report["arms"]["dense"]["fits"] > 120
 
 
 @pytest.mark.parametrize(

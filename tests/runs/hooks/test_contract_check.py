@@ -65,6 +65,24 @@ def test_a_terminal_is_told_which_batch_is_compared_and_how_long_the_rest_takes(
     assert check._progress == "contract check: batch 3 of 5, 10.0 s, about 15.0 s left"
 
 
+def test_where_there_is_no_terminal_each_compared_batch_is_a_line(observed, monkeypatch, capsys):
+    """By which the process of a bounded run sees how far its check is."""
+
+    def observe(contract, *_):
+        contract.batches_seen += 1
+
+    monkeypatch.setattr(contract_check.Contract, "observe", observe)
+    check = ContractCheck(PandaOptions(check_batches=3), Console())
+    check._seconds = 4.0
+    observed(check)
+    observed(check, rank=1)
+    observed(check)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2
+    assert lines[0].startswith(f"{contract_check.COMPARED} 1 of 3, 4.0 s, about 8.0 s left")
+    assert lines[1].startswith(f"{contract_check.COMPARED} 3 of 3")
+
+
 @pytest.mark.parametrize("has_begun", [False, True])
 def test_a_check_that_saw_too_few_batches_is_a_violation(observed, has_begun):
     check = ContractCheck(PandaOptions(check_batches=2, check_update_steps=5), Console())

@@ -13,9 +13,10 @@ import torch
 from panda_icefall.runs import PandaOptions, UsageError, run_recipe
 from panda_icefall.runs.atomic_file import finite_json
 from panda_icefall.runs.hooks.memory_log import MemoryLogging
-from panda_icefall.runs.memory.log import MemoryLog, rank_path, read_last_run
+from panda_icefall.runs.memory.log import MemoryLog, rank_path
 from panda_icefall.runs.memory.part_watch import PartMeter
 from panda_icefall.runs.memory.probe import MemoryProbe, process_peak_bytes
+from panda_icefall.runs.memory.reading import read_last_run
 
 PHASES = ["compute_loss", "backward_update"]
 

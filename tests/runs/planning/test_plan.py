@@ -295,7 +295,8 @@ def test_a_run_that_tells_nothing_is_refused(command, tmp_path):
     words = ["plan", "--vocab", 4336, "--gpu-mem", "32GiB", "--from-run", tmp_path]
     status, _, error = command(*words)
     assert status == 2
-    assert "got no memory log in it" in error
+    where = f"--from-run: {tmp_path}: an empty folder, expected a file that --panda-memory-log"
+    assert error.startswith(f"panda-icefall: {where}")
     log_of(tmp_path / "memory.jsonl", frames=[900])
     assert "expected at least two whole steps" in command(*words)[2]
 

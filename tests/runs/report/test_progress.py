@@ -5,7 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
-from panda_icefall.runs.memory.log import StepCount
+from panda_icefall.runs.memory.reading import StepCount
 from panda_icefall.runs.report.progress import shown_progress, times_text
 
 
@@ -71,3 +71,10 @@ def test_steps_are_counted_while_their_log_is_written(tmp_path):
         file.write(end[30:])
     assert count.read() == 2
     assert count.read() == 2
+
+
+def test_another_mark_is_counted_in_another_file(tmp_path):
+    log = tmp_path / "output.log"
+    count = StepCount(log, b"compared batch")
+    log.write_text("a warning\ncontract check: compared batch 1 of 3, 2.0 s\ncompared bat")
+    assert count.read() == 1

@@ -1,0 +1,56 @@
+"""Files and folders on the command line, looked at before any work is done."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+__all__ = ["FILE_TO_READ", "FILE_TO_WRITE", "FOLDER_TO_WRITE", "RUN_TO_READ"]
+
+
+class PathError(click.ClickException):
+    """A path that cannot be what the command needs: one line, exit status 2."""
+
+    exit_code = 2
+
+    def show(self, file: Any = None) -> None:
+        """Print it as the package's own errors are printed."""
+        click.echo(f"panda-icefall: {self.message}", file=file, err=True)
+
+
+class GivenPath(click.Path):
+    """A path that is looked at while the command line is read.
+
+    Args:
+      expected: ``file``, ``folder`` or ``folder or file``.
+      is_read: It has to be there; else it, or its folder, may have to be made.
+    """
+
+    def __init__(self, expected: str, *, is_read: bool) -> None:
+        super().__init__(file_okay="file" in expected, dir_okay="folder" in expected)
+        self.expected, self.is_read = expected, is_read
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        """The path, with the home folder in the place of ``~``.
+
+        Raises:
+          PathError: It is not there, is of the other kind, or lies below a file.
+        """
+        path, wanted = Path(value).expanduser(), f"expected a {self.expected}"
+        name = "path" if param is None else param.opts[0]
+        if path.is_dir() and not self.dir_okay:
+            raise PathError(f"{name}: got {path}, a folder; {wanted}")
+        if path.exists() and not path.is_dir() and not self.file_okay:
+            raise PathError(f"{name}: got {path}, a file; {wanted}")
+        if self.is_read and not path.exists():
+            raise PathError(f"{name}: got {path}, which does not exist; {wanted}")
+        above = next((place for place in path.absolute().parents if place.exists()), path.parent)
+        if not path.exists() and not above.is_dir():
+            raise PathError(f"{name}: got {path}, below the file {above}; {wanted}")
+        return path
+
+
+FILE_TO_READ = GivenPath("file", is_read=True)
+FILE_TO_WRITE = GivenPath("file", is_read=False)
+FOLDER_TO_WRITE = GivenPath("folder", is_read=False)
+RUN_TO_READ = GivenPath("folder or file", is_read=True)  # of a run, or its memory log
