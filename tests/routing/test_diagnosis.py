@@ -142,11 +142,15 @@ def own_loop(nan_at=None, **options):
     if nan_at is not None:
         am[nan_at] = NAN
     joiner = torch.nn.Linear(toy.X, toy.C)
-    return transducer_loss(
+    before = panda_icefall.status()
+    loss = transducer_loss(
         lambda am, lm: joiner(torch.tanh(am[:, :, None] + lm[:, None])),
         am.requires_grad_(), lm, torch.ones(2, 3).long(), torch.tensor([6, 4]),
         torch.tensor([3, 2]), **options,
     )  # fmt: skip
+    found = panda_icefall.status() - before
+    assert (found.losses_routed, found.materialised) == (1, {})
+    return loss
 
 
 def test_status_tells_it_in_a_loop_of_ones_own_and_the_first_one_stays(caplog):

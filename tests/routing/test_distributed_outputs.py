@@ -260,6 +260,7 @@ def test_a_weight_that_somebody_freed_is_refused_by_name(k2, free):
     )
     with panda_icefall.patched(), refused:
         toy.pruned_loss(k2, joiner, data)
+    assert panda_icefall.status().materialised == {}
 
 
 @pytest.mark.parametrize("free", [by_storage, by_data])

@@ -39,6 +39,7 @@ def test_torch_is_put_back_where_apply_meets_a_loss_of_ones_own():
     am, lm = torch.randn(1, 4, 5), torch.randn(1, 3, 5)
     lengths = torch.tensor([4]), torch.tensor([2])
     panda_icefall.transducer_loss(Applies(), am, lm, torch.tensor([[1, 2]]), *lengths)
+    assert panda_icefall.status().materialised == {}
     assert nn.Module.__call__ is not before[0]
     panda_icefall.revert()
     assert (nn.Module.__call__, torch.autograd.backward) == before

@@ -116,6 +116,7 @@ def test_the_table_has_one_line_for_each_row(k2):
     table = render(k2, ROWS[:3]).splitlines()
     assert table[0].count("|") == table[1].count("|") == table[2].count("|")
     assert [row.split(" | ")[0][2:] for row in table[2:]] == [row.name for row in ROWS[:3]]
+    assert [row.split(" | ")[4] for row in table[2:]] == ["0"] * 3  # dense losses
 
 
 def test_row_names_are_unique_and_fit_a_table_cell():

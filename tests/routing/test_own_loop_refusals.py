@@ -5,6 +5,7 @@ import torch
 import transducer_cases as cases
 from transducer_cases import B, C, S, T, batch, full
 
+import panda_icefall
 from panda_icefall import transducer_loss
 
 BAD = {
@@ -31,8 +32,10 @@ BAD = {
 def test_bad_batches_are_refused(name):
     changed, message = BAD[name]
     inputs = {**batch(cases.LossKind()), **changed}
+    before = panda_icefall.status()
     with pytest.raises((ValueError, TypeError), match=message):
         full(cases.PlacingJoiner().double(), inputs)
+    assert (panda_icefall.status() - before).materialised == {}
 
 
 @pytest.mark.parametrize(
@@ -68,8 +71,10 @@ def test_bad_options_are_refused(options, message):
     inputs = batch(cases.LossKind())
     inputs["logit_lengths"] = torch.tensor([4, 4, 4, 4])
     inputs["targets"] = torch.full((B, S), 7)
+    before = panda_icefall.status()
     with pytest.raises(ValueError, match=message):
         full(cases.PlacingJoiner().double(), inputs, **options)
+    assert (panda_icefall.status() - before).materialised == {}
 
 
 def test_a_joiner_of_another_shape_is_refused():
