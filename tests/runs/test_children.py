@@ -13,7 +13,7 @@ from torch.multiprocessing import ProcessRaisedException
 
 from panda_icefall.routing import LossTotals
 from panda_icefall.runs import NotRoutedError, PandaOptions, UsageError, run_recipe, termination
-from panda_icefall.runs.memory.log import read_last_run
+from panda_icefall.runs.memory.reading import read_last_run
 from panda_icefall.runs.records import RunOutcome, read_outcomes
 from panda_icefall.runs.spawn import ChildEntry
 from panda_icefall.runs.termination import TO_CHILDREN, Terminated, ending_children
