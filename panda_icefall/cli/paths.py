@@ -36,8 +36,14 @@ class GivenPath(click.Path):
         Raises:
           PathError: It is not there, is of the other kind, or lies below a file.
         """
-        path, wanted = Path(value).expanduser(), f"expected a {self.expected}"
-        name = "path" if param is None else param.opts[0]
+        name, wanted = "path" if param is None else param.opts[0], f"expected a {self.expected}"
+        try:
+            return self._checked(Path(value).expanduser(), name, wanted)
+        except (OSError, RuntimeError) as error:  # no such user, a name too long, a closed folder
+            reason = getattr(error, "strerror", None) or error
+            raise PathError(f"{name}: got {value}, {reason}; {wanted}") from error
+
+    def _checked(self, path: Path, name: str, wanted: str) -> Path:
         if path.is_dir() and not self.dir_okay:
             raise PathError(f"{name}: got {path}, a folder; {wanted}")
         if path.exists() and not path.is_dir() and not self.file_okay:

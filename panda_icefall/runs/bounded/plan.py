@@ -146,6 +146,7 @@ def for_measuring(environment: Mapping[str, str], device: str) -> dict[str, str]
     """``environment`` for a process that trains on a device, and whose memory is measured."""
     environment = dict(environment)
     environment["PYTHONUNBUFFERED"] = "1"  # a killed stage's log ends where it ended
+    environment.pop("FORCE_COLOR", None)  # rich would write to the log as to a terminal
     if device == "cpu":
         environment["CUDA_VISIBLE_DEVICES"] = ""  # recipes take the GPU wherever they see one
         # glibc learns to keep freed blocks of up to 32 MiB: the resident set of an arm with small

@@ -79,6 +79,8 @@ class _Fit:
             trials=_earlier_trials(request),
         )
         keep_trials_of(request.out, self.record.trials)
+        # Of all arms before any is tried: the bounds of a later one outlive an interruption.
+        self._searches = {arm: self._begun(arm) for arm in request.arms}
 
     def run(self) -> tuple[FitRecord, int]:
         """Run it to its end; see :func:`run_fit`."""
@@ -110,13 +112,10 @@ class _Fit:
 
     def _search(self, arm: str, later: int, show: Callable[..., None]) -> None:
         """Search for one arm, after which there are at most ``later`` trials of others."""
-        request = self._request
-        search = Search(request.start, request.longest, request.most_trials, request.tolerance)
-        known = [trial for trial in self.record.trials if trial.arm == arm]
-        if known:
-            _take_over(search, known)
-            self._note(arm, search)
-            self._print(f"{arm}: {_bounds(search)} ({len(known)} trials of an earlier fit)")
+        request, search = self._request, self._searches[arm]
+        if known := self._trials_of(arm):
+            count = "1 trial" if len(known) == 1 else f"{len(known)} trials"
+            self._print(f"{arm}: {_bounds(search)} ({count} of an earlier fit)")
         while (seconds := search.next) is not None:
             most = self._made + request.most_trials - search.trials + later
             text = f"{arm}, --max-duration {seconds}"
@@ -137,6 +136,18 @@ class _Fit:
                 if trial.exit_status == EXIT_USAGE and not self.record.measured:
                     raise UsageError(f"TRAIN_PY: {text}; put it right and start the fit again")
                 raise _Failed(text)
+
+    def _trials_of(self, arm: str) -> list[Trial]:
+        return [trial for trial in self.record.trials if trial.arm == arm]
+
+    def _begun(self, arm: str) -> Search:
+        """A search within the bounds that an earlier one has found."""
+        request = self._request
+        search = Search(request.start, request.longest, request.most_trials, request.tolerance)
+        if known := self._trials_of(arm):
+            _take_over(search, known)
+            self._note(arm, search)
+        return search
 
     def _note(self, arm: str, search: Search) -> None:
         self.record.arms[arm] = ArmFit(

@@ -132,6 +132,11 @@ class FitRecord(Record):
         return [trial for trial in self.trials if trial.outcome in MEASURED]
 
     @property
+    def has_findings(self) -> bool:
+        """Whether a trial says something of the memory, one that the system killed included."""
+        return any(trial.outcome != FAILED for trial in self.trials)
+
+    @property
     def failed(self) -> Trial | None:
         """The trial that ended the search for another reason than memory, if one did."""
         return next((trial for trial in self.trials if trial.outcome == FAILED), None)

@@ -5,7 +5,6 @@ import shlex
 from rich.console import Console
 from rich.table import Column, Table
 
-from panda_icefall.runs.fitting.folder import trial_folder
 from panda_icefall.runs.fitting.record import REPORT, ArmFit, FitRecord, Trial
 from panda_icefall.runs.fitting.request import FitRequest
 from panda_icefall.runs.report import units
@@ -97,7 +96,7 @@ def _lines(record: FitRecord, request: FitRequest) -> list[str]:
 
 def _failure(trial: Trial, record: FitRecord, request: FitRequest) -> list[str]:
     """What is wrong with a recipe that fails for another reason than memory, and what to do."""
-    alone = trial_folder(request.out, trial.arm, trial.max_duration).with_name("alone")
+    alone = request.out / "alone"
     words = [
         *("panda-icefall", "run", str(request.train_py), *request.words),
         *("--max-duration", str(trial.max_duration), "--exp-dir", str(alone)),
@@ -106,7 +105,8 @@ def _failure(trial: Trial, record: FitRecord, request: FitRequest) -> list[str]:
     again = "Nothing was measured: then start the fit again"
     if record.measured:
         again = (
-            f"Then go on: the same command with --out {request.out} takes over what was measured"
+            f"Then start the fit again: with --out {request.out} what was measured is taken over, "
+            "if neither the recipe nor its arguments changed; else it needs a new folder"
         )
     return [
         f"FAILED, and not for want of memory: {trial.name}: {trial.detail}",

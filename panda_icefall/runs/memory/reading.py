@@ -25,9 +25,10 @@ def find_memory_logs(folder: Path) -> list[Path]:
     given = [folder] if folder.is_file() else sorted(folder.glob("*.jsonl"))
     found = _memory_logs_of(given) or _memory_logs_of(sorted(folder.glob("*/*.jsonl")))
     if not found:
+        place = folder.parent if folder.is_file() else folder
         raise UsageError(
             f"{folder}: {_what_is_there(folder)}, expected a file that --panda-memory-log wrote; "
-            f"run the recipe with --panda-memory-log {folder}/memory.jsonl --panda-max-batches 20"
+            f"run the recipe with --panda-memory-log {place}/memory.jsonl --panda-max-batches 20"
         )
     return found
 
@@ -81,12 +82,18 @@ def read_last_run(path: Path) -> list[dict[str, Any]]:
 
 
 def count_broken_lines(path: Path) -> int:
-    """The lines of a memory log that are no rows, but for the last, as a killed run leaves it.
+    """The lines of a log's last run that are no rows, but for the last, as a killed run leaves it.
 
     Raises:
       OSError: The file cannot be read.
     """
-    return sum(row is None for row in list(_rows_of(path))[:-1])
+    broken = 0
+    for row in list(_rows_of(path))[:-1]:
+        if row is None:
+            broken += 1
+        elif row["row"] == "header":
+            broken = 0
+    return broken
 
 
 def _rows_of(path: Path) -> Iterator[dict[str, Any] | None]:

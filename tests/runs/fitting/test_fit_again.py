@@ -146,6 +146,37 @@ def test_what_was_not_measured_is_removed_when_the_fit_goes_on(fitted, tmp_path)
     assert measured.is_dir()
 
 
+def test_what_the_system_killed_is_no_free_folder(fitted, tmp_path):
+    fitted.outcomes["dense", 100] = "killed"
+    fitted("--max-trials", "1", arguments=("--use-panda", "0", "--max-duration", "100"), out=None)
+    log = trial_folder(tmp_path / "panda-fit", "dense", 100) / "output.log"
+    assert log.is_file()
+    fitted.outcomes.clear()
+    assert fitted(out=None, arguments=("--max-duration", "80", "--lr", "2"))[0] == 0
+    assert log.is_file()
+    assert (tmp_path / "panda-fit-2/fit.json").is_file()
+    status, _, _, error = fitted(out="panda-fit", arguments=("--max-duration", "80", "--lr", "2"))
+    assert (status, "a fit with other ARGS" in error) == (2, True)
+
+
+def test_only_folders_of_trials_are_removed(fitted, tmp_path):
+    fitted.outcomes["dense", 100] = "failed"
+    fitted()
+    mine = tmp_path / "fit/trials/mine"
+    mine.mkdir()
+    fitted()
+    assert mine.is_dir()
+
+
+def test_the_bounds_of_an_arm_outlive_the_failure_of_another(fitted):
+    known = fitted()[1]["arms"]
+    fitted.outcomes.update({("dense", n): "failed" for n in range(1, 200)})
+    arguments = ("--max-duration", "100")
+    status, report, text, _ = fitted("--tolerance", "0.0001", arguments=arguments)
+    assert (status, report["arms"]["routed"]["fits"]) == (1, known["routed"]["fits"])
+    assert f"set: --use-panda 1 --max-duration {known['routed']['fits']}" in text
+
+
 @pytest.mark.parametrize("content", ["{", "[]", "{}", '{"trials": 3}', '{"arms": {}}'])
 def test_a_report_that_is_none_of_a_fit_is_left_alone(command, recipe, content):
     path = recipe.folder / "fit/fit.json"

@@ -2,6 +2,8 @@
 
 import shlex
 
+import pytest
+
 from panda_icefall.runs.fitting.fit import run_fit
 from panda_icefall.runs.fitting.request import check_fit
 
@@ -63,7 +65,8 @@ def test_a_recipe_that_fails_later_ends_the_search_with_what_was_found(fitted, t
     status, report, text, _ = fitted()
     assert status == 1
     assert "FAILED, and not for want of memory: routed --max-duration 100: status 1: " in text
-    assert f"Then go on: the same command with --out {tmp_path}/fit takes over what was" in text
+    assert f"Then start the fit again: with --out {tmp_path}/fit what was measured is" in text
+    assert "if neither the recipe nor its arguments changed; else it needs a new folder" in text
     assert "PARTIAL" not in text
     dense = report["arms"]["dense"]["fits"]
     assert dense > 120
@@ -81,6 +84,7 @@ def test_a_failure_is_in_the_json_as_well(fitted):
     assert (trial["outcome"], trial["tail"]) == ("failed", BROKEN)
 
 
+@pytest.mark.slow
 def test_the_minutes_of_a_fit_are_called_as_its_option_is(recipe):
     request = check_fit(
         recipe.train_py, [], device="cpu", limit_mib=100.0, scan_batches=None, most_trials=1,
