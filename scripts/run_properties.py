@@ -67,7 +67,13 @@ def summed(found: list[runs.Run]) -> dict[str, Any]:
 
 
 def main() -> int:
-    args = get_parser().parse_args()
+    parser = get_parser()
+    args = parser.parse_args()
+    for name in ("examples", "jobs", "piece"):
+        if getattr(args, name) < 1:
+            parser.error(f"--{name}: got {getattr(args, name)}, expected at least 1")
+    if args.json is not None and args.json.is_dir():
+        parser.error(f"--json: got {args.json}, a folder; expected a file")
     seed = random.SystemRandom().randrange(2**31) if args.seed is None else args.seed
     names = list(runs.PROPERTIES) if args.only is None else [args.only]
     pieces = runs.split(args.examples, args.piece, names)

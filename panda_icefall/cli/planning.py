@@ -1,6 +1,7 @@
 """``plan``: what the losses of a recipe will need, before anything runs."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,19 @@ from panda_icefall.cli.paths import FILE_TO_READ, FILE_TO_WRITE, RUN_TO_READ
 
 __all__ = ["plan"]
 
+
+class Finite(click.FloatRange):
+    """A number in a range, and neither infinite nor nan."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"got {value}, expected a finite number", param, ctx)
+        return number
+
+
+POSITIVE = Finite(min=0, min_open=True)
+
 # Options that take the place of a recipe's own defaults, by their names there.
 _SIZES = (
     click.option("--vocab", type=click.IntRange(min=1), help="Classes C, blank included."),
@@ -19,11 +33,11 @@ _SIZES = (
     click.option("--decoder-dim", type=click.IntRange(min=1), help="The same."),
     click.option("--prune-range", type=click.IntRange(min=2), help="Default: the recipe's, or 5."),
     click.option("--dtype", type=click.Choice(["fp32", "fp16", "bf16"]), help="Default: fp32."),
-    click.option("--frame-rate", type=float, help="Frames in a second after subsampling; 25."),
-    click.option("--symbol-rate", type=float, help="Symbols in a second; default: 4."),
-    click.option("--max-duration", type=float, help="Default: the recipe's, or 200."),
+    click.option("--frame-rate", type=POSITIVE, help="Frames in a second after subsampling; 25."),
+    click.option("--symbol-rate", type=POSITIVE, help="Symbols in a second; default: 4."),
+    click.option("--max-duration", type=POSITIVE, help="Default: the recipe's, or 200."),
     click.option("--num-buckets", type=click.IntRange(min=1), help="Default: the recipe's, or 30."),
-    click.option("--utterance", type=float, help="Seconds of one, without --cuts; default: 8."),
+    click.option("--utterance", type=POSITIVE, help="Seconds of one, without --cuts; default: 8."),
 )
 
 
@@ -47,8 +61,10 @@ def _sized(function: Any) -> Any:
 @click.option("--gpu-mem", required=True, help="Memory of the GPU, as 32GiB.")
 @_sized
 @click.option("--cuts", type=FILE_TO_READ, help="Training cuts, *.jsonl.gz.")
-@click.option("--shortest", type=float, default=1.0, show_default=True, help="Of --cuts, seconds.")
-@click.option("--longest", type=float, default=20.0, show_default=True, help="The same.")
+@click.option(
+    "--shortest", type=Finite(min=0), default=1.0, show_default=True, help="Of --cuts, seconds."
+)
+@click.option("--longest", type=POSITIVE, default=20.0, show_default=True, help="The same.")
 @click.option(
     "--from-run",
     type=RUN_TO_READ,

@@ -111,8 +111,13 @@ def check_pruning_form(am: Tensor, lm: Tensor, ranges: Tensor) -> None:
 
     Raises:
       ValueError: a shape.
-      TypeError: the ranges are not int64.
+      TypeError: the ranges are no tensor, or not int64.
     """
+    if not isinstance(ranges, Tensor):
+        raise TypeError(
+            f"ranges: got {type(ranges).__name__}, expected an int64 tensor [B, T, s_range]; the "
+            "loss of all states is that of transducer_loss"
+        )
     if ranges.ndim != 3:
         raise ValueError(f"ranges: got shape {tuple(ranges.shape)}, expected [B, T, s_range]")
     B, T, _ = ranges.shape

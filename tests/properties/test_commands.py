@@ -31,6 +31,18 @@ def test_examples_are_run_in_processes_and_written(tmp_path):
     assert len(result["properties"]) == 9
 
 
+@pytest.mark.parametrize("name", ["examples", "jobs", "piece"])
+def test_numbers_below_one_are_refused(name):
+    done = subprocess.run(
+        [sys.executable, str(SCRIPTS / "run_properties.py"), f"--{name}", "0"],
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    assert f"--{name}: got 0, expected at least 1" in done.stderr
+
+
 @pytest.mark.slow
 def test_an_interrupted_run_keeps_what_it_did(tmp_path):
     path = tmp_path / "result.json"

@@ -110,3 +110,11 @@ def test_what_is_of_another_kind_is_refused_by_name(options, message, caplog):
             inputs["target_lengths"], **others,
         )  # fmt: skip
     assert caplog.text == ""
+
+
+def test_a_pruned_loss_without_ranges_is_refused_by_name():
+    with pytest.raises(TypeError, match="ranges: got NoneType, expected an int64 tensor"):
+        panda_icefall.pruned_transducer_loss(
+            cases.PlacingJoiner(), torch.zeros(1, 2, 3), torch.zeros(1, 2, 3),
+            torch.ones(1, 1).long(), None, 0,
+        )  # fmt: skip

@@ -310,4 +310,4 @@ def test_a_plan_can_be_drawn(command, tmp_path):
     words[-1] = png / "below.png"
     status, _, error = command("plan", *words)
     assert status == 2
-    assert f"--figure: cannot write {png}/below.png: File exists" in error
+    assert f"--figure: got {png}/below.png, below the file {png}; expected a file" in error

@@ -44,6 +44,16 @@ def test_the_advice_is_what_can_be_set(command, words, said):
     assert "--use-panda 1: the losses then take" not in text
 
 
+@pytest.mark.parametrize("value", ["-5", "0", "inf", "nan"])
+@pytest.mark.parametrize("name", ["max-duration", "utterance", "frame-rate", "symbol-rate"])
+def test_what_is_no_length_or_rate_is_refused_by_name(command, name, value):
+    words = ("--vocab", "100", "--gpu-mem", "24GiB", f"--{name}", value)
+    status, text, error = command("plan", *words)
+    assert (status, text) == (2, "")
+    assert f"--{name}" in error
+    assert value in error
+
+
 def test_an_utterance_that_no_tile_can_hold_is_one_line(command):
     status, _, error = command("plan", "--vocab", 500, "--gpu-mem", "4GiB", "--utterance", 1e5)
     assert status == 2
