@@ -123,10 +123,10 @@ def test_without_matplotlib_the_numbers_stay_and_older_figures_go(command, runs,
 
 
 def test_a_report_that_cannot_be_written_is_one_line(command, runs):
-    (runs / "full").write_text("")
-    status, _, error = command("report", "exp-dense", "--out", "full/report")
+    (runs / "full/report.html").mkdir(parents=True)
+    status, _, error = command("report", "exp-dense", "--out", "full")
     assert status == 2
-    assert "--out: cannot write full/report: Not a directory" in error
+    assert "--out: cannot write full: Is a directory" in error
     assert error.count("\n") == 1
 
 
