@@ -36,13 +36,13 @@ from benchmarks.child import Job, Measured, measure
 from benchmarks.chosen_inputs import add_inputs, chosen_inputs, settings_of
 from benchmarks.gemm_limit import recorded_gemms
 from benchmarks.inputs import LossInputs, saved
+from benchmarks.model import PARTS
 from benchmarks.options import check_counts, make_parser
 from benchmarks.tables import measuring
 from benchmarks.timing import interleaved_samples, times
 
 import panda_icefall
 
-PARTS = ("whole", "simple", "pruned")
 SMALL_MASS = 1e-6
 
 

@@ -27,13 +27,13 @@ import torch
 from benchmarks import results
 from benchmarks.chosen_inputs import add_inputs, chosen_inputs, settings_of
 from benchmarks.inputs import saved
+from benchmarks.model import PARTS
 from benchmarks.options import check_counts, make_parser
 from benchmarks.tables import measuring
 from benchmarks.timing import times
 
 ROOT = Path(__file__).resolve().parents[1]
 WORKER = ROOT / "scripts" / "benchmarks" / "turns.py"
-PARTS = ("whole", "simple", "pruned")
 
 
 def get_parser() -> argparse.ArgumentParser:
