@@ -8,6 +8,7 @@ import toy
 from torch import nn
 
 D_AM, D_LM = 5, 9
+RANK = 2  # of the low-rank layers
 
 
 class ScaledLinear(nn.Linear):
@@ -26,8 +27,8 @@ class LoRALinear(nn.Linear):
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
-        self.lora_A = nn.Parameter(torch.randn(2, self.in_features))
-        self.lora_B = nn.Parameter(torch.randn(self.out_features, 2))
+        self.lora_A = nn.Parameter(torch.randn(RANK, self.in_features))
+        self.lora_B = nn.Parameter(torch.randn(self.out_features, RANK))
 
     def forward(self, input):
         result = F.linear(input, self.weight, bias=self.bias)
