@@ -50,8 +50,8 @@ build_lane() {
     rm -rf "${venvs:?}/$lane"
     "$python" -m venv "$venvs/$lane" || return 1
     local pip=("$venvs/$lane/bin/python" -m pip --disable-pip-version-check)
-    # Newer pips refuse the file name of the k2 wheel.
-    "${pip[@]}" install -q pip==23.2.1 || return 1
+    # pip 26.3 and later refuse the file name of the k2 wheel.
+    "${pip[@]}" install -q pip==26.2.1 || return 1
     "${pip[@]}" install -q -r "$repo/scripts/requirements-$lane.txt" || return 1
     if [ "$lane" = k2 ]; then
         # A file with a hash demands one of everything that it installs.

@@ -27,7 +27,7 @@ MIN_HELD_OUT_UTTERANCES = 10
 NOISE_CUTS = 3
 
 INSTALL = {
-    "k2": "with Python 3.10, `pip install pip==23.2.1` and then `pip install k2==1.23.4 'numpy<2'`",
+    "k2": "with Python 3.10, `pip install 'pip<26.3'` and then `pip install k2==1.23.4 'numpy<2'`",
     "lhotse": "`pip install lhotse==1.29.0` (torch 1.13) or `pip install lhotse` (torch >= 2)",
     "sentencepiece": "`pip install sentencepiece`",
 }
