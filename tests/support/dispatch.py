@@ -1,6 +1,7 @@
 """What operations create and launch: measures that are the same on every machine."""
 
 import importlib.util
+import math
 from collections import Counter
 
 import pytest
@@ -38,8 +39,10 @@ class LargestTensor(TorchDispatchMode):
             if not isinstance(value, torch.Tensor) or value.device.type == "meta":
                 continue
             if self._ignored is None or value.data_ptr() != self._ignored:
-                self.elements = max(self.elements, value.numel())
-                self.bytes = max(self.bytes, value.numel() * value.element_size())
+                # An expanded dimension has no memory of its own.
+                sizes = [n for n, step in zip(value.shape, value.stride()) if step or n == 0]
+                self.elements = max(self.elements, math.prod(sizes))
+                self.bytes = max(self.bytes, math.prod(sizes) * value.element_size())
         return result
 
 

@@ -162,9 +162,20 @@ def compare(
     return counted, {"watched": 1, "dense logits were larger": int(dense_bytes > limit)}
 
 
-def expected_outcome(mode: str, *args: Any) -> list[Tensor]:
-    """``outcome`` of an oracle, which needs gradients of its own."""
-    return outcome("no_grad" if mode == "inference" else mode, *args)
+def expected_outcome(
+    mode: str, loss_of: Callable[[], Tensor], leaves: list[Tensor], weights: Tensor
+) -> list[Tensor]:
+    """``outcome`` of an oracle, which needs gradients of its own.
+
+    Where B = T = S + 1 = 1, torch gives am and lm of a dense sum one ``grad`` of the same memory,
+    and adds to it twice: what is accumulated is added here.
+    """
+    if mode == "accumulated" and leaves:
+        loss, other = loss_of(), loss_of()
+        first = tensors.gradients(_weighted(loss, weights), leaves)
+        second = tensors.gradients(0.25 * other.sum(), leaves)
+        return [loss.detach(), *(x + y for x, y in zip(first, second))]
+    return outcome("no_grad" if mode == "inference" else mode, loss_of, leaves, weights)
 
 
 def losses_of(mode: str) -> int:
@@ -181,7 +192,7 @@ def outcome(
         assert not loss.requires_grad
         return [loss]
     loss = loss_of()
-    total = (loss * weights).sum() if loss.dim() else loss * weights[0]
+    total = _weighted(loss, weights)
     if mode == "twice" and leaves:
         first = tensors.gradients(total, leaves, retain_graph=True)
         again = tensors.gradients(total, leaves)
@@ -200,6 +211,10 @@ def outcome(
     if mode == "accumulated":
         loss_of()
     return [loss.detach(), *tensors.gradients(total, leaves)]
+
+
+def _weighted(loss: Tensor, weights: Tensor) -> Tensor:
+    return (loss * weights).sum() if loss.dim() else loss * weights[0]
 
 
 def _loss(case: Case, am: Tensor, lm: Tensor, **options: Any) -> Tensor:
