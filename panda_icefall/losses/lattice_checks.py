@@ -173,6 +173,8 @@ def _check_termination_symbol(termination_symbol: int, num_classes: int) -> None
             f"termination_symbol: got {type(termination_symbol).__name__}, expected int; "
             "call int() on it"
         )
+    if num_classes < 1:
+        raise ValueError("logits: got no classes (C=0), expected 1 or more")
     if not 0 <= termination_symbol < num_classes:
         raise ValueError(
             f"termination_symbol: got {termination_symbol}, expected 0 <= id < C={num_classes}"

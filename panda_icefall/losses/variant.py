@@ -113,7 +113,7 @@ class Variant:
           ValueError: naming it.
         """
         if classes < 1:
-            raise ValueError("joiner: got logits of no classes (C=0), expected 1 or more")
+            raise ValueError("joiner: got no classes (C=0), expected 1 or more")
         tokens = classes - self.duration_classes
         if tokens < 1:
             raise ValueError(
