@@ -6,6 +6,7 @@ from collections.abc import Callable
 import click
 
 from panda_icefall.cli.command import INTERRUPTED, RECIPE_COMMAND, Command
+from panda_icefall.cli.paths import AS_TYPED
 
 __all__ = ["check", "run"]
 
@@ -29,7 +30,7 @@ _JSON = "When the run ends, print its summary to stdout as one line of JSON, aft
     },
 )
 @click.option("--json", "is_json", is_flag=True, help=_JSON)
-@click.argument("train_py", metavar="TRAIN_PY", type=click.Path())
+@click.argument("train_py", metavar="TRAIN_PY", type=AS_TYPED)
 @click.argument("arguments", metavar="[ARGS]...", nargs=-1, type=click.UNPROCESSED)
 def run(is_json: bool, train_py: str, arguments: tuple[str, ...]) -> Callable[[], int]:
     """Run a recipe's TRAIN_PY with ARGS, as python would; --use-panda 1 routes its loss.
@@ -59,7 +60,7 @@ def run(is_json: bool, train_py: str, arguments: tuple[str, ...]) -> Callable[[]
 )
 @click.option("--updates", metavar="INTEGER", help="Batches to compare and train on; default 3.")
 @click.option("--json", "is_json", is_flag=True, help=_JSON)
-@click.argument("train_py", metavar="TRAIN_PY", type=click.Path())
+@click.argument("train_py", metavar="TRAIN_PY", type=AS_TYPED)
 @click.argument("arguments", metavar="[ARGS]...", nargs=-1, type=click.UNPROCESSED)
 def check(
     updates: str | None, is_json: bool, train_py: str, arguments: tuple[str, ...]
