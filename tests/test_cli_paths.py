@@ -1,8 +1,7 @@
 """A file where a folder is expected, and the reverse: said in one line, before any work."""
 
-from pathlib import Path
-
 import pytest
+from locked import lock
 
 from panda_icefall.cli import cli
 from panda_icefall.cli.paths import GivenPath
@@ -95,17 +94,7 @@ def locked(here, monkeypatch):
     for name in ("train.py", "memory.jsonl"):
         (folder / name).write_text('{"row": "header"}\n')
 
-    def forbidding(original):
-        def method(path, *args, **kwargs):
-            if folder in path.absolute().parents:
-                raise PermissionError(13, "Permission denied", str(path))
-            return original(path, *args, **kwargs)
-
-        return method
-
-    for name in ("stat", "open"):
-        monkeypatch.setattr(Path, name, forbidding(getattr(Path, name)))
-    return folder
+    return lock(monkeypatch, folder)
 
 
 LOCKED_WORDS = {

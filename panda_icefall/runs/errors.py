@@ -18,6 +18,7 @@ __all__ = [
     "exit_status",
     "exit_with",
     "reading",
+    "unread",
 ]
 
 EXIT_NOT_DONE = 1
@@ -59,8 +60,13 @@ def reading(name: str, path: str | Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        where = path if error.filename is None else error.filename
-        raise UsageError(f"{name}: cannot read {where}: {error.strerror or error}") from error
+        raise UsageError(f"{name}: {unread(error, path)}") from error
+
+
+def unread(error: OSError, path: str | Path) -> str:
+    """What could not be read, and why, without the number of the error."""
+    where = path if error.filename is None else error.filename
+    return f"cannot read {where}: {error.strerror or error}"
 
 
 def exit_with(error: PandaError) -> NoReturn:
