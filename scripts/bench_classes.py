@@ -22,7 +22,7 @@ from typing import Any
 from benchmarks import results
 from benchmarks.arms import ARMS, arms_of
 from benchmarks.child import Job, measure
-from benchmarks.options import add_shape, check_counts, make_parser, shape_with
+from benchmarks.options import add_shape, at_least, make_parser, shape_with
 from benchmarks.shapes import LossShape
 from benchmarks.tables import measuring
 
@@ -35,7 +35,7 @@ def get_parser() -> argparse.ArgumentParser:
     p = make_parser(__doc__)
     p.set_defaults(repeats=2)
     add_shape(p, "B", "T", "S", "s_range", "H", "D")
-    p.add_argument("--classes", type=int, nargs="+", default=CLASSES, help="ascending")
+    p.add_argument("--classes", type=at_least(2), nargs="+", default=CLASSES, help="ascending")
     p.add_argument("--cap-gib", type=float, default=4.0)
     p.add_argument("--arms", nargs="+", choices=sorted(ARMS), help="all if not given")
     return p
@@ -83,7 +83,6 @@ def main() -> None:
     args = parser.parse_args()
     if list(args.classes) != sorted(set(args.classes)):
         parser.error(f"--classes: got {args.classes}, expected them ascending")
-    check_counts(parser, args, "repeats")
     if args.cap_gib <= 0:
         parser.error(f"--cap-gib: got {args.cap_gib}, expected above 0")
     shape = shape_with(SHAPE, args)

@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from benchmarks import results
 from benchmarks.memory import CHILD_ENVIRONMENT, PeakMeter
-from benchmarks.options import check_counts, make_parser
+from benchmarks.options import at_least, make_parser
 from benchmarks.precision import autocast, float32_products
 from benchmarks.tables import measuring
 from benchmarks.timing import interleaved_samples, times
@@ -168,11 +168,11 @@ def bench(shape: Shape, args: argparse.Namespace) -> list[dict[str, Any]]:
 
 def get_parser() -> argparse.ArgumentParser:
     p = make_parser(__doc__)
-    p.add_argument("--B", type=int, default=20)
-    p.add_argument("--T", type=int, default=375)
-    p.add_argument("--D", type=int, default=512)
+    p.add_argument("--B", type=at_least(1), default=20)
+    p.add_argument("--T", type=at_least(1), default=375)
+    p.add_argument("--D", type=at_least(1), default=512)
     p.add_argument("--shortest", type=float, default=0.7)
-    p.add_argument("--classes", type=int, nargs="+", default=[500, 4336])
+    p.add_argument("--classes", type=at_least(2), nargs="+", default=[500, 4336])
     return p
 
 
@@ -183,7 +183,6 @@ def main() -> None:
         return
     parser = get_parser()
     args = parser.parse_args()
-    check_counts(parser, args, "repeats", "B", "T", "D")
     settings = {
         "shape": {"B": args.B, "T": args.T, "D": args.D, "shortest": args.shortest},
         "workspace_mib": args.workspace_mib,

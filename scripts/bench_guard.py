@@ -19,7 +19,7 @@ from benchmarks import results
 from benchmarks.arms import Step
 from benchmarks.chosen_inputs import add_inputs, chosen_inputs, settings_of
 from benchmarks.inputs import LossInputs
-from benchmarks.options import check_counts, make_parser
+from benchmarks.options import at_least, make_parser
 from benchmarks.tables import measuring
 from benchmarks.timing import interleaved_samples, times
 
@@ -32,7 +32,7 @@ UTTERANCES = 2
 def get_parser() -> argparse.ArgumentParser:
     p = make_parser(__doc__)
     add_inputs(p)
-    p.add_argument("--every", type=int, default=200, help="N")
+    p.add_argument("--every", type=at_least(1), default=200, help="N")
     return p
 
 
@@ -71,7 +71,6 @@ def bench(inputs: LossInputs, args: argparse.Namespace) -> list[dict[str, Any]]:
 def main() -> None:
     parser = get_parser()
     args = parser.parse_args()
-    check_counts(parser, args, "repeats", "every")
     inputs = chosen_inputs(parser, args)
     settings = {**settings_of(args, inputs), "every": args.every}
     target = args.json or results.default_path(

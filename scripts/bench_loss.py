@@ -37,7 +37,7 @@ from benchmarks.chosen_inputs import add_inputs, chosen_inputs, settings_of
 from benchmarks.gemm_limit import recorded_gemms
 from benchmarks.inputs import LossInputs, saved
 from benchmarks.model import PARTS
-from benchmarks.options import check_counts, make_parser
+from benchmarks.options import make_parser
 from benchmarks.tables import measuring
 from benchmarks.timing import interleaved_samples, times
 
@@ -121,7 +121,6 @@ def ratios(
 def main() -> None:
     parser = get_parser()
     args = parser.parse_args()
-    check_counts(parser, args, "repeats")
     inputs = chosen_inputs(parser, args)
     facts = {"carrying_share": carrying_share(inputs)}
     target = args.json or results.default_path(

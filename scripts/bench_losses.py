@@ -36,7 +36,7 @@ from benchmarks.child import Job, measure
 from benchmarks.gemm_limit import recorded_gemms
 from benchmarks.inputs import LossInputs, saved
 from benchmarks.losses import LABELS, LOSSES, LossStep, arms_of
-from benchmarks.options import add_shape, check_counts, make_parser, shape_with
+from benchmarks.options import add_shape, at_least, make_parser, shape_with
 from benchmarks.peaked_inputs import peaked_inputs
 from benchmarks.shapes import PUBLIC, LossShape
 from benchmarks.tables import measuring
@@ -56,9 +56,9 @@ def get_parser() -> argparse.ArgumentParser:
     p.add_argument("--losses", nargs="+", choices=LOSSES, default=MEASURED)
     p.add_argument("--arms", nargs="+", choices=LABELS, help="all that are installed if not given")
     p.add_argument("--adjoints", choices=("random", "peaked"), default="random")
-    p.add_argument("--classes", type=int, nargs="+", default=CLASSES)
+    p.add_argument("--classes", type=at_least(2), nargs="+", default=CLASSES)
     p.add_argument("--public", nargs="+", choices=sorted(PUBLIC), help="these shapes, not C")
-    p.add_argument("--shorten", type=int, default=1, help="divides T and S")
+    p.add_argument("--shorten", type=at_least(1), default=1, help="divides T and S")
     p.add_argument("--cap-gib", type=float, default=4.0)
     add_shape(p, "B", "T", "S", "s_range", "H", "D")
     return p
@@ -140,7 +140,6 @@ def by(key: str, mine: dict[str, Any] | None, other: dict[str, Any] | None) -> f
 def main() -> None:
     parser = get_parser()
     args = parser.parse_args()
-    check_counts(parser, args, "repeats", "shorten")
     if args.cap_gib <= 0:
         parser.error(f"--cap-gib: got {args.cap_gib}, expected above 0")
     if args.arms and "dense" not in args.arms:

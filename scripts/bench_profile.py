@@ -24,7 +24,7 @@ from benchmarks.arms import Step
 from benchmarks.chosen_inputs import add_inputs, chosen_inputs, settings_of
 from benchmarks.gemm_limit import products_of, recorded_gemms
 from benchmarks.inputs import LossInputs
-from benchmarks.options import check_counts, make_parser
+from benchmarks.options import make_parser
 from benchmarks.profile import WHOLE, kinds_of, parts_of
 from benchmarks.syncs import Syncs
 from benchmarks.tables import measuring
@@ -79,7 +79,6 @@ def print_waits(step: Step) -> None:
 def main() -> None:
     parser = get_parser()
     args = parser.parse_args()
-    check_counts(parser, args, "repeats")
     if args.device == "cuda":  # whose kernels run when the host has gone on
         parser.error("--device: got cuda, expected cpu; see validate_gpu.py --only audit")
     inputs = chosen_inputs(parser, args)

@@ -21,7 +21,7 @@ from benchmarks import results
 from benchmarks.arms import Step
 from benchmarks.chosen_inputs import add_inputs, chosen_inputs, settings_of
 from benchmarks.inputs import LossInputs
-from benchmarks.options import check_counts, make_parser
+from benchmarks.options import make_parser
 from benchmarks.profile import RECURSIONS, WHOLE, parts_of
 from benchmarks.tables import measuring
 from benchmarks.timing import interleaved_samples, times
@@ -66,7 +66,6 @@ def bench(inputs: LossInputs, args: argparse.Namespace) -> list[dict[str, Any]]:
 def main() -> None:
     parser = get_parser()
     args = parser.parse_args()
-    check_counts(parser, args, "repeats")
     inputs = chosen_inputs(parser, args)
     target = args.json or results.default_path(
         "recursion", args.corpus, args.adjoints, device=args.device, dtype=args.dtype

@@ -28,7 +28,7 @@ from benchmarks import results
 from benchmarks.chosen_inputs import add_inputs, chosen_inputs, settings_of
 from benchmarks.inputs import saved
 from benchmarks.model import PARTS
-from benchmarks.options import check_counts, make_parser
+from benchmarks.options import make_parser
 from benchmarks.tables import measuring
 from benchmarks.timing import times
 
@@ -37,7 +37,7 @@ WORKER = ROOT / "scripts" / "benchmarks" / "turns.py"
 
 
 def get_parser() -> argparse.ArgumentParser:
-    p = make_parser(__doc__)
+    p = make_parser(__doc__, devices=("cpu",))
     p.add_argument("before", type=Path, help="root of the other checkout")
     p.add_argument("--parts", nargs="+", choices=PARTS, default=["whole"])
     add_inputs(p)
@@ -151,11 +151,10 @@ def commit(root: Path) -> str:
 def main() -> None:
     parser = get_parser()
     args = parser.parse_args()
-    check_counts(parser, args, "repeats")
     if not (args.before / "panda_icefall" / "__init__.py").is_file():
         parser.error(f"before: got {args.before}, expected the root of a checkout of this project")
-    if (args.device, args.dtype, args.workspace_mib) != ("cpu", "fp32", None):
-        parser.error("--device, --dtype, --workspace-mib: only their defaults are compared")
+    if (args.dtype, args.workspace_mib) != ("fp32", None):
+        parser.error("--dtype, --workspace-mib: only their defaults are compared")
     inputs = chosen_inputs(parser, args)
     settings = {**settings_of(args, inputs), "before": commit(args.before)}
     words = ("versions", args.corpus, args.adjoints)

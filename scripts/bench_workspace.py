@@ -19,7 +19,7 @@ from benchmarks.arms import ARMS, Step
 from benchmarks.child import Job, measure
 from benchmarks.chosen_inputs import add_inputs, chosen_inputs, settings_of
 from benchmarks.inputs import LossInputs, saved
-from benchmarks.options import check_counts, make_parser
+from benchmarks.options import make_parser
 from benchmarks.tables import measuring
 from benchmarks.timing import interleaved_samples, times
 
@@ -66,7 +66,6 @@ def bench(inputs: LossInputs, path: Path, args: argparse.Namespace) -> list[dict
 def main() -> None:
     parser = get_parser()
     args = parser.parse_args()
-    check_counts(parser, args, "repeats")
     if min(args.sizes_mib) <= 0 or args.workspace_mib is not None:
         parser.error(f"--sizes-mib: got {args.sizes_mib}, expected sizes above 0 here only")
     inputs = chosen_inputs(parser, args)

@@ -129,3 +129,37 @@ def test_a_bounded_run_ends_with_its_status_and_its_report_where_asked(
         "config": "mine.yaml", "root": tmp_path, "synthetic": True, "max_minutes": 3.0,
         "data": None, "device": None, "out": None,
     }  # fmt: skip
+
+
+RECIPE = """
+def compute_loss(params, model, batch): pass
+def train_one_epoch(params, model, optimizer, train_dl): pass
+if __name__ == "__main__":
+    {}
+"""
+FAILURES = {
+    'open("data/lang_char/tokens.txt")': (
+        "FileNotFoundError above: data/lang_char/tokens.txt: No such file or directory; "
+        "prepare the recipe's data, by the prepare.sh of its corpus, or name its folders"
+    ),
+    'raise OSError("Not found: bpe.model")': "OSError above: Not found: bpe.model; prepare the",
+    'raise ValueError("no\\n\\ncuts")': (
+        "ValueError above: no cuts; see whether `python train.py` trains with the same arguments, "
+        "and what `panda-icefall doctor train.py` says"
+    ),
+}
+
+
+@pytest.mark.parametrize("statement", FAILURES)
+def test_a_check_whose_recipe_fails_ends_with_one_line_below_its_traceback(
+    command, tmp_path, monkeypatch, statement
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "train.py").write_text(RECIPE.format(statement))
+    status, _, error = command("check", "train.py", "--exp-dir", "exp")
+    *above, last = error.splitlines()
+    assert status == 1
+    assert "Traceback (most recent call last):" in above
+    assert last.startswith("panda-icefall: check: not finished, train.py ended with the ")
+    assert FAILURES[statement] in last
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == []

@@ -1,6 +1,7 @@
 """A file where a folder is expected, and the reverse: said in one line, before any work."""
 
 import pytest
+from locked import lock
 
 from panda_icefall.cli import cli
 from panda_icefall.cli.paths import GivenPath
@@ -83,3 +84,40 @@ def test_everything_that_is_written_is_looked_at():
     }
     assert len(written) == 5
     assert all(isinstance(kind, GivenPath) for kind in written.values())
+
+
+@pytest.fixture
+def locked(here, monkeypatch):
+    """A folder that nobody may look into, root neither."""
+    folder = here / "locked"
+    folder.mkdir()
+    for name in ("train.py", "memory.jsonl"):
+        (folder / name).write_text('{"row": "header"}\n')
+
+    return lock(monkeypatch, folder)
+
+
+LOCKED_WORDS = {
+    "run": (("run", "locked/train.py", "--use-panda", "1"), "TRAIN_PY"),
+    "check": (("check", "locked/train.py"), "TRAIN_PY"),
+    "fit": (("fit", "--device", "cpu", "--limit-mib", "100", "locked/train.py"), "TRAIN_PY"),
+    "plan": (("plan", "locked", "--gpu-mem", "8GiB"), "RECIPE_DIR"),
+    "plan of a script": (("plan", "locked/train.py", "--gpu-mem", "8GiB"), "RECIPE_DIR"),
+    "plan of a run": ((*PLAN, "--from-run", "locked"), "--from-run"),
+    "doctor": (("doctor", "locked/train.py"), "RECIPE_DIR"),
+    "patch": (("patch", "apply", "locked"), "RECIPE_DIR"),
+    "bounded": (
+        ("bounded", "aishell/zipformer", "--icefall-root", "locked", "--synthetic"), "icefall_root",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", LOCKED_WORDS)
+def test_a_path_that_must_not_be_looked_at_is_one_line_and_status_two(command, locked, what):
+    words, name = LOCKED_WORDS[what]
+    status, text, error = command(*words)
+    assert (status, text) == (2, "")
+    assert error.startswith(f"panda-icefall: {name}: cannot read ")
+    assert error.endswith(": Permission denied\n")
+    assert "locked" in error
+    assert (error.count("\n"), "Errno" in error) == (1, False)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from panda_icefall.cli.command import Command
-from panda_icefall.cli.paths import FOLDER_TO_WRITE
+from panda_icefall.cli.paths import AS_TYPED, FOLDER_TO_WRITE, GIVEN
 
 if TYPE_CHECKING:
     from panda_icefall.runs.bounded.request import Request
@@ -41,7 +41,7 @@ LANG_NAMES = ("bbpe", "bpe", "char")
 @click.option("--seed", type=int, default=42, show_default=True)
 @click.option(
     "--icefall-root",
-    type=click.Path(path_type=Path),
+    type=GIVEN,
     envvar="ICEFALL_ROOT",
     required=True,
     help="An icefall checkout, whose own scripts prepare the lang folder.",
@@ -89,15 +89,15 @@ def synth(
         "128 + N": "Ended by signal N.",
     },
 )
-@click.argument("config", metavar="CONFIG", type=click.Path(path_type=Path))
+@click.argument("config", metavar="CONFIG", type=GIVEN)
 @click.option(
     "--icefall-root",
-    type=click.Path(path_type=Path),
+    type=GIVEN,
     envvar="ICEFALL_ROOT",
     required=True,
     help="An icefall checkout; only read.",
 )
-@click.option("--data", type=click.Path(path_type=Path), help="The recipe's data folder.")
+@click.option("--data", type=GIVEN, help="The recipe's data folder.")
 @click.option("--synthetic", is_flag=True, help="Make data in its layout instead.")
 @click.option(
     "--device",
@@ -151,7 +151,7 @@ def bounded(config: Path, icefall_root: Path, is_json: bool, **options: Any) -> 
         2: "Nothing could be read, or the report not be written; the message says why.",
     },
 )
-@click.argument("folders", metavar="EXP_DIR...", nargs=-1, required=True, type=click.Path())
+@click.argument("folders", metavar="EXP_DIR...", nargs=-1, required=True, type=AS_TYPED)
 @click.option(
     "--out",
     type=FOLDER_TO_WRITE,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from panda_icefall.cli.command import INTERRUPTED, RECIPE_COMMAND, Command
-from panda_icefall.cli.paths import FOLDER_TO_WRITE
+from panda_icefall.cli.paths import AS_TYPED, FOLDER_TO_WRITE
 
 if TYPE_CHECKING:
     from panda_icefall.runs.fitting.request import FitRequest
@@ -65,7 +65,7 @@ __all__ = ["fit"]
     "within whose bounds the search begins; default: a new one, panda-fit[-NUMBER].",
 )
 @click.option("--json", "is_json", is_flag=True, help="Print fit.json in place of the table.")
-@click.argument("train_py", metavar="TRAIN_PY", type=click.Path())
+@click.argument("train_py", metavar="TRAIN_PY", type=AS_TYPED)
 @click.argument("arguments", metavar="[ARGS]...", nargs=-1, type=click.UNPROCESSED)
 def fit(
     train_py: str, arguments: tuple[str, ...], is_json: bool, **options: Any

@@ -6,6 +6,7 @@ import click
 from click.shell_completion import get_completion_class
 
 from panda_icefall.cli.command import Command
+from panda_icefall.cli.paths import GIVEN
 
 __all__ = ["completion", "doctor"]
 
@@ -25,10 +26,10 @@ COMPLETE_VARIABLE = "_PANDA_ICEFALL_COMPLETE"  # click's own name for it
         2: "A wrong argument, or torch is missing.",
     },
 )
-@click.argument("recipe", metavar="[RECIPE_DIR]", required=False, type=click.Path(path_type=Path))
+@click.argument("recipe", metavar="[RECIPE_DIR]", required=False, type=GIVEN)
 @click.option(
     "--icefall-root",
-    type=click.Path(path_type=Path),
+    type=GIVEN,
     envvar="ICEFALL_ROOT",
     help="An icefall checkout; default: the one around RECIPE_DIR, or the importable one.",
 )

@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from panda_icefall.cli.command import Command, Group
+from panda_icefall.cli.paths import GIVEN
 
 __all__ = ["patch"]
 
@@ -36,7 +37,7 @@ def patch() -> None:
     examples=("panda-icefall patch apply egs/aishell/ASR/zipformer",),
     exit_statuses={0: "The lines are there.", 2: _REFUSED},
 )
-@click.argument("recipe", metavar="RECIPE_DIR", type=click.Path(path_type=Path))
+@click.argument("recipe", metavar="RECIPE_DIR", type=GIVEN)
 @click.option("--force", is_flag=True, help="Also where the doctor sees no loss to route.")
 def patch_apply(recipe: Path, force: bool) -> None:
     """Put the lines in; ./train.py --use-panda 1 then needs no launcher."""
@@ -54,7 +55,7 @@ def patch_apply(recipe: Path, force: bool) -> None:
     examples=("panda-icefall patch revert egs/aishell/ASR/zipformer",),
     exit_statuses={0: "The lines are not there.", 2: _REFUSED},
 )
-@click.argument("recipe", metavar="RECIPE_DIR", type=click.Path(path_type=Path))
+@click.argument("recipe", metavar="RECIPE_DIR", type=GIVEN)
 def patch_revert(recipe: Path) -> None:
     """Take the lines out; the file is then what it was, byte for byte."""
     from panda_icefall.runs.patching.recipe_file import revert_patch
@@ -70,7 +71,7 @@ def patch_revert(recipe: Path) -> None:
     examples=("panda-icefall patch check egs/aishell/ASR/zipformer",),
     exit_statuses={0: "The lines are there, or can be put in.", 1: "They cannot."},
 )
-@click.argument("recipe", metavar="RECIPE_DIR", type=click.Path(path_type=Path))
+@click.argument("recipe", metavar="RECIPE_DIR", type=GIVEN)
 def patch_check(recipe: Path) -> int:
     """Say whether the lines are there, or could be put in; exit status 1 where they cannot."""
     from panda_icefall.runs import UsageError

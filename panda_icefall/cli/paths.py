@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-__all__ = ["FILE_TO_READ", "FILE_TO_WRITE", "FOLDER_TO_WRITE", "RUN_TO_READ"]
+__all__ = ["AS_TYPED", "FILE_TO_READ", "FILE_TO_WRITE", "FOLDER_TO_WRITE", "GIVEN", "RUN_TO_READ"]
 
 
 class PathError(click.ClickException):
@@ -56,6 +56,9 @@ class GivenPath(click.Path):
         return path
 
 
+# Whoever reads it says what is wrong with it, in one line.
+GIVEN = click.Path(path_type=Path, readable=False)
+AS_TYPED = click.Path(readable=False)  # the same, as the recipe's sys.argv has it
 FILE_TO_READ = GivenPath("file", is_read=True)
 FILE_TO_WRITE = GivenPath("file", is_read=False)
 FOLDER_TO_WRITE = GivenPath("folder", is_read=False)

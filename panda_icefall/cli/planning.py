@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from panda_icefall.cli.command import Command
-from panda_icefall.cli.paths import FILE_TO_READ, FILE_TO_WRITE, RUN_TO_READ
+from panda_icefall.cli.paths import FILE_TO_READ, FILE_TO_WRITE, GIVEN, RUN_TO_READ
 
 __all__ = ["plan"]
 
@@ -57,7 +57,7 @@ def _sized(function: Any) -> Any:
     ),
     exit_statuses={0: "The plan is printed.", 2: "A wrong argument, or a file that tells nothing."},
 )
-@click.argument("recipe", metavar="[RECIPE_DIR]", required=False, type=click.Path(path_type=Path))
+@click.argument("recipe", metavar="[RECIPE_DIR]", required=False, type=GIVEN)
 @click.option("--gpu-mem", required=True, help="Memory of the GPU, as 32GiB.")
 @_sized
 @click.option("--cuts", type=FILE_TO_READ, help="Training cuts, *.jsonl.gz.")

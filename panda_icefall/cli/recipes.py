@@ -1,11 +1,13 @@
 """``run`` and ``check``: a recipe's own train.py, with PANDA around it."""
 
 import functools
+import traceback
 from collections.abc import Callable
 
 import click
 
 from panda_icefall.cli.command import INTERRUPTED, RECIPE_COMMAND, Command
+from panda_icefall.cli.paths import AS_TYPED
 
 __all__ = ["check", "run"]
 
@@ -29,7 +31,7 @@ _JSON = "When the run ends, print its summary to stdout as one line of JSON, aft
     },
 )
 @click.option("--json", "is_json", is_flag=True, help=_JSON)
-@click.argument("train_py", metavar="TRAIN_PY", type=click.Path())
+@click.argument("train_py", metavar="TRAIN_PY", type=AS_TYPED)
 @click.argument("arguments", metavar="[ARGS]...", nargs=-1, type=click.UNPROCESSED)
 def run(is_json: bool, train_py: str, arguments: tuple[str, ...]) -> Callable[[], int]:
     """Run a recipe's TRAIN_PY with ARGS, as python would; --use-panda 1 routes its loss.
@@ -51,7 +53,7 @@ def run(is_json: bool, train_py: str, arguments: tuple[str, ...]) -> Callable[[]
     ),
     exit_statuses={
         0: "The contract holds.",
-        1: "It is violated, or there was nothing to compare.",
+        1: "It is violated, there was nothing to compare, or the recipe failed.",
         2: _USAGE,
         **INTERRUPTED,
         143: "Ended by SIGTERM.",
@@ -59,7 +61,7 @@ def run(is_json: bool, train_py: str, arguments: tuple[str, ...]) -> Callable[[]
 )
 @click.option("--updates", metavar="INTEGER", help="Batches to compare and train on; default 3.")
 @click.option("--json", "is_json", is_flag=True, help=_JSON)
-@click.argument("train_py", metavar="TRAIN_PY", type=click.Path())
+@click.argument("train_py", metavar="TRAIN_PY", type=AS_TYPED)
 @click.argument("arguments", metavar="[ARGS]...", nargs=-1, type=click.UNPROCESSED)
 def check(
     updates: str | None, is_json: bool, train_py: str, arguments: tuple[str, ...]
@@ -72,4 +74,35 @@ def check(
 
     given = arguments if updates is None else ("--updates", updates, *arguments)
     options, recipe_args = split_panda_arguments(given, is_check=True)
-    return functools.partial(run_recipe, train_py, recipe_args, options, is_json=is_json)
+    run = functools.partial(run_recipe, train_py, recipe_args, options, is_json=is_json)
+    return functools.partial(_checked, run, train_py)
+
+
+def _checked(run: Callable[[], int], train_py: str) -> int:
+    """The status of a check; an error of the recipe's own is shown whole, then said in one line."""
+    from panda_icefall.routing import PandaError
+
+    try:
+        return run()
+    except PandaError:
+        raise
+    except Exception as error:
+        traceback.print_exc()
+        words = " ".join(str(error).split())
+        advice = (
+            f"see whether `python {train_py}` trains with the same arguments, and what "
+            f"`panda-icefall doctor {train_py}` says"
+        )
+        if isinstance(error, OSError):
+            if error.filename is not None:
+                words = f"{error.filename}: {error.strerror}"
+            advice = (
+                "prepare the recipe's data, by the prepare.sh of its corpus, or name its folders "
+                "by the recipe's own options, then check again"
+            )
+        click.echo(
+            f"panda-icefall: check: not finished, {train_py} ended with the "
+            f"{type(error).__name__} above: {words}; {advice}",
+            err=True,
+        )
+        return 1

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from panda_icefall.dynamo import opaque
 from panda_icefall.first_order import first_order_only
+from panda_icefall.losses.spec import check_mean_of
 from panda_icefall.normalizer import (
     RowLogits,
     TileCounters,
@@ -85,7 +86,7 @@ class CtcTargets:
                 f"target_lengths: got a sum of {int(counts.sum())}, expected the "
                 f"{given.shape[0]} labels of targets"
             )
-        widest = int(counts.max())
+        widest = max(counts.tolist(), default=0)
         inside = torch.arange(widest + 1) < counts[:, None]
         labels = torch.full(inside.shape, blank, dtype=torch.int64)
         labels[inside] = given[:, :widest][inside[:, :widest]] if is_padded else given
@@ -116,10 +117,10 @@ def selected_ctc_loss(
     an utterance's length are not evaluated.
 
     Args:
-      logits: ``[B * T, C]`` in (b, t) order, as what computes them; B and T at least 1.
+      logits: ``[B * T, C]`` in (b, t) order, as what computes them.
       targets: of B utterances.
       options: of the tiles.
-      reduction: "none", "mean" (of the losses by their counts of labels) or "sum".
+      reduction: "none", "mean" (of the losses by their counts of labels, one or more) or "sum".
       zero_infinity: whether an utterance of fewer frames than its labels need has loss and gradient
         0; else its loss is infinite.
       counters: totals to add to.
@@ -129,7 +130,8 @@ def selected_ctc_loss(
       float32 otherwise.
 
     Raises:
-      ValueError: the reduction is unknown, or the rows are no multiple of B.
+      ValueError: the reduction is unknown, or the mean of no utterances; the rows are no multiple
+        of B, or none of some utterances.
 
     Source:
       Graves et al., "Connectionist temporal classification", ICML 2006.
@@ -137,8 +139,19 @@ def selected_ctc_loss(
     if reduction not in REDUCTIONS:
         raise ValueError(f"reduction: got {reduction!r}, expected one of {REDUCTIONS}")
     rows, (B, _) = logits.rows.sites, targets.labels.shape
-    if rows == 0 or rows % B:
+    if reduction == "mean":
+        check_mean_of(B)
+    if B > 0 and rows == 0:
+        raise ValueError(
+            f"logits: got no frames at all (T=0) for {B} utterances, expected 1 or more; skip such "
+            "a batch"
+        )
+    if rows % max(B, 1) or (B == 0 and rows > 0):
         raise ValueError(f"logits: got {rows} rows for {B} utterances, expected B * T of them")
+    if B == 0:
+        ids = targets.labels.to(logits.rows.tables[0].values.device)  # [0, 1]
+        none = select(logits, ids, live=None, options=options, counters=counters).logp
+        return none.flatten() if reduction == "none" else none.sum()
     T, device = rows // B, logits.rows.tables[0].values.device
     alphabet = _OwnAlphabets.of(targets)
     is_live = torch.arange(T) < targets.frames[:, None]
@@ -259,7 +272,9 @@ class _CompactCtc(torch.autograd.Function):
 
 def _lengths(name: str, value: Any, batch: int, most: int, of: str) -> Tensor:
     """``[B]`` integers in ``[0, most]``, on the CPU."""
-    lengths = _integers(name, torch.as_tensor(value))
+    # torch takes a list of nothing for floats.
+    given = value if isinstance(value, Tensor) or len(value) else torch.zeros(0, dtype=torch.int64)
+    lengths = _integers(name, torch.as_tensor(given))
     if lengths.shape != (batch,):
         raise ValueError(f"{name}: got shape {tuple(lengths.shape)}, expected [{batch}] (B)")
     is_wrong = ((lengths < 0) | (lengths > most)).nonzero()

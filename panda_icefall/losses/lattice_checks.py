@@ -19,7 +19,15 @@ from panda_icefall.losses.host_values import (
 )
 from panda_icefall.losses.spec import LatticeSpec, check_numbers, check_options
 
-__all__ = ["KnownLattice", "check_form", "check_lattice_inputs", "check_spec", "check_values"]
+__all__ = [
+    "KnownLattice",
+    "check_form",
+    "check_lattice_inputs",
+    "check_spec",
+    "check_values",
+    "ranges_error",
+    "ranges_violations",
+]
 
 
 @dataclass(frozen=True)
@@ -131,7 +139,7 @@ def check_values(
     if known is None:
         wanted["symbols"] = ((symbols < 0) | (symbols >= num_classes)).any()
     if ranges is not None:
-        wanted["ranges"] = _ranges_violations(ranges, S).any()
+        wanted["ranges"] = ranges_violations(ranges, S).any()
     if known is None and boundary is not None:
         wanted["boundary"] = boundary
     if counted is not None:
@@ -140,7 +148,7 @@ def check_values(
     if any(found.get("symbols", ())):
         raise _symbols_error(symbols, num_classes)
     if ranges is not None and any(found["ranges"]):
-        raise _ranges_error(ranges, S)
+        raise ranges_error(ranges, S)
     if known is None:
         known = [(0, 0, S, T)] * B
         if boundary is not None:
@@ -165,6 +173,8 @@ def _check_termination_symbol(termination_symbol: int, num_classes: int) -> None
             f"termination_symbol: got {type(termination_symbol).__name__}, expected int; "
             "call int() on it"
         )
+    if num_classes < 1:
+        raise ValueError("logits: got no classes (C=0), expected 1 or more")
     if not 0 <= termination_symbol < num_classes:
         raise ValueError(
             f"termination_symbol: got {termination_symbol}, expected 0 <= id < C={num_classes}"
@@ -190,7 +200,7 @@ def _check_ranges_form(ranges: Tensor, symbols: Tensor) -> None:
         )
 
 
-def _ranges_violations(ranges: Tensor, S: int) -> Tensor:
+def ranges_violations(ranges: Tensor, S: int) -> Tensor:
     """Frames whose states leave ``[0, S]`` or are not consecutive, bool ``[B, T]``."""
     first = ranges[:, :, :1]
     s_range = ranges.shape[2]
@@ -207,8 +217,9 @@ def _symbols_error(symbols: Tensor, num_classes: int) -> ValueError:
     )
 
 
-def _ranges_error(ranges: Tensor, S: int) -> ValueError:
-    b, t = _ranges_violations(ranges, S).nonzero()[0].tolist()
+def ranges_error(ranges: Tensor, S: int) -> ValueError:
+    """The error that names the first frame of ``ranges_violations``."""
+    b, t = ranges_violations(ranges, S).nonzero()[0].tolist()
     return ValueError(
         f"ranges: got {ranges[b, t].tolist()} for utterance b={b} at t={t}, expected "
         f"{ranges.shape[2]} consecutive states in 0..S={S}; use get_rnnt_prune_ranges"

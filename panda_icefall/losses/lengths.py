@@ -1,18 +1,19 @@
-"""The lattice of a batch from its lengths, as training loops have them."""
+"""The utterances of a training loop's batch, checked alike for full and for pruned lattices."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from panda_icefall.losses.host_values import on_host
-from panda_icefall.losses.lattice_checks import check_form
-from panda_icefall.losses.sites import FullSites
+from panda_icefall.losses.argument_kinds import as_indices
+from panda_icefall.losses.host_values import Boundary, check_inside, on_host, rows_of
+from panda_icefall.losses.lattice_checks import check_form, ranges_error, ranges_violations
+from panda_icefall.losses.sites import FullSites, RetainedSites
 from panda_icefall.losses.spec import LatticeSpec
-
-_INTEGERS = (torch.int16, torch.int32, torch.int64)
 
 
 def sites_of_utterances(
@@ -49,30 +50,19 @@ def sites_of_utterances(
 
     One device sync.
     """
-    if targets.dim() != 2:
-        raise ValueError(f"targets: got shape {tuple(targets.shape)}, expected [B, S]")
-    B, S = targets.shape
-    for name, values, shape in (
-        ("targets", targets, (B, S)),
-        ("logit_lengths", logit_lengths, (B,)),
-        ("target_lengths", target_lengths, (B,)),
-    ):
-        if not isinstance(values, Tensor):
-            got = type(values).__name__
-            raise TypeError(f"{name}: got {got}, expected a tensor of integers {list(shape)}")
-        if tuple(values.shape) != shape:
-            raise ValueError(f"{name}: got shape {tuple(values.shape)}, expected {list(shape)}")
-        if values.dtype not in _INTEGERS:
-            raise TypeError(f"{name}: got {values.dtype}, expected integers, such as torch.int64")
-    frames, states = (x.to(targets.device).long() for x in (logit_lengths, target_lengths))
-    symbols = targets.long()
-    inside = torch.arange(S, device=symbols.device) < states[:, None]
-    is_bad = (symbols < 0) | (symbols >= classes)
-    is_bad |= (symbols >= forbidden.start) & (symbols < forbidden.stop)
-    is_bad &= inside
+    device = targets.device
+    symbols = as_indices("targets", targets, device, "[B, S]")
+    if symbols.dim() != 2:
+        raise ValueError(f"targets: got shape {tuple(symbols.shape)}, expected [B, S]")
+    B, S = symbols.shape
+    frames = as_indices("logit_lengths", logit_lengths, device, f"[{B}]")
+    states = as_indices("target_lengths", target_lengths, device, f"[{B}]")
+    for name, values in ("logit_lengths", frames), ("target_lengths", states):
+        if tuple(values.shape) != (B,):
+            raise ValueError(f"{name}: got shape {tuple(values.shape)}, expected [{B}]")
     begin = torch.zeros_like(frames)
     spec = LatticeSpec(
-        symbols=torch.where(inside, symbols, torch.full_like(symbols, blank)),
+        symbols=symbols,
         termination_symbol=blank,
         boundary=torch.stack((begin, begin, states, frames), dim=1),
         rnnt_type=rnnt_type,
@@ -81,44 +71,156 @@ def sites_of_utterances(
         fastemit_lambda=fastemit_lambda,
         is_final_blank=is_final_blank,
     )
+    names = _Names("targets", "logit_lengths")
+    spec, read = _read(spec, names, T=T, classes=classes, forbidden=forbidden)
+    for b, (_, _, s_end, _) in enumerate(read.rows):
+        if not 0 <= s_end <= S:
+            raise ValueError(
+                f"target_lengths: got {s_end} for utterance b={b}, expected 0 to S={S}, the "
+                "symbols of targets"
+            )
+    read.check(spec, names, durations)
+    return FullSites.of_checked(spec, T, read.rows)
+
+
+def sites_of_ranges(
+    spec: LatticeSpec, *, classes: int, forbidden: range, durations: Sequence[int] | None = None
+) -> RetainedSites:
+    """The pruned lattice of utterances, which is checked as a full one is.
+
+    Args:
+      spec: with ranges; its symbols as given: what lies outside an utterance's boundary is not
+        read.
+      classes, forbidden, durations: as in ``sites_of_utterances``.
+
+    Raises, device syncs: as in ``sites_of_utterances``.
+    """
+    T, boundary = spec.band.shape[1], spec.boundary
+    names = _Names("symbols", "ranges" if boundary is None else "boundary")
+    spec, read = _read(spec, names, T=T, classes=classes, forbidden=forbidden)
+    if boundary is not None:
+        check_inside(read.rows, boundary, spec.symbols.shape[1], T)
+    if read.has_other_ranges:
+        raise ranges_error(spec.band, spec.symbols.shape[1])
+    read.check(spec, names, durations)
+    return RetainedSites.of_checked(spec, read.live, read.count)
+
+
+class _Names(NamedTuple):
+    """What the arguments are called that hold the symbols, and the number of frames."""
+
+    symbols: str
+    frames: str
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Read:
+    """What was read of a batch, not yet checked.
+
+    Attributes:
+      T: frames of the padded batch.
+      rows: of its boundary.
+      bad_symbol: the error of the first symbol that is none, if there is one.
+      has_other_ranges: whether ranges are no consecutive states.
+      live: bool ``[B, T, s_range]``, retained sites inside the boundary; None: all, or no ranges.
+      count: how many there are.
+    """
+
+    T: int
+    rows: Boundary
+    bad_symbol: ValueError | None
+    has_other_ranges: bool
+    live: Tensor | None
+    count: int
+
+    def check(self, spec: LatticeSpec, names: _Names, durations: Sequence[int] | None) -> None:
+        """Refuse utterances without frames, with a symbol that is none, or without a path.
+
+        Raises:
+          ValueError: naming the utterance.
+        """
+        lengths = [
+            (t_end - t_begin, s_end - s_begin) for s_begin, t_begin, s_end, t_end in self.rows
+        ]
+        for b, (t, _) in enumerate(lengths):
+            if not 1 <= t <= self.T:
+                raise ValueError(
+                    f"{names.frames}: got {t} frames for utterance b={b}, expected 1 to "
+                    f"T={self.T}; drop utterances without frames"
+                )
+        if self.bad_symbol is not None:
+            raise self.bad_symbol
+        for b, (t, s) in enumerate(lengths):
+            needed = s * int(not spec.is_regular) + int(spec.is_final_blank)
+            if durations is not None:
+                needed = _frames_needed(t, s, durations)
+            if t < needed:
+                raise ValueError(
+                    f"{names.frames}: got {t} frames for utterance b={b} with {s} symbols, "
+                    f"expected at least {needed}, as its arcs pass whole frames here; drop such "
+                    "utterances"
+                )
+
+
+def _read(
+    spec: LatticeSpec, names: _Names, *, T: int, classes: int, forbidden: range
+) -> tuple[LatticeSpec, _Read]:
+    """What the host has to know, in one device sync; and the lattice with blanks as padding.
+
+    Raises:
+      ValueError, TypeError: a form, or there are no frames at all.
+    """
     check_form(spec, classes, T)
-    lengths, transcripts, has_bad = on_host(frames, states, is_bad.any(dim=1))
-    _check_lengths("logit_lengths", lengths, 1, T, "; drop utterances without frames")
-    _check_lengths("target_lengths", transcripts, 0, S, "")
-    if any(has_bad):
-        raise _target_error(has_bad.index(1), symbols, is_bad, classes, forbidden)
-    for b, (t, s) in enumerate(zip(lengths, transcripts)):
-        needed = s * int(rnnt_type != "regular") + int(is_final_blank)
-        if durations is not None:
-            needed = _frames_needed(t, s, durations)
-        if t < needed:
-            raise ValueError(
-                f"logit_lengths: got {t} frames for utterance b={b} with {s} symbols, expected at "
-                f"least {needed}, as its arcs pass whole frames here; drop such utterances"
-            )
-    return FullSites.of_checked(spec, T, [(0, 0, s, t) for s, t in zip(transcripts, lengths)])
+    symbols, boundary, ranges = spec.symbols, spec.boundary, spec.ranges
+    B, S = symbols.shape
+    if T == 0 and B > 0:
+        raise ValueError(
+            f"{names.frames}: got no frames at all (T=0), expected 1 or more for each utterance; "
+            "skip such a batch"
+        )
+    is_bad = (symbols < 0) | (symbols >= classes)
+    is_bad |= (symbols >= forbidden.start) & (symbols < forbidden.stop)
+    nothing = symbols.new_zeros(0)
+    live = other_ranges = None
+    if boundary is not None:
+        s = torch.arange(S, device=symbols.device)
+        is_read = (s >= boundary[:, :1]) & (s < boundary[:, 2:3])
+        is_bad &= is_read
+        padding = torch.full_like(symbols, spec.termination_symbol)
+        spec = dataclasses.replace(spec, symbols=torch.where(is_read, symbols, padding))
+    if ranges is not None:
+        live = RetainedSites.live_sites(spec)
+        other_ranges = ranges_violations(ranges, S).any()
+    has_bad, rows, has_other, count = on_host(
+        is_bad.any(dim=1),
+        nothing if boundary is None else boundary,
+        nothing if other_ranges is None else other_ranges,
+        nothing if live is None else live.sum(),
+    )
+    return spec, _Read(
+        T=T,
+        rows=[(0, 0, S, T)] * B if boundary is None else rows_of(rows),
+        bad_symbol=(
+            _symbol_error(names.symbols, has_bad.index(1), symbols, is_bad, classes, forbidden)
+            if any(has_bad)
+            else None
+        ),
+        has_other_ranges=any(has_other),
+        live=live,
+        count=sum(count),
+    )
 
 
-def _check_lengths(name: str, lengths: Sequence[int], least: int, most: int, advice: str) -> None:
-    letter = "T" if least else "S"
-    for b, length in enumerate(lengths):
-        if not least <= length <= most:
-            raise ValueError(
-                f"{name}: got {length} for utterance b={b}, expected {least} to {letter}={most}"
-                f"{advice}"
-            )
-
-
-def _target_error(
-    b: int, symbols: Tensor, is_bad: Tensor, classes: int, forbidden: range
+def _symbol_error(
+    name: str, b: int, symbols: Tensor, is_bad: Tensor, classes: int, forbidden: range
 ) -> ValueError:
-    """The error that names the first target of an utterance that is no class."""
+    """The error that names the first symbol of an utterance that is no class, or a blank."""
     at = int(is_bad[b].int().argmax())
     blanks = f", and not {forbidden.start} to {forbidden.stop - 1}, the blanks"
     if len(forbidden) == 1:
         blanks = f", and not {forbidden.start}, the blank"
     return ValueError(
-        f"targets: got id {int(symbols[b, at])} for utterance b={b} at s={at}, expected "
+        f"{name}: got id {int(symbols[b, at])} for utterance b={b} at s={at}, expected "
         f"0 <= id < {classes}{blanks if forbidden else ''}"
     )
 

@@ -124,6 +124,8 @@ def sites_of_lengths(
     Raises:
       ValueError, TypeError: as ``sites_of_utterances``.
     """
+    if classes < 1:
+        raise ValueError("logits: got no classes (C=0), expected 1 or more")
     at = classes + blank if blank < 0 else blank
     if not 0 <= at < classes:
         raise ValueError(f"blank: got {blank}, expected a class of {classes}, or -1, the last one")

@@ -115,8 +115,7 @@ def check_pruning_form(am: Tensor, lm: Tensor, ranges: Tensor) -> None:
     """
     if not isinstance(ranges, Tensor):
         raise TypeError(
-            f"ranges: got {type(ranges).__name__}, expected an int64 tensor [B, T, s_range]; the "
-            "loss of all states is that of transducer_loss"
+            f"ranges: got {type(ranges).__name__}, expected an int64 tensor [B, T, s_range]"
         )
     if ranges.ndim != 3:
         raise ValueError(f"ranges: got shape {tuple(ranges.shape)}, expected [B, T, s_range]")

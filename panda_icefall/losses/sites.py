@@ -84,13 +84,20 @@ class RetainedSites(LatticeSites):
           ValueError, TypeError: as ``check_spec``.
         """
         check_form(spec, num_classes)
-        T = spec.band.shape[1]
-        if spec.boundary is None:
-            check_values(spec, num_classes, follows=True)
-            return cls(spec, T, KnownSites())
-        live = inside_boundary(spec.band, spec.boundary)
-        count = check_values(spec, num_classes, counted=live, follows=True).count
-        return cls(spec, T, KnownSites.of(live.reshape(-1), count), live)
+        live = cls.live_sites(spec)
+        known = check_values(spec, num_classes, counted=live, follows=True)
+        return cls.of_checked(spec, live, known.count)
+
+    @staticmethod
+    def live_sites(spec: LatticeSpec) -> Tensor | None:
+        """The ``live`` of a lattice whose form was checked."""
+        return None if spec.boundary is None else inside_boundary(spec.band, spec.boundary)
+
+    @classmethod
+    def of_checked(cls, spec: LatticeSpec, live: Tensor | None, count: int) -> RetainedSites:
+        """The sites of a lattice that was checked, ``count`` of which are ``live``."""
+        evaluated = KnownSites() if live is None else KnownSites.of(live.reshape(-1), count)
+        return cls(spec, spec.band.shape[1], evaluated, live)
 
     def next_symbols(self) -> Tensor:
         spec = self.spec

@@ -74,11 +74,8 @@ class LatticeOptions:
         """
         if self.reduction == "none":
             return costs
-        if self.reduction == "mean" and len(costs) == 0:
-            raise ValueError(
-                "reduction: got 'mean' of a batch without utterances (B=0), expected one or more; "
-                "skip such a batch, or use 'sum', which is 0 and has gradients of 0"
-            )
+        if self.reduction == "mean":
+            check_mean_of(len(costs))
         return costs.mean() if self.reduction == "mean" else costs.sum()
 
     def emitted(self, target_logp: Tensor) -> Tensor:
@@ -127,6 +124,19 @@ class LatticeSpec(LatticeOptions):
         """The ``ranges`` of a pruned lattice."""
         assert self.ranges is not None
         return self.ranges
+
+
+def check_mean_of(utterances: int) -> None:
+    """Refuse the mean of no losses, which would be NaN without a word.
+
+    Raises:
+      ValueError: there are no utterances.
+    """
+    if utterances == 0:
+        raise ValueError(
+            "reduction: got 'mean' of a batch without utterances (B=0), expected one or more; "
+            "skip such a batch, or use 'sum', which is 0 and has gradients of 0"
+        )
 
 
 def check_options(rnnt_type: str, reduction: str | None) -> None:

@@ -101,27 +101,28 @@ class Variant:
             return MultiBlankHead(len(self.big_blank_durations))
         return PlainHead() if self.durations is None else TdtHead(len(self.durations))
 
-    def check_classes(self, given: int, blank: int, classes: int, *, name: str = "blank") -> None:
-        """Refuse a blank, or a number of logits, that the loss is not defined for.
+    def blank_of(self, given: int, classes: int, *, name: str = "blank") -> int:
+        """The class of the blank, where the loss is defined for it and for so many logits.
 
         Args:
-          given: what the user gave as blank, from the end if it is negative.
-          blank: its class.
+          given: what the user gave as blank; a negative one counts from the last token.
           classes: how many logits the joiner gives.
           name: of the argument.
 
         Raises:
           ValueError: naming it.
         """
+        if classes < 1:
+            raise ValueError("joiner: got no classes (C=0), expected 1 or more")
         tokens = classes - self.duration_classes
         if tokens < 1:
             raise ValueError(
                 f"durations: got {self.duration_classes} for a joiner that gives {classes} logits, "
                 "expected fewer: a token's logits come before theirs"
             )
+        blank = tokens + given if given < 0 else given
         if not 0 <= blank < tokens:
-            least = -tokens if name == "blank" else 0
-            raise ValueError(f"{name}: got {given}, expected a class, {least} <= it < {tokens}")
+            raise ValueError(f"{name}: got {given}, expected a class, {-tokens} <= it < {tokens}")
         if self.use_hat_loss and (blank != 0 or classes < 2):
             raise ValueError(
                 f"{name}: got {given} of {classes} classes, expected 0 with use_hat_loss=True, and "
@@ -132,6 +133,11 @@ class Variant:
                 f"{name}: got {given}, expected at least {self.big_blanks}, as big blank i is "
                 "class blank - 1 - i; make the blank the last class"
             )
+        return blank
+
+    def blanks(self, blank: int) -> range:
+        """The classes that no symbol has: the blank and the big blanks before it."""
+        return range(blank - self.big_blanks, blank + 1)
 
     def check_clamp(self, clamp: float) -> None:
         """Refuse a clamp that is no number, or of logits that are in two parts.

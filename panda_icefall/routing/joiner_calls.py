@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ from panda_icefall.normalizer import TileOptions
 from panda_icefall.routing.joiner_probe import RowFacts, facts_of_a_row, why_not_by_calls
 from panda_icefall.routing.joint_sites import JointSites, RangesSites
 from panda_icefall.routing.recorded_joiners import not_recording
+from panda_icefall.routing.torch_functions import name_of
 
 Joiner = Callable[[Any, Any], Any]
 # Logits in the loss: a float32 copy, exponentials, their gradient.
@@ -74,15 +75,10 @@ class SiteRows:
         else:
             # A joiner may change what it is given.
             given = [*self._placed(self.am.clone(), self.lm.clone())]
-        with not_recording():
-            logits = joiner(*given)
+        logits = _logits_of(joiner, given)
         if not isinstance(logits, Tensor) or tuple(logits.shape[:-1]) != self.sites.shape:
-            got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-            raise ValueError(
-                f"joiner: got {got} for inputs of shape {tuple(given[0].shape)} and "
-                f"{tuple(given[1].shape)}, expected logits [{', '.join(map(str, self.sites.shape))}"
-                ", C]"
-            )
+            form = ", ".join(map(str, self.sites.shape))
+            raise _shape_error(joiner, given, logits, f"logits [{form}, C]")
         return logits
 
     def _placed(self, am: Tensor, lm: Tensor) -> tuple[Tensor, Tensor]:
@@ -127,16 +123,32 @@ class SiteRows:
           ValueError: the joiner does not give one row of logits for each site.
         """
         placed = [x[(slice(None),) + (None,) * self.ones] for x in (am, lm)]
-        with not_recording():
-            logits = joiner(*placed)
+        logits = _logits_of(joiner, placed)
         is_tensor = isinstance(logits, Tensor) and logits.dim() > 0
         if not is_tensor or logits.numel() != am.shape[0] * logits.shape[-1]:
-            got = tuple(logits.shape) if is_tensor else type(logits).__name__
-            raise ValueError(
-                f"joiner: got {got} for inputs of shape {tuple(placed[0].shape)} and "
-                f"{tuple(placed[1].shape)}, expected logits of C classes for each site"
-            )
+            raise _shape_error(joiner, placed, logits, "logits of C classes for each site")
         return logits.reshape(am.shape[0], logits.shape[-1])
+
+
+def _logits_of(joiner: Joiner, given: Sequence[Tensor]) -> Any:
+    """What the joiner makes of tensors; an error of its own says whose it is."""
+    try:
+        with not_recording():
+            return joiner(*given)
+    except Exception as error:
+        if hasattr(error, "add_note"):  # Python 3.11
+            shapes = " and ".join(str(tuple(x.shape)) for x in given)
+            error.add_note(f"panda: raised by the joiner, {name_of(joiner)}, given {shapes}")
+        raise
+
+
+def _shape_error(joiner: Joiner, given: Sequence[Tensor], logits: Any, expected: str) -> ValueError:
+    got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+    shapes = " and ".join(str(tuple(x.shape)) for x in given)
+    return ValueError(
+        f"joiner: got {got} from {name_of(joiner)} for inputs of shape {shapes}, expected "
+        f"{expected}"
+    )
 
 
 def log_probs_by_calls(

@@ -65,13 +65,13 @@ def loss_of_joiner(
         state.restore()
         why_not_called = rows.why_not_by_calls(joiner)
         if why_not_called is not None:
+            whole = rows.whole(joiner)
+            sites = sites_of(whole.shape[-1])
             counters.count_whole_lattice(f"{logits}: {why_not_called}")
-            return _loss_of_logits(
-                kind, rows.whole(joiner), sites_of, head, lattice_loss, bound, options
-            )
-        counters.count_calls(logits)
+            return _loss_of_logits(kind, whole, sites, head, lattice_loss, bound, options)
         facts = rows.facts(joiner)
         sites = sites_of(facts.classes)
+        counters.count_calls(logits)
         found = log_probs_by_calls(
             joiner, rows.at(_position(sites)), sites, head, facts, options, bound
         )
@@ -104,14 +104,13 @@ def loss_of_joiner(
 def _loss_of_logits(
     kind: Kind,
     logits: Tensor,
-    sites_of: Callable[[int], LatticeSites],
+    sites: LatticeSites,
     head: Head,
     lattice_loss: LatticeLoss | None,
     clamp: float | None,
     options: LossOptions,
 ) -> Tensor:
     """The loss of a lattice's logits that exist."""
-    sites = sites_of(logits.shape[-1])
     table = RowTable(logits.reshape(-1, logits.shape[-1]), _position(sites))
     return recorded_loss(
         kind.value, None, lambda: RowLogits(RowProgram((table,))), sites, head, options,

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
-from numbers import Integral, Real
-from typing import Any
 
 from torch import Tensor
 
 from panda_icefall.dynamo import opaque
-from panda_icefall.losses.lengths import sites_of_utterances
+from panda_icefall.losses.argument_kinds import as_indices, as_integer, as_rows, check_kinds
+from panda_icefall.losses.lengths import sites_of_ranges, sites_of_utterances
 from panda_icefall.losses.pruning import check_pruning_form
 from panda_icefall.losses.sites import FullSites, RetainedSites
 from panda_icefall.losses.spec import LatticeSpec, check_options
@@ -24,6 +22,8 @@ from panda_icefall.routing.nodes import Table
 from panda_icefall.routing.replaced import Options
 
 __all__ = ["pruned_transducer_loss", "transducer_loss"]
+
+_RANGES = "[B, T, s_range]; the loss of all states is that of transducer_loss"
 
 
 @opaque
@@ -114,11 +114,11 @@ def transducer_loss(
     Device syncs: one in forward, for all that is read of the lengths and targets, one in backward,
     and those of the recursion.
     """
-    _check_kinds(
-        joiner, {"blank": blank}, delay_penalty=delay_penalty, clamp=clamp,
-        fastemit_lambda=fastemit_lambda, sigma=sigma, omega=omega, workspace_mib=workspace_mib,
-        adjoint_tolerance=adjoint_tolerance,
+    check_kinds(
+        joiner, delay_penalty=delay_penalty, clamp=clamp, fastemit_lambda=fastemit_lambda,
+        sigma=sigma, omega=omega, workspace_mib=workspace_mib, adjoint_tolerance=adjoint_tolerance,
     )  # fmt: skip
+    blank = as_integer("blank", blank)
     variant = Variant(use_hat_loss, big_blank_durations, durations, sigma, omega)
     if one_sym_per_frame:
         variant.check_lattice("one_sym_per_frame")
@@ -130,16 +130,16 @@ def transducer_loss(
     check_options(rnnt_type, reduction)
     variant.check_lattice(rnnt_type)
     options = Options.of(workspace_mib, adjoint_tolerance, engine, recursion=recursion).tiles
-    if not isinstance(targets, Tensor):
-        raise TypeError(f"targets: got {type(targets).__name__}, expected a tensor of integers")
-    am, lm = _rows_of("encoder_out", encoder_out, 2), _rows_of("decoder_out", decoder_out, 1)
+    am = as_rows("encoder_out", encoder_out, "[B, T, D] or [B, T, 1, D]", 2)
+    lm = as_rows("decoder_out", decoder_out, "[B, S + 1, E] or [B, 1, S + 1, E]", 1)
     B, T, states = *am.shape[:2], lm.shape[1]
     if lm.shape[0] != B or encoder_out.dim() != decoder_out.dim() or lm.device != am.device:
         raise ValueError(
             f"decoder_out: got shape {tuple(decoder_out.shape)} on {lm.device}, expected B, number "
             f"of dimensions and device of encoder_out, {tuple(encoder_out.shape)} on {am.device}"
         )
-    if targets.dim() != 2 or tuple(targets.shape) != (B, states - 1):
+    targets = as_indices("targets", targets, am.device, "[B, S]")
+    if tuple(targets.shape) != (B, states - 1):
         raise ValueError(
             f"targets: got shape {tuple(targets.shape)}, expected [B, S] = [{B}, {states - 1}] for "
             f"decoder_out of shape {tuple(decoder_out.shape)}"
@@ -147,13 +147,11 @@ def transducer_loss(
     grid = GridSites(B, T, states, am.device)
 
     def sites_of(classes: int) -> FullSites:
-        tokens = classes - variant.duration_classes
-        at = tokens + blank if blank < 0 else blank
-        variant.check_classes(blank, at, classes)
+        at = variant.blank_of(blank, classes)
         return sites_of_utterances(
-            targets.to(am.device), logit_lengths, target_lengths,
-            T=T, blank=at, classes=tokens, forbidden=range(at - variant.big_blanks, at + 1),
-            durations=variant.durations,
+            targets, logit_lengths, target_lengths,
+            T=T, blank=at, classes=classes - variant.duration_classes,
+            forbidden=variant.blanks(at), durations=variant.durations,
             is_final_blank=one_sym_per_frame, rnnt_type=rnnt_type, delay_penalty=delay_penalty,
             reduction=reduction, fastemit_lambda=fastemit_lambda,
         )  # fmt: skip
@@ -202,41 +200,51 @@ def pruned_transducer_loss(
       joiner: a module or function of am and lm at the sites, ``[B, T, s_range, D]`` each.
       am: ``[B, T, D]``.
       lm: ``[B, S + 1, E]``.
-      symbols, ranges, termination_symbol, boundary, rnnt_type, delay_penalty, reduction: as in
-        ``panda_icefall.losses.spec.LatticeSpec``. With big blanks or durations the boundary begins
-        at 0 and the type is regular.
+      symbols: integers ``[B, S]``; what lies outside an utterance's boundary is not read, and no
+        symbol inside is a blank.
+      ranges: integers ``[B, T, s_range]``, consecutive states in ``[0, S]`` at every frame.
+      termination_symbol: class of the blank; a negative one counts from the last class.
+      boundary: integers ``[B, 4]``, rows ``s_begin, t_begin, s_end, t_end`` with one frame or more;
+        None: all states and frames. With big blanks or durations it begins at 0.
       others: as in ``transducer_loss``.
 
     Returns, Raises: as ``transducer_loss``.
     """
-    _check_kinds(
-        joiner, {"termination_symbol": termination_symbol}, delay_penalty=delay_penalty,
-        clamp=clamp, fastemit_lambda=fastemit_lambda, sigma=sigma, omega=omega,
-        workspace_mib=workspace_mib, adjoint_tolerance=adjoint_tolerance,
+    check_kinds(
+        joiner, delay_penalty=delay_penalty, clamp=clamp, fastemit_lambda=fastemit_lambda,
+        sigma=sigma, omega=omega, workspace_mib=workspace_mib, adjoint_tolerance=adjoint_tolerance,
     )  # fmt: skip
+    blank = as_integer("termination_symbol", termination_symbol)
     variant = Variant(use_hat_loss, big_blank_durations, durations, sigma, omega)
+    check_options(rnnt_type, reduction)
+    am, lm = as_rows("am", am, "[B, T, D]"), as_rows("lm", lm, "[B, S + 1, E]")
+    symbols = as_indices("symbols", symbols, am.device, "[B, S]")
+    ranges = as_indices("ranges", ranges, am.device, _RANGES)
+    if boundary is not None:
+        boundary = as_indices("boundary", boundary, am.device, "[B, 4]")
     variant.check_lattice(rnnt_type, boundary)
     options = Options.of(workspace_mib, adjoint_tolerance, engine, recursion=recursion).tiles
     check_pruning_form(am, lm, ranges)
-    sites = RangesSites(ranges)
-    spec = LatticeSpec.of(
-        {
-            "symbols": symbols, "ranges": ranges, "termination_symbol": termination_symbol,
-            "boundary": boundary, "rnnt_type": rnnt_type, "delay_penalty": delay_penalty,
-            "reduction": reduction,
-        }
-    )  # fmt: skip
-    spec = dataclasses.replace(spec, fastemit_lambda=fastemit_lambda)
-    if lm.shape[1] <= symbols.shape[-1]:
+    if lm.device != am.device:
+        raise ValueError(f"lm: got device {lm.device}, expected that of am, {am.device}")
+    if symbols.dim() != 2 or symbols.shape[1] >= lm.shape[1]:
         raise ValueError(
-            f"lm: got {lm.shape[1]} states for symbols of shape {tuple(symbols.shape)}, expected "
-            f"S + 1 = {symbols.shape[-1] + 1} or more"
+            f"symbols: got shape {tuple(symbols.shape)}, expected [B, S] with S below the "
+            f"{lm.shape[1]} states of lm"
         )
+    sites = RangesSites(ranges)
 
     def sites_of(classes: int) -> RetainedSites:
-        blank = spec.termination_symbol
-        variant.check_classes(blank, blank, classes, name="termination_symbol")
-        return RetainedSites.of(spec, classes - variant.duration_classes)
+        at = variant.blank_of(blank, classes, name="termination_symbol")
+        spec = LatticeSpec(
+            symbols=symbols, termination_symbol=at, ranges=ranges, boundary=boundary,
+            rnnt_type=rnnt_type, delay_penalty=delay_penalty, reduction=reduction,
+            fastemit_lambda=fastemit_lambda,
+        )  # fmt: skip
+        return sites_of_ranges(
+            spec, classes=classes - variant.duration_classes, forbidden=variant.blanks(at),
+            durations=variant.durations,
+        )  # fmt: skip
 
     joints = (
         DeferredJoint(Table(am, by_symbol=False), sites, refuse),
@@ -245,38 +253,3 @@ def pruned_transducer_loss(
     return loss_of_joiner(
         joiner, joints, SiteRows(am, lm, sites, ones=2), sites_of, variant, clamp, options
     )
-
-
-def _check_kinds(joiner: Any, integers: dict[str, Any], **numbers: Any) -> None:
-    """Refuse what is no joiner, no integer, or no number.
-
-    Raises:
-      TypeError: naming it.
-    """
-    if isinstance(joiner, Tensor) or not callable(joiner):
-        raise TypeError(
-            f"joiner: got {type(joiner).__name__}, expected a module or function, not logits"
-        )
-    optional = ("workspace_mib", "adjoint_tolerance")
-    for given, kind, said in (integers, Integral, "an integer"), (numbers, Real, "a number"):
-        for name, value in given.items():
-            if not isinstance(value, (kind, Tensor)) and not (value is None and name in optional):
-                raise TypeError(f"{name}: got {value!r}, expected {said}")
-
-
-def _rows_of(name: str, values: Tensor, axis: int) -> Tensor:
-    """``[B, R, D]`` of ``values``, which may have a dimension of size 1 at ``axis`` besides.
-
-    Raises:
-      ValueError: another shape.
-      TypeError: no floating point tensor.
-    """
-    spelt = "[B, T, D] or [B, T, 1, D]" if axis == 2 else "[B, S + 1, E] or [B, 1, S + 1, E]"
-    if not isinstance(values, Tensor) or not values.is_floating_point():
-        got = values.dtype if isinstance(values, Tensor) else type(values).__name__
-        raise TypeError(f"{name}: got {got}, expected a floating point tensor {spelt}")
-    if values.dim() == 4 and values.shape[axis] == 1:
-        return values.squeeze(axis)
-    if values.dim() != 3:
-        raise ValueError(f"{name}: got shape {tuple(values.shape)}, expected {spelt}")
-    return values

@@ -6,7 +6,7 @@ from typing import Any
 
 from panda_icefall.runs.bounded.arms import read_arm
 from panda_icefall.runs.contract.result import FILE_NAME, ContractRecord, read_contracts
-from panda_icefall.runs.errors import UsageError
+from panda_icefall.runs.errors import UsageError, unread
 from panda_icefall.runs.memory.reading import (
     count_broken_lines,
     find_memory_logs,
@@ -40,15 +40,15 @@ def read_runs(
     files: dict[Path, None] = {}  # each once, where a folder is given twice
     for folder in folders:
         try:
-            files.update(dict.fromkeys(_files_of(folder)))
+            files.update(dict.fromkeys(_files_of(folder, on_problem)))
         except (OSError, UsageError) as error:
-            on_problem(f"EXP_DIR: {error}")
+            on_problem(f"EXP_DIR: {_said(error, folder)}")
     runs = []
     for file, name in zip(files, _names([*files])):
         try:
             run, left_out = _read(file, name)
         except (OSError, UsageError) as error:
-            on_problem(f"EXP_DIR: {error}")
+            on_problem(f"EXP_DIR: {_said(error, file)}")
             continue
         runs.append(run)
         for text in left_out:
@@ -56,13 +56,25 @@ def read_runs(
     return runs
 
 
-def _files_of(folder: Path) -> list[Path]:
+def _said(error: OSError | UsageError, path: Path) -> str:
+    return unread(error, path) if isinstance(error, OSError) else str(error)
+
+
+def _files_of(folder: Path, on_problem: Callable[[str], object]) -> list[Path]:
     """The memory logs of a folder, else its contract report."""
+    left_out: list[str] = []
+
+    def leave_out(error: OSError) -> None:
+        left_out.append(f"EXP_DIR: {unread(error, folder)}; it is left out")
+        on_problem(left_out[-1])
+
     try:
-        return find_memory_logs(folder)
+        return find_memory_logs(folder, leave_out)
     except UsageError as error:
         places = [folder, *(folder / name for name in _CHECKED)]
         checked = _first_with_contract(places)
+        if checked is None and left_out:
+            return []  # of which the reason was told
         if checked is None:
             names = [str(Path(name, FILE_NAME)) for name in ("", *_CHECKED)]
             raise UsageError(f"{error}; nor has it one of {', '.join(names)}") from None
@@ -80,8 +92,12 @@ def _read(file: Path, name: str) -> tuple[ComparedRun, list[str]]:
     left_out: list[str] = []
     if broken := count_broken_lines(file):
         left_out.append(f"{file}: got {broken} line(s) that are no rows, which are left out")
-    checked = _checked_in(file, header)
     contracts = []
+    try:
+        checked = _checked_in(file, header)
+    except OSError as error:
+        checked = None
+        left_out.append(f"{unread(error, file)}; {name} is shown without its contract")
     if checked is not None:
         try:
             contracts = _contracts_in(checked)
@@ -97,7 +113,8 @@ def _contracts_in(folder: Path) -> list[ContractRecord]:
         return read_contracts(folder)
     except (OSError, ValueError) as error:
         raise UsageError(
-            f"{folder / FILE_NAME}: cannot be read: {error}; run the check again"
+            f"{folder / FILE_NAME}: cannot be read: {getattr(error, 'strerror', None) or error}; "
+            "run the check again"
         ) from error
 
 

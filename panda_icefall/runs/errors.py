@@ -1,6 +1,9 @@
 """The named ways in which a launched recipe ends other than by its own doing."""
 
+import contextlib
 import sys
+from collections.abc import Iterator
+from pathlib import Path
 from typing import NoReturn
 
 from panda_icefall.routing import PandaError
@@ -14,6 +17,8 @@ __all__ = [
     "UsageError",
     "exit_status",
     "exit_with",
+    "reading",
+    "unread",
 ]
 
 EXIT_NOT_DONE = 1
@@ -43,6 +48,25 @@ class BoundReached(Exception):  # noqa: N818 - the clean end of a bounded run, n
     Raised only from places that lie outside a recipe's ``try`` around ``compute_loss``, because
     recipes answer any exception there by saving a "bad model".
     """
+
+
+@contextlib.contextmanager
+def reading(name: str, path: str | Path) -> Iterator[None]:
+    """What the file system refuses within, in one line, as a ``UsageError``.
+
+    Args:
+      name: Of the argument that names ``path``.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise UsageError(f"{name}: {unread(error, path)}") from error
+
+
+def unread(error: OSError, path: str | Path) -> str:
+    """What could not be read, and why, without the number of the error."""
+    where = path if error.filename is None else error.filename
+    return f"cannot read {where}: {error.strerror or error}"
 
 
 def exit_with(error: PandaError) -> NoReturn:

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from panda_icefall.runs.errors import UsageError
+from panda_icefall.runs.errors import UsageError, reading
 from panda_icefall.runs.panda_arguments import add_panda_arguments
 
 __all__ = ["RecipeFile", "panda_group_in_help", "wants_help"]
@@ -31,20 +31,24 @@ class RecipeFile:
       train_py: Path of the recipe's training script.
 
     Raises:
-      UsageError: The path is missing, is no file, or does not hold Python source.
+      UsageError: The path is missing, is no file, cannot be read, or does not hold Python source.
     """
 
     def __init__(self, train_py: str | Path) -> None:
         path = Path(train_py)
-        if path.is_dir():
-            raise UsageError(f"TRAIN_PY: got the folder {path}, expected a recipe's train.py")
-        if not path.is_file():
-            hint = "; options go after TRAIN_PY" if str(train_py).startswith("-") else ""
-            raise UsageError(f"TRAIN_PY: {path} does not exist, expected a recipe's train.py{hint}")
+        with reading("TRAIN_PY", path):
+            if path.is_dir():
+                raise UsageError(f"TRAIN_PY: got the folder {path}, expected a recipe's train.py")
+            if not path.is_file():
+                hint = "; options go after TRAIN_PY" if str(train_py).startswith("-") else ""
+                raise UsageError(
+                    f"TRAIN_PY: {path} does not exist, expected a recipe's train.py{hint}"
+                )
+            source = path.read_bytes()
         self.given = str(train_py)
         self.path = path.resolve()
         try:
-            self._tree = ast.parse(path.read_bytes(), filename=str(self.path))
+            self._tree = ast.parse(source, filename=str(self.path))
         except (SyntaxError, ValueError) as error:
             raise UsageError(f"TRAIN_PY: {path} is not Python source: {error}") from error
         self._guard = next(

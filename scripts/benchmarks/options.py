@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,25 @@ from benchmarks.shapes import LossShape
 SHAPE_OPTIONS = ("B", "T", "S", "s_range", "C", "H", "D")
 # Kernels are compiled and chosen in them; where they exist, the round that compares is enough.
 WARM_UPS = {"cpu": 0, "cuda": 3}
+
+
+def at_least(least: int) -> Callable[[str], int]:
+    """The type of an option that takes so many or more.
+
+    Raises:
+      argparse.ArgumentTypeError: From the type, where the word is no such number.
+    """
+
+    def count(word: str) -> int:
+        try:
+            number = int(word)
+        except ValueError:
+            number = least - 1
+        if number < least:
+            raise argparse.ArgumentTypeError(f"got {word}, expected at least {least}")
+        return number
+
+    return count
 
 
 class BenchParser(argparse.ArgumentParser):
@@ -35,17 +55,17 @@ class BenchParser(argparse.ArgumentParser):
         return args
 
 
-def make_parser(doc: str) -> argparse.ArgumentParser:
+def make_parser(doc: str, devices: Sequence[str] = ("cpu", "cuda")) -> argparse.ArgumentParser:
     """A parser with --device, --dtype, --repeats, --warm-ups, --workspace-mib and --json."""
     p = BenchParser(description=doc, formatter_class=argparse.RawTextHelpFormatter)
-    p.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    p.add_argument("--device", choices=devices, default="cpu", help="where the losses are computed")
     p.add_argument(
         "--dtype",
         choices=PRECISIONS,
         default="fp32",
         help="tf32: float32 with TF32 products; bf16, fp16: forward under autocast",
     )
-    p.add_argument("--repeats", type=int, default=3, help="timed runs of each method")
+    p.add_argument("--repeats", type=at_least(1), default=3, help="timed runs of each method")
     p.add_argument(
         "--warm-ups",
         type=int,
@@ -59,7 +79,10 @@ def make_parser(doc: str) -> argparse.ArgumentParser:
 def add_shape(p: argparse.ArgumentParser, *names: str) -> None:
     """Options that replace sizes of a named shape."""
     for name in names:
-        p.add_argument(f"--{name.replace('_', '-')}", type=int, help="replaces that of the shape")
+        least = 2 if name == "C" else 1  # a blank and a symbol
+        p.add_argument(
+            f"--{name.replace('_', '-')}", type=at_least(least), help="replaces that of the shape"
+        )
 
 
 def shape_with(shape: LossShape, args: argparse.Namespace) -> LossShape:
@@ -68,11 +91,3 @@ def shape_with(shape: LossShape, args: argparse.Namespace) -> LossShape:
         name: getattr(args, name) for name in SHAPE_OPTIONS if getattr(args, name, None) is not None
     }
     return LossShape(**{**vars(shape), **given})
-
-
-def check_counts(parser: argparse.ArgumentParser, args: argparse.Namespace, *names: str) -> None:
-    """Refuse options below 1."""
-    for name in names:
-        if getattr(args, name) < 1:
-            option = name.replace("_", "-")
-            parser.error(f"--{option}: got {getattr(args, name)}, expected at least 1")

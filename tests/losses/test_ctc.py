@@ -265,6 +265,13 @@ def test_what_does_not_fit_is_refused(changed, error, message):
         targets_of(data, **changed)
 
 
+def test_utterances_without_any_frame_are_refused():
+    data = ctc_batch.batch()
+    data.rows, data.frames = data.rows[:, :0], data.frames * 0
+    with pytest.raises(ValueError, match=r"logits: got no frames at all \(T=0\) for 6 utterances"):
+        selected(data)
+
+
 def test_other_reductions_and_rows_are_refused():
     data = ctc_batch.batch()
     with pytest.raises(ValueError, match="reduction: got 'max', expected one of"):

@@ -11,6 +11,8 @@ from torch import nn
 import panda_icefall
 from panda_icefall import losses
 from panda_icefall.losses import dense, of_logits
+from panda_icefall.losses.ctc import CtcTargets, selected_ctc_loss
+from panda_icefall.normalizer import RowLogits, RowProgram, TileOptions
 
 T, S, C, H, S_RANGE = 5, 3, 7, 4, 2
 SYMBOLS = torch.zeros(0, S, dtype=torch.int64)
@@ -112,6 +114,19 @@ def own_pruned(joiner_class, **options):
     return loss_of
 
 
+def ctc(targets, lengths):
+    def loss_of(reduction, boundary):
+        weight = torch.randn(C, H, dtype=torch.float64, requires_grad=True)
+        rows = RowProgram.of(torch.zeros(0, H, dtype=torch.float64))
+        given = CtcTargets.of(targets, lengths, lengths, blank=0, batch=0, max_frames=T, classes=C)
+        loss = selected_ctc_loss(
+            RowLogits(rows, weight, None), given, TileOptions(), reduction=reduction
+        )
+        return loss, weight
+
+    return loss_of
+
+
 def of_arcs(reduction, boundary):
     px, py = leaf(0, S, T + 1), leaf(0, S + 1, T)
     return losses.score(px, py, boundary, "regular", 0.0, reduction), px
@@ -145,6 +160,8 @@ LOSSES = {
     "own pruned": own_pruned(Joiner),
     "own pruned, by calls": own_pruned(Unrecordable),
     "own pruned, HAT": own_pruned(Joiner, use_hat_loss=True),
+    "own CTC, padded": ctc(SYMBOLS, LENGTHS),
+    "own CTC, one utterance after another": ctc(LENGTHS, []),
     "of arcs": of_arcs,
     "of a band": of_band,
 }

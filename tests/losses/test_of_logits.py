@@ -113,6 +113,19 @@ def test_rows_that_are_no_lattice_are_refused():
         rnnt_loss(logits, targets[:, :3], FRAMES, STATES)
 
 
+def test_logits_of_no_frames_or_no_classes_are_refused_in_words():
+    logits, targets = problem()
+    none = 0 * FRAMES
+    with pytest.raises(ValueError, match=r"no frames at all \(T=0\)"):
+        rnnt_loss(logits[:, :0], targets, none, STATES)
+    with pytest.raises(ValueError, match=r"no frames at all \(T=0\)"):
+        transducer_loss(packed(logits)[:0], targets, none, STATES, 0)
+    with pytest.raises(ValueError, match=r"no classes \(C=0\)"):
+        rnnt_loss(logits[..., :0], targets, FRAMES, STATES)
+    with pytest.raises(ValueError, match=r"no classes \(C=0\)"):
+        transducer_loss(packed(logits)[:, :0], targets, FRAMES, STATES, 0)
+
+
 needs_torchaudio = pytest.mark.skipif(
     importlib.util.find_spec("torchaudio") is None, reason="torchaudio is in the k2 lane"
 )

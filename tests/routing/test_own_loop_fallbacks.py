@@ -107,6 +107,47 @@ def test_what_a_joiner_does_in_place_is_done_once():
     assert torch.equal(given, am)
 
 
+def raising(am, lm):
+    raise KeyError("mine")
+
+
+BROKEN = {
+    "raises": (raising, KeyError, "mine"),
+    "gives nothing": (lambda am, lm: None, ValueError, "joiner: got NoneType from <lambda> for"),
+    "gives a number": (lambda am, lm: 1.0, ValueError, "joiner: got float from <lambda> for"),
+    "gives one row": (
+        lambda am, lm: (am.sum() + lm.sum()).expand(1, C), ValueError,
+        r"joiner: got \(1, 13\) from <lambda> for",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("is_pruned", [False, True])
+@pytest.mark.parametrize("what", BROKEN)
+def test_a_broken_joiner_is_an_error_and_no_fallback_is_logged(what, is_pruned, caplog):
+    joiner, kind, message = BROKEN[what]
+    am, lm, targets, *lengths = problem()
+    loss_of = panda_icefall.pruned_transducer_loss if is_pruned else transducer_loss
+    lattice = [torch.arange(3).expand(2, 6, 3)] if is_pruned else lengths
+    with pytest.raises(kind, match=message) as caught:
+        loss_of(joiner, am, lm, targets, *lattice)
+    assert caplog.text == ""
+    status = panda_icefall.status()
+    assert (status.losses_dense, status.losses_by_calls, status.materialised) == (0, 0, {})
+    if what == "raises" and hasattr(caught.value, "__notes__"):
+        assert "raised by the joiner, raising, given (" in caught.value.__notes__[-1]
+
+
+@pytest.mark.parametrize("what", ["sorted", "softmax over frames"])
+def test_a_batch_that_is_refused_is_not_logged_as_a_fallback(what, caplog):
+    joiner, _ = JOINERS[what]
+    net, (am, lm, targets, frames, states) = Net(), problem()
+    with pytest.raises(ValueError, match="logit_lengths: got 7 frames for utterance b=0"):
+        transducer_loss(lambda e, d: joiner(net, e, d), am, lm, targets, frames + 1, states)
+    assert caplog.text == ""
+    assert panda_icefall.status().materialised == {}
+
+
 def test_a_weight_that_changes_before_backward_is_refused():
     net, (am, lm, *lengths) = Net(), problem()
     loss = transducer_loss(lambda e, d: net.head(e, d).roll(0, -1), am, lm, *lengths)

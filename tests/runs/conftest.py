@@ -286,7 +286,7 @@ class Recipe:
             env={**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"},
             capture_output=True,
             text=True,
-            timeout=300,
+            timeout=1800,  # of a run that hangs, however busy the machine is
             check=False,
         )
 

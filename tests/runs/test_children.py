@@ -132,7 +132,7 @@ def test_a_sigterm_is_passed_on_to_children_and_ends_them(monkeypatch, is_stubbo
             fork.Process(target=wait, args=(is_ready,), kwargs={"is_stubborn": is_stubborn})
         )
         children[-1].start()
-        assert is_ready.wait(20)
+        assert is_ready.wait(300)
 
     def terminated():
         started()

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from locked import lock
 from run_folders import write_contract, write_log
 
 from panda_icefall.runs.comparison import read_runs
@@ -191,3 +192,42 @@ def test_the_report_of_a_bounded_run_is_not_written_over(command, good):
     assert status == 2
     assert "--out: got good/../good, one of EXP_DIR" in error
     assert (good / "good/report.json").read_text() == '{"stages": []}'
+
+
+def test_a_log_that_must_not_be_read_is_left_out_and_those_beside_it_are_shown(
+    command, good, monkeypatch
+):
+    for name in ("first", "second"):
+        write_log(good / "runs" / name, [7.0])
+    locked = lock(monkeypatch, good / "runs/first/memory.jsonl")
+    status, _, error = command("report", "good", "runs")
+    said = "EXP_DIR: cannot read runs/first/memory.jsonl: Permission denied; it is left out"
+    assert (status, error) == (1, f"panda-icefall: {said}\n")
+    assert "| run | good | second |" in (good / "panda-report/report.md").read_text()
+    assert json.loads((good / "panda-report/report.json").read_text())["not_read"] == [said]
+    locked.rename(good / "runs/first/other.jsonl")
+    assert command("report", "runs")[0] == 0
+
+
+def test_a_folder_of_nothing_but_a_log_that_must_not_be_read_is_named_once(
+    command, good, monkeypatch
+):
+    write_log(good / "run", [7.0])
+    lock(monkeypatch, good / "run/memory.jsonl")
+    status, _, error = command("report", "run")
+    assert status == 2
+    assert error == (
+        "panda-icefall: EXP_DIR: cannot read run/memory.jsonl: Permission denied; it is left out\n"
+    )
+
+
+def test_a_run_whose_contract_lies_where_nobody_may_look_is_shown_without_it(
+    command, good, monkeypatch
+):
+    write_log(good / "run", [7.0], exp_dir=str(good / "closed/exp"))
+    write_contract(good / "closed/exp")
+    lock(monkeypatch, good / "closed")
+    status, _, error = command("report", "good", "run")
+    assert status == 1
+    assert error.endswith(": Permission denied; run is shown without its contract\n")
+    assert "| run | good | run |" in (good / "panda-report/report.md").read_text()

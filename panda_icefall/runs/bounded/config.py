@@ -13,7 +13,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from panda_icefall.routing.finding_projections import check_projection_names
 from panda_icefall.runs.contract.tolerances import Tolerances
-from panda_icefall.runs.errors import UsageError
+from panda_icefall.runs.errors import UsageError, reading
 from panda_icefall.runs.options import SWITCH_WORDS, PandaOptions, spelt
 
 __all__ = ["BoundedConfig", "load_config"]
@@ -245,9 +245,8 @@ def load_config(path: Path) -> BoundedConfig:
         has the wrong type or range; the message names every such key.
     """
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_NoDuplicates)
-    except OSError as error:
-        raise UsageError(f"CONFIG: cannot read {path}: {error.strerror}") from error
+        with reading("CONFIG", path):
+            content = yaml.load(path.read_text(encoding="utf-8"), Loader=_NoDuplicates)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UsageError(f"CONFIG: {path} is not YAML: {error}") from error
     try:

@@ -18,7 +18,7 @@ from panda_icefall.runs.bounded.recipe_options import check_recipe_options
 from panda_icefall.runs.data.catalog import data_arguments, find_corpus
 from panda_icefall.runs.data.check import check_data, check_icefall_root
 from panda_icefall.runs.doctor.imports import require_imports
-from panda_icefall.runs.errors import UsageError
+from panda_icefall.runs.errors import UsageError, reading
 from panda_icefall.runs.panda_arguments import split_panda_arguments
 from panda_icefall.runs.recipe_module import RecipeFile
 from panda_icefall.runs.run_record import RunRecord
@@ -135,14 +135,15 @@ def check_request(
     if data is not None:
         data = data.expanduser().absolute()
         wanted = config.data
-        check_data(
-            wanted.corpus,
-            wanted.lang,
-            data,
-            wanted.vocab_size,
-            train_py.parents[1],
-            config.recipe_arguments(),
-        )
+        with reading("data", data):
+            check_data(
+                wanted.corpus,
+                wanted.lang,
+                data,
+                wanted.vocab_size,
+                train_py.parents[1],
+                config.recipe_arguments(),
+            )
     name = f"{train_py.parents[2].name}-{train_py.parent.name}-{config_path.stem}"
     folder = new_folder(Path("panda-bounded") / name) if out is None else out
     folder = folder.expanduser().absolute()
@@ -206,7 +207,9 @@ def _with_minutes(config: BoundedConfig, max_minutes: float | None) -> BoundedCo
 
 def _find_recipe(config: BoundedConfig, root: Path) -> Path:
     train_py = root / config.recipe
-    if not train_py.is_file() or (root / "egs") not in train_py.parents:
+    with reading("recipe", train_py):
+        is_there = train_py.is_file()
+    if not is_there or (root / "egs") not in train_py.parents:
         raise UsageError(
             f"recipe: got {config.recipe}, which {root} does not have, expected a training script "
             "egs/<corpus>/ASR/<recipe>/train.py"

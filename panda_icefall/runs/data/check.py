@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from panda_icefall.runs.data.catalog import FBANK, MUSAN, Corpus, Lang, find_corpus
-from panda_icefall.runs.errors import UsageError
+from panda_icefall.runs.errors import UsageError, reading
 
 __all__ = ["check_data", "check_icefall_root", "count_classes", "icefall_environment"]
 
@@ -34,7 +34,9 @@ def check_icefall_root(root: Path) -> Path:
     """
     found = root.expanduser().resolve()
     for name in _CHECKOUT_FILES:
-        if not (found / name).exists():
+        with reading("icefall_root", root):
+            is_there = (found / name).exists()
+        if not is_there:
             raise UsageError(
                 f"icefall_root: got {str(root)!r}, which has no {name}, expected an icefall "
                 "checkout; clone icefall and give its folder"

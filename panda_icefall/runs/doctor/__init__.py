@@ -20,7 +20,11 @@ def examine(recipe: Path | None = None, icefall_root: Path | None = None) -> Dia
       recipe: A recipe's folder, or one of its training scripts.
       icefall_root: An icefall checkout; without it the one around ``recipe``, or the importable
         one.
+
+    Raises:
+      UsageError: The recipe lies where nobody may look.
     """
+    train_py = None if recipe is None else find_train_py(recipe)
     torch = environment.read_torch()
     k2 = k2_build.find_k2()
     findings: list[Finding] = [
@@ -35,7 +39,7 @@ def examine(recipe: Path | None = None, icefall_root: Path | None = None) -> Dia
         environment.examine_memory_log(),
     ]
     root = imports.find_root(icefall_root, recipe)
-    sources = None if recipe is None else RecipeSources(find_train_py(recipe), root)
+    sources = None if train_py is None else RecipeSources(train_py, root)
     needs_icefall = sources is not None and sources.imports_icefall
     if root is not None or sources is None or needs_icefall:
         findings.append(imports.examine_checkout(root))

@@ -15,7 +15,7 @@ from panda_icefall.routing.recorded_joiners import is_joiner_name
 from panda_icefall.runs.doctor.findings import Finding, ok, problem, warning
 from panda_icefall.runs.doctor.imports import examine_imports
 from panda_icefall.runs.doctor.recipe_sources import RecipeSources, Source
-from panda_icefall.runs.errors import UsageError
+from panda_icefall.runs.errors import UsageError, reading
 from panda_icefall.runs.recipe_module import RecipeFile
 
 __all__ = ["examine_losses", "examine_recipe", "find_train_py"]
@@ -38,8 +38,13 @@ _OR_ELSE = "; or start the unpatched recipe by panda-icefall run, with --world-s
 
 
 def find_train_py(recipe: Path) -> Path:
-    """The training script of a recipe folder, or the script itself if that was named."""
-    return (recipe / "train.py" if recipe.is_dir() else recipe).resolve()
+    """The training script of a recipe folder, or the script itself if that was named.
+
+    Raises:
+      UsageError: It lies where nobody may look.
+    """
+    with reading("RECIPE_DIR", recipe):
+        return (recipe / "train.py" if recipe.is_dir() else recipe).resolve()
 
 
 def examine_recipe(sources: RecipeSources) -> list[Finding]:

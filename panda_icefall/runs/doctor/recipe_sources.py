@@ -134,6 +134,8 @@ def _file_of(folder: Path, module: str) -> Path | None:
 
 
 def _why_unreadable(path: Path, error: Exception) -> str:
+    if isinstance(error, PermissionError):
+        return f"cannot read {path}: {error.strerror}"
     if path.is_symlink() and not path.exists():
         return f"a link to {path.readlink()}, which does not exist"
     if not path.is_file():

@@ -2,7 +2,7 @@
 
 import contextlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +15,27 @@ _HEADER = '{"row": "header"'
 _END_OF_STEP = json.dumps({"phase": BACKWARD_UPDATE})[1:-1].encode()
 
 
-def find_memory_logs(folder: Path) -> list[Path]:
+def _raise(error: OSError) -> None:
+    raise error
+
+
+def find_memory_logs(
+    folder: Path, on_unreadable: Callable[[OSError], object] = _raise
+) -> list[Path]:
     """The memory logs in a folder, those of its own first; or the one that is named.
 
+    Args:
+      folder: A folder, or a file.
+      on_unreadable: Told why a file in it cannot be read, which is then left out.
+
     Raises:
-      OSError: A file cannot be read.
+      OSError: The folder cannot be read; by default also a file in it.
       UsageError: There is none.
     """
     given = [folder] if folder.is_file() else sorted(folder.glob("*.jsonl"))
-    found = _memory_logs_of(given) or _memory_logs_of(sorted(folder.glob("*/*.jsonl")))
+    found = _memory_logs_of(given, on_unreadable) or _memory_logs_of(
+        sorted(folder.glob("*/*.jsonl")), on_unreadable
+    )
     if not found:
         place = folder.parent if folder.is_file() else folder
         raise UsageError(
@@ -33,8 +45,17 @@ def find_memory_logs(folder: Path) -> list[Path]:
     return found
 
 
-def _memory_logs_of(files: Iterable[Path]) -> list[Path]:
-    return [file for file in files if ".rank" not in file.name and _is_memory_log(file)]
+def _memory_logs_of(
+    files: Iterable[Path], on_unreadable: Callable[[OSError], object]
+) -> list[Path]:
+    found = []
+    for file in files:
+        try:
+            if ".rank" not in file.name and _is_memory_log(file):
+                found.append(file)
+        except OSError as error:
+            on_unreadable(error)
+    return found
 
 
 def _is_memory_log(path: Path) -> bool:

@@ -11,7 +11,7 @@ from panda_icefall.runs.atomic_file import replace_file
 from panda_icefall.runs.doctor.findings import PROBLEM
 from panda_icefall.runs.doctor.recipe import examine_losses
 from panda_icefall.runs.doctor.recipe_sources import RecipeSources
-from panda_icefall.runs.errors import UsageError
+from panda_icefall.runs.errors import UsageError, reading
 from panda_icefall.runs.patching.lines import (
     PatchKind,
     PatchState,
@@ -138,11 +138,10 @@ def describe_check(result: PatchResult) -> str:
 
 def _read(recipe: Path) -> tuple[Path, bytes, PatchState]:
     """The file of a recipe, its bytes, and what they hold of the patch."""
-    path = _find(recipe)
-    try:
+    with reading("RECIPE_DIR", recipe):
+        path = _find(recipe)
+    with reading("RECIPE_DIR", path):
         source = path.read_bytes()
-    except OSError as error:
-        raise UsageError(f"RECIPE_DIR: cannot read {path}: {error}") from error
     return path, source, read_state(source)
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from panda_icefall.runs.errors import UsageError
+from panda_icefall.runs.errors import UsageError, reading
 from panda_icefall.runs.memory.reading import find_memory_logs, read_last_run
 from panda_icefall.runs.records import BACKWARD_UPDATE, COMPUTE_LOSS, ENCODER
 
@@ -57,11 +57,12 @@ def read_calibration(folder: Path) -> Calibration:
     Raises:
       UsageError: There is none, or its run was too short or had no encoder to see.
     """
-    try:
-        path = find_memory_logs(folder)[0]
-    except (OSError, UsageError) as error:
-        raise UsageError(f"--from-run: {error}") from error
-    rows = read_last_run(path)
+    with reading("--from-run", folder):
+        try:
+            path = find_memory_logs(folder)[0]
+        except UsageError as error:
+            raise UsageError(f"--from-run: {error}") from error
+        rows = read_last_run(path)
     phases = {(row["step"], row["phase"]): row for row in rows if row["row"] == "phase"}
     encoders = {row["step"]: row for row in rows if row.get("phase") == ENCODER}
     settled = [

@@ -10,7 +10,7 @@ from typing import Any
 from panda_icefall.runs.data.catalog import CORPORA
 from panda_icefall.runs.doctor.recipe import find_train_py
 from panda_icefall.runs.doctor.recipe_sources import RecipeSources
-from panda_icefall.runs.errors import UsageError
+from panda_icefall.runs.errors import UsageError, reading
 from panda_icefall.runs.options import SWITCH_WORDS
 
 __all__ = ["Found", "recipe_defaults"]
@@ -47,14 +47,17 @@ def recipe_defaults(recipe: Path) -> dict[str, Found]:
       recipe: A recipe's folder or training script.
 
     Raises:
-      UsageError: There is no such script, or it has no pruned transducer loss.
+      UsageError: There is no such script, it cannot be read, or it has no pruned transducer loss.
     """
     train_py = find_train_py(recipe)
-    if not train_py.is_file():
-        raise UsageError(
-            f"RECIPE_DIR: got {recipe}, expected a folder with a train.py, or a script"
-        )
-    sources = RecipeSources(train_py)
+    with reading("RECIPE_DIR", recipe):
+        if not train_py.is_file():
+            raise UsageError(
+                f"RECIPE_DIR: got {recipe}, expected a folder with a train.py, or a script"
+            )
+        sources = RecipeSources(train_py)
+    if train_py in sources.unreadable:
+        raise UsageError(f"RECIPE_DIR: {sources.unreadable[train_py]}")
     read: dict[str, Found] = {}
     for source in sources.of_recipe:
         for name, value in _defaults_in(source.tree).items():
@@ -111,8 +114,9 @@ def _vocabulary(train_py: Path, read: Mapping[str, Found]) -> Found | None:
     corpus_folder = train_py.parents[1]
     if "lang-dir" in read:
         tokens = corpus_folder / str(read["lang-dir"].value) / "tokens.txt"
-        if tokens.is_file():
-            return Found(_count_tokens(tokens), str(tokens))
+        with reading("RECIPE_DIR", tokens):
+            if tokens.is_file():
+                return Found(_count_tokens(tokens), str(tokens))
     if "bpe-model" in read:
         pieces = _PIECES.search(str(read["bpe-model"].value))
         if pieces is not None:

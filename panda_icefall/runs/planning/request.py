@@ -75,8 +75,10 @@ def gather_inputs(
     typed = {n: Found(v, "command line") for n, v in given.items() if v is not None}
     found = {**common, **read, **typed}
     if "vocab" not in found:
-        where = "" if recipe is None else f", which {recipe} does not tell"
-        raise UsageError(f"--vocab: got none, expected the number of classes{where}; give it")
+        where = f", which {recipe} does not tell; give it"
+        if recipe is None:
+            where = "; give it, or a RECIPE_DIR whose files tell it"
+        raise UsageError(f"--vocab: got none, expected the number of classes{where}")
     value = {name: item.value for name, item in found.items()}
     gpu_bytes = parse_memory("--gpu-mem", gpu_mem)
     reserve_bytes = parse_memory("--reserve", reserve)

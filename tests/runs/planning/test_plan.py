@@ -155,7 +155,7 @@ def test_what_is_printed_says_that_the_encoder_is_not_in_it(command):
 def test_without_classes_there_is_no_plan(command):
     status, _, error = command("plan", "--gpu-mem", "32GiB")
     assert status == 2
-    assert "--vocab: got none, expected the number of classes; give it" in error
+    assert "--vocab: got none, expected the number of classes; give it, or a RECIPE_DIR" in error
     status, _, error = command("plan", "--vocab", 9, "--gpu-mem", "1GiB")
     assert status == 2
     assert "--reserve: got 1.5GiB, expected less than --gpu-mem (1GiB)" in error

@@ -47,11 +47,12 @@ def pruned_cases(draw: Any) -> own_loop.Case:
 def check_pruned(case: own_loop.Case) -> dict[str, int]:
     """``do_rnnt_pruning``, joiner, ``rnnt_loss_pruned``: routed, and the oracle's numbers."""
     lattice, joiner, k2, losses = case.lattice, case.joiner, patched_module(), case.losses
+    symbols = lattice.targets.masked_fill(lattice.targets < 0, lattice.kind.blank)
 
     def loss_of(am: Tensor, lm: Tensor) -> Tensor:
         logits = joiner(*k2.do_rnnt_pruning(am, lm, lattice.ranges))
         return k2.rnnt_loss_pruned(
-            logits, lattice.targets, lattice.ranges, lattice.kind.blank, lattice.boundary,
+            logits, symbols, lattice.ranges, lattice.kind.blank, lattice.boundary,
             rnnt_type=lattice.kind.rnnt_type, delay_penalty=lattice.kind.delay_penalty,
             reduction=case.reduction, use_hat_loss=lattice.kind.head == "hat",
         )  # fmt: skip

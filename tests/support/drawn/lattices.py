@@ -21,8 +21,7 @@ class Lattice:
       kind: the oracle's word for the loss.
       T, frames, states: of the padded batch, and of each utterance.
       classes: C, the durations of TDT included.
-      targets: ``[B, S]``; beyond an utterance's symbols there is what must not be read, or in a
-        pruned lattice blanks.
+      targets: ``[B, S]``; beyond an utterance's symbols there is -1, which must not be read.
       ranges: ``[B, T, s_range]`` of a pruned lattice; None: the full one.
     """
 
@@ -143,7 +142,7 @@ def lattices(
     symbols = torch.tensor([c for c in range(tokens) if c not in blanks])
     targets = symbols[torch.randint(0, len(symbols), (len(frames), S), generator=g)]
     beyond = torch.arange(S) >= torch.tensor(states)[:, None]
-    targets = targets.masked_fill(beyond, kind.blank if is_pruned else -1)
+    targets = targets.masked_fill(beyond, -1)
     ranges = draw(drawn_ranges(T, S, frames, states)) if is_pruned else None
     return Lattice(kind, T, frames, states, tokens + len(kind.durations), targets, ranges)
 

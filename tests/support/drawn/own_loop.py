@@ -219,9 +219,10 @@ def _weighted(loss: Tensor, weights: Tensor) -> Tensor:
 
 def _loss(case: Case, am: Tensor, lm: Tensor, **options: Any) -> Tensor:
     lattice, kind, joiner = case.lattice, case.lattice.kind, case.joiner
+    blank = -1 if kind.blank == lattice.tokens - 1 else kind.blank
     if lattice.ranges is not None:
         return pruned_transducer_loss(
-            joiner, am, lm, lattice.targets, lattice.ranges, kind.blank, lattice.boundary, **options
+            joiner, am, lm, lattice.targets, lattice.ranges, blank, lattice.boundary, **options
         )
     lengths = torch.tensor(lattice.frames), torch.tensor(lattice.states)
     if case.is_placed:
@@ -231,7 +232,6 @@ def _loss(case: Case, am: Tensor, lm: Tensor, **options: Any) -> Tensor:
         def placed(am: Any, lm: Any) -> Any:
             return joiner(am.unsqueeze(2), lm.unsqueeze(1))
 
-    blank = -1 if kind.blank == lattice.tokens - 1 else kind.blank
     return transducer_loss(placed, am, lm, lattice.targets, *lengths, blank, **options)
 
 
