@@ -240,6 +240,18 @@ class Arm(Record):
         """Median over the settled steps of the wall time within ``phase``."""
         return _median(s.phases[phase].seconds for s in self.settled if phase in s.phases)
 
+    def loss_differences(self, reference: "Arm") -> dict[int, float]:
+        """By step, how far the loss is from that of ``reference``, relative to it.
+
+        Steps without a finite loss in both runs are left out.
+        """
+        losses = {s.step: s.loss for s in reference.steps if s.is_finite and s.loss}
+        return {
+            s.step: abs(s.loss - losses[s.step]) / abs(losses[s.step])
+            for s in self.steps
+            if s.step in losses and s.loss is not None and s.is_finite
+        }
+
     def up_to(self, step: int) -> "Arm":
         """The same arm ended after ``step``."""
         steps = [s for s in self.steps if s.step <= step]

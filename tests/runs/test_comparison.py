@@ -33,6 +33,10 @@ def test_three_runs_are_compared_by_the_first(command, runs):
     assert "| losses | dense | routed | dense |" in markdown
     assert "| steps | 3 | 3 | 2 |" in markdown
     assert "| last loss per frame | 7 | 7 | 8.2 |" in markdown
+    assert "| largest loss difference | \N{EN DASH} | 0 | 2.5e-02 |" in markdown
+    assert markdown.startswith("# exp-dense, exp-panda, other\n\n**3 runs**: least memory")
+    assert "Dense: the transducer losses as the recipe computes them" in markdown
+    assert "No run recorded its command." in markdown
     assert "| peak memory | 403 MiB | 103 MiB | 202 MiB |" in markdown
     assert "| above memory at start | 353 MiB | 53 MiB | 152 MiB |" in markdown
     assert "| median time per step | 1.00 s | 1.00 s | 1.00 s |" in markdown
@@ -46,6 +50,27 @@ def test_three_runs_are_compared_by_the_first(command, runs):
     assert {path.name for path in out.iterdir()} == {
         "report.html", "report.md", "report.json", "loss.png", "memory.png", "phases.png",
     }  # fmt: skip
+
+
+def test_a_reader_sees_the_commands_and_where_they_differ(command, runs):
+    argv = ["zipformer/train.py", "--exp-dir", "a", "--max-duration", "100", "--musan=0"]
+    write_log(runs / "exp-dense", [9.0], argv=argv)
+    options = {"use_panda": True, "max_batches": 20, "an_old_option": 3}
+    argv = ["zipformer/train.py", "--exp-dir", "b c", "--max-duration=600", "--tags"]
+    write_log(runs / "exp-panda", [9.0], argv=argv, options=options)
+    assert command("report", "exp-dense", "exp-panda", "other")[0] == 0
+    markdown = (runs / "panda-report/report.md").read_text()
+    assert (
+        "```\n# exp-dense\npanda-icefall run zipformer/train.py --exp-dir a --max-duration 100 "
+        "--musan=0\n# exp-panda\npanda-icefall run zipformer/train.py --exp-dir 'b c' "
+        "--max-duration=600 --tags --use-panda 1 --panda-max-batches 20\n```"
+    ) in markdown
+    assert (
+        "**exp-panda had other arguments than exp-dense, so that their ratios say little: "
+        "--max-duration 600 (there 100), --musan not given (there 0), "
+        "--tags given (there not given)**"
+    ) in markdown
+    assert "**other had" not in markdown  # its log tells no arguments
 
 
 def test_the_page_needs_nothing_else(command, runs):

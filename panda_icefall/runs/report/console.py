@@ -20,6 +20,7 @@ __all__ = ["as_json", "open_console", "print_contract", "print_summary"]
 
 LOG_WIDTH = 120
 _OFF = "OFF, the recipe trained dense; --use-panda 1 routes its losses"
+_CHECKED = "compared with dense in the contract check; the recipe itself trained dense"
 
 
 def open_console() -> Console:
@@ -146,8 +147,9 @@ def print_summary(outcomes: list[RunOutcome], console: Console, options: PandaOp
         console.print("PANDA summary: no batch was trained.")
         return
     is_on = options.use_panda
+    off = _CHECKED if options.check_batches else _OFF
     rows = [
-        ("PANDA", f"ON: {options.in_words}" if is_on else _OFF),
+        ("PANDA", f"ON: {options.in_words}" if is_on else off),
         ("ranks", str(len(outcomes))),
         ("training batches per rank", ", ".join(str(o.batches) for o in outcomes)),
     ]
@@ -171,8 +173,10 @@ def print_summary(outcomes: list[RunOutcome], console: Console, options: PandaOp
     console.print(table)
     if any(o.is_bounded for o in outcomes):
         console.print(
-            "The run was stopped early, as asked; a checkpoint of that epoch covers only a part "
-            "of it."
+            "The recipe was stopped after the check; `panda-icefall run` trains it."
+            if options.stop_after_check
+            else "The run was stopped early, as asked; a checkpoint of that epoch covers only a "
+            "part of it."
         )
     for outcome in outcomes:
         for label, path in (("memory log", outcome.memory_log), ("contract", outcome.contract)):
