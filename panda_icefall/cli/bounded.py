@@ -66,13 +66,21 @@ def synth(
             synth_data(corpus, out, icefall_root, utterances, lang, vocab, seed)
     except (ImportError, OSError, RuntimeError, ValueError) as error:
         raise UsageError(str(error)) from error
-    layout = find_corpus(corpus)
-    data = data_arguments(corpus, lang or next(iter(layout.langs)), out, vocab)
-    words = [*data, *"--enable-musan 0 --num-buckets 2 --max-duration 40 --use-panda 1".split()]
+    layout, root = find_corpus(corpus), icefall_root.expanduser().absolute()
+    kind = lang or next(iter(layout.langs))
+    data = data_arguments(corpus, kind, out, vocab)
+    # Not the recipe's own exp-dir, which may hold a training that somebody wants to keep.
+    exp_dir = f"{out.expanduser().absolute()}-exp"
+    words = [
+        *(layout.lang(kind).train_py, *data, "--exp-dir", exp_dir),
+        *"--enable-musan 0 --num-buckets 2 --max-duration 40".split(),
+        *"--use-panda 1 --panda-max-batches 10".split(),
+    ]
     click.echo(f"wrote {out}")
-    click.echo("train on it:")
-    click.echo(f"  cd {shlex.quote(str(icefall_root.absolute() / layout.folder))}")
-    click.echo(f"  panda-icefall run zipformer/train.py {shlex.join(words)}")
+    click.echo("train on it, for 10 batches:")
+    click.echo(f"  cd {shlex.quote(str(root / layout.folder))}")
+    click.echo(f"  export PYTHONPATH={shlex.quote(str(root))}")
+    click.echo(f"  panda-icefall run {shlex.join(words)}")
 
 
 @click.command(

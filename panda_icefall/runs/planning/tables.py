@@ -30,10 +30,11 @@ def print_plan(plan: Plan, console: Console) -> None:
     components.add_row(whole, *(f"{plan.total(arm) / MIB:,.0f}" for arm in ARMS))
     console.print(components)
 
+    alone = "" if inputs.calibration is not None else "Losses alone, without the encoder: "
     fits = Table(
         "",
         *(Column(arm, justify="right") for arm in ARMS),
-        title=f"Largest --max-duration in {units.mib(inputs.usable_bytes)} "
+        title=f"{alone}Largest --max-duration in {units.mib(inputs.usable_bytes)} "
         f"({units.mib(inputs.gpu_bytes)} less {units.mib(inputs.reserve_bytes)} in reserve)",
     )
     more = {arm: ">= " if plan.longest[arm] >= LONGEST else "" for arm in ARMS}
@@ -50,7 +51,8 @@ def _lines(plan: Plan) -> list[str]:
         lines.append(
             "The encoder, the parameters and the optimizer are NOT in these figures: the losses "
             "would have the GPU for themselves. For the whole step, run the recipe for a few "
-            "batches with --panda-memory-log FILE --panda-max-batches 20 and give --from-run."
+            "batches: panda-icefall run TRAIN_PY ... --use-panda 1 --panda-max-batches 20 "
+            "--panda-memory-log EXP_DIR/memory.jsonl; then plan with --from-run EXP_DIR."
         )
     else:
         found = inputs.calibration
