@@ -23,6 +23,7 @@ LANG_NAMES = ("bbpe", "bpe", "char")
 
 @click.command(
     cls=Command,
+    short_help="Make a data folder to try the recipes on.",
     examples=(
         "panda-icefall synth aishell --out data --icefall-root /path/to/icefall",
         "panda-icefall synth aishell --lang bbpe --vocab 500 --out data --icefall-root icefall",
@@ -31,18 +32,27 @@ LANG_NAMES = ("bbpe", "bpe", "char")
 )
 @click.argument("corpus", type=click.Choice(CORPUS_NAMES))
 @click.option("--out", type=FOLDER_TO_WRITE, required=True, help="Folder to write.")
-@click.option("--utterances", type=click.IntRange(min=1), default=160, show_default=True)
+@click.option(
+    "--utterances",
+    type=click.IntRange(min=1),
+    default=160,
+    show_default=True,
+    help="Of the training set.",
+)
 @click.option(
     "--lang",
     type=click.Choice(LANG_NAMES),
     help="Kind of vocabulary; default: the corpus' usual one.",
 )
 @click.option("--vocab", type=click.IntRange(min=1), help="Classes; default: the published ones.")
-@click.option("--seed", type=int, default=42, show_default=True)
+@click.option(
+    "--seed", type=int, default=42, show_default=True, help="The same one makes the same data."
+)
 @click.option(
     "--icefall-root",
     type=click.Path(path_type=Path),
     envvar="ICEFALL_ROOT",
+    show_envvar=True,
     required=True,
     help="An icefall checkout, whose own scripts prepare the lang folder.",
 )
@@ -85,6 +95,7 @@ def synth(
 
 @click.command(
     cls=Command,
+    short_help="Prove it on a recipe: some batches dense and routed.",
     examples=(
         "panda-icefall bounded aishell/zipformer --icefall-root /path/to/icefall --synthetic",
         "panda-icefall bounded aishell/zipformer/full --data data --icefall-root /path/to/icefall",
@@ -102,6 +113,7 @@ def synth(
     "--icefall-root",
     type=click.Path(path_type=Path),
     envvar="ICEFALL_ROOT",
+    show_envvar=True,
     required=True,
     help="An icefall checkout; only read.",
 )
@@ -149,6 +161,7 @@ def bounded(config: Path, icefall_root: Path, is_json: bool, **options: Any) -> 
 
 @click.command(
     cls=Command,
+    short_help="Compare runs in one page: loss, memory, time.",
     examples=(
         "panda-icefall report zipformer/exp-dense zipformer/exp-panda --out report",
         "panda-icefall report panda-bounded/aishell-zipformer-cpu",
