@@ -175,6 +175,11 @@ class Step(Record):
     phases: dict[str, PartFigures] = {}
 
     @property
+    def batch(self) -> int:
+        """The recipe's own count, which a resumed run takes up; the process's where it has none."""
+        return self.step if self.batch_idx_train is None else self.batch_idx_train
+
+    @property
     def is_finite(self) -> bool:
         """Whether the loss is known, and neither NaN nor infinite."""
         return self.loss is not None and math.isfinite(self.loss)
@@ -243,13 +248,13 @@ class Arm(Record):
     def loss_differences(self, reference: "Arm") -> dict[int, float]:
         """By step, how far the loss is from that of ``reference``, relative to it.
 
-        Steps without a finite loss in both runs are left out.
+        Losses of one batch are compared; steps without a finite one in both runs are left out.
         """
-        losses = {s.step: s.loss for s in reference.steps if s.is_finite and s.loss}
+        losses = {s.batch: s.loss for s in reference.steps if s.is_finite and s.loss}
         return {
-            s.step: abs(s.loss - losses[s.step]) / abs(losses[s.step])
+            s.step: abs(s.loss - losses[s.batch]) / abs(losses[s.batch])
             for s in self.steps
-            if s.step in losses and s.loss is not None and s.is_finite
+            if s.batch in losses and s.loss is not None and s.is_finite
         }
 
     def up_to(self, step: int) -> "Arm":

@@ -9,6 +9,7 @@ from run_folders import write_contract, write_log
 
 from panda_icefall.runs import PandaOptions, UsageError, run_recipe
 from panda_icefall.runs.comparison import read_runs
+from panda_icefall.runs.records import Arm, validated
 
 TIMES = "\N{MULTIPLICATION SIGN}"
 
@@ -66,11 +67,36 @@ def test_a_reader_sees_the_commands_and_where_they_differ(command, runs):
         "--max-duration=600 --tags --use-panda 1 --panda-max-batches 20\n```"
     ) in markdown
     assert (
-        "**exp-panda had other arguments than exp-dense, so that their ratios say little: "
-        "--max-duration 600 (there 100), --musan not given (there 0), "
+        "**exp-panda: other arguments than exp-dense, so that a ratio says little (commands "
+        "below): --max-duration 600 (there 100), --musan not given (there 0), "
         "--tags given (there not given)**"
     ) in markdown
-    assert "**other had" not in markdown  # its log tells no arguments
+    assert "**other: other" not in markdown  # its log tells no arguments
+
+
+def test_runs_with_many_other_arguments_share_a_short_warning(command, runs):
+    write_log(runs / "exp-dense", [9.0], argv=["train.py"])
+    for name in ("exp-panda", "other"):
+        write_log(runs / name, [9.0], argv=["train.py", *(f"--{n}" for n in "abcdef")])
+    assert command("report", "exp-dense", "exp-panda", "other")[0] == 0
+    (line,) = [
+        line
+        for line in (runs / "panda-report/report.md").read_text().splitlines()
+        if "so that a ratio" in line
+    ]
+    assert line.startswith("**exp-panda, other: other arguments than exp-dense")
+    assert line.endswith("--d given (there not given), and 2 more**")
+
+
+def test_a_resumed_run_is_compared_batch_by_batch():
+    def arm(first, losses):
+        rows = [{"step": n, "batch_idx_train": first + n, "loss": x} for n, x in enumerate(losses)]
+        return validated(Arm, {"steps": rows}, "test")
+
+    whole, resumed = arm(0, [9.0, 8.0, 4.0, 2.0]), arm(2, [4.0, 3.0])
+    assert resumed.loss_differences(whole) == {0: 0.0, 1: 0.5}
+    alone = arm(0, [9.0, float("nan"), 0.0])
+    assert alone.loss_differences(arm(0, [9.0, 8.0, 0.0])) == {0: 0.0}
 
 
 def test_the_page_needs_nothing_else(command, runs):

@@ -73,17 +73,16 @@ class ComparedRun:
         ]
 
 
-def other_arguments(run: ComparedRun, reference: ComparedRun) -> str:
-    """In which of the recipe's own arguments a run differs from another; empty if in none."""
+def other_arguments(run: ComparedRun, reference: ComparedRun) -> list[str]:
+    """The recipe's own arguments in which a run differs from another, those of that one as well."""
     if not run.recipe_words or not reference.recipe_words:
-        return ""
+        return []
     here, there = _arguments(run.recipe_words), _arguments(reference.recipe_words)
-    differing = [
+    return [
         f"{name} {here.get(name, 'not given')} (there {there.get(name, 'not given')})"
         for name in {**there, **here}
         if name not in _OF_EACH_RUN and here.get(name) != there.get(name)
     ]
-    return ", ".join(differing)
 
 
 def _arguments(words: Sequence[str]) -> dict[str, str]:

@@ -15,6 +15,7 @@ from panda_icefall.runs.report.compared_run import (
     other_arguments,
     phases_of_runs,
 )
+from panda_icefall.runs.report.first_screen import DENSE_AND_ROUTED
 from panda_icefall.runs.report.markdown import alert, picture, plain, table
 from panda_icefall.runs.report.page import as_page
 
@@ -22,10 +23,7 @@ __all__ = ["as_json", "rows_of", "write_comparison"]
 
 _KIND = "PANDA: training runs compared"
 _MOST_NAMED = 4  # in the title
-_WORDS = (
-    "Dense: the transducer losses as the recipe computes them, with the logits of all classes. "
-    "Routed: the same losses computed by panda-icefall, without these logits."
-)
+_MOST_ARGUMENTS = 4  # of those in which a run differs from the first
 _FIGURES = ("loss.png", "memory.png", "phases.png")
 _FIGURES_OF_A_RUN = (
     "run",
@@ -69,7 +67,11 @@ def write_comparison(
     title = (", " if len(names) > 2 else " and ").join(names)
     title = title if len(names) <= _MOST_NAMED else f"{len(names)} runs"
     counted = f"{len(runs)} run{'s' * (len(runs) > 1)}"
-    blocks = [f"# {plain(title)}", f"**{counted}**: {plain(_sentence(runs))}", plain(_WORDS)]
+    blocks = [
+        f"# {plain(title)}",
+        f"**{counted}**: {plain(_sentence(runs))}",
+        plain(DENSE_AND_ROUTED),
+    ]
     named, *figures_of_runs = rows_of(runs)
     blocks.append(table(named, figures_of_runs, _caption(runs)))
     blocks += [alert(text) for text in _unequal(runs)]
@@ -187,13 +189,19 @@ def _sentence(runs: Sequence[ComparedRun]) -> str:
 
 
 def _unequal(runs: Sequence[ComparedRun]) -> list[str]:
-    """Warnings of runs that were not given the same arguments."""
+    """Warnings of runs that were not given the same arguments; of many arguments only a few."""
     first = _reference(runs)
-    found = {run.name: other_arguments(run, first) for run in runs if run.arm.steps}
+    names: dict[str, list[str]] = {}
+    for run in runs:
+        differing = other_arguments(run, first) if run.arm.steps else []
+        more = len(differing) - _MOST_ARGUMENTS
+        shown = ", ".join(differing[:_MOST_ARGUMENTS]) + (f", and {more} more" if more > 0 else "")
+        if differing:
+            names.setdefault(shown, []).append(run.name)
     return [
-        f"{name} had other arguments than {first.name}, so that their ratios say little: {text}"
-        for name, text in found.items()
-        if text
+        f"{', '.join(those)}: other arguments than {first.name}, so that a ratio says little "
+        f"(commands below): {text}"
+        for text, those in names.items()
     ]
 
 
