@@ -37,10 +37,7 @@ class RecipeFile:
     def __init__(self, train_py: str | Path) -> None:
         path = Path(train_py)
         if path.is_dir():
-            raise UsageError(
-                f"TRAIN_PY: got the folder {path}, expected a recipe's train.py; give "
-                f"{path / 'train.py'}"
-            )
+            raise UsageError(f"TRAIN_PY: got the folder {path}, expected a recipe's train.py")
         if not path.is_file():
             hint = "; options go after TRAIN_PY" if str(train_py).startswith("-") else ""
             raise UsageError(f"TRAIN_PY: {path} does not exist, expected a recipe's train.py{hint}")

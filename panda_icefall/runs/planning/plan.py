@@ -127,6 +127,12 @@ class Plan:
         dense, routed = (self.longest[arm] for arm in ARMS)
         if not routed:
             return "nothing fits: a smaller encoder, or a GPU with more memory, is needed"
+        if dense >= LONGEST:
+            more = "" if self.inputs.calibration is not None else "; see --from-run for the encoder"
+            return (
+                f"what you like: even dense fits at --max-duration {LONGEST:,}, the largest that "
+                f"is tried{more}"
+            )
         if routed <= dense * 1.1:
             # Without a run's encoder no --max-duration is known.
             longest = "" if self.inputs.calibration is None else f"--max-duration {dense}: "

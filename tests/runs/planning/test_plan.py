@@ -293,6 +293,22 @@ def test_a_routed_run_shows_what_the_encoders_backward_needs(command, tmp_path):
     assert "That run was dense" not in text
 
 
+def test_the_options_of_the_run_take_the_place_of_defaults(command, tmp_path):
+    path = tmp_path / "memory.jsonl"
+    log_of(path, frames=[900, 1000])
+    header, *rows = path.read_text().splitlines()
+    given = "train.py --joiner-dim 64 --encoder-dim=48,96 --max-duration 15 --use-fp16 1 --seed 3"
+    header = json.dumps({**json.loads(header), "argv": given.split()})
+    path.write_text("\n".join([header, *rows]) + "\n")
+    words = ["--vocab", 4336, "--gpu-mem", "32GiB", "--from-run", tmp_path]
+    found = plan(command, *words, "--joiner-dim", 128)
+    assert found["max_duration"] == 15
+    assert found["sources"]["encoder-dim"] == "96 (that run)"
+    assert found["sources"]["joiner-dim"] == "128 (command line)"
+    assert found["sources"]["dtype"] == "fp16 (that run)"
+    assert found["sources"]["decoder-dim"] == "512 (default)"
+
+
 def test_a_run_that_tells_nothing_is_refused(command, tmp_path):
     words = ["plan", "--vocab", 4336, "--gpu-mem", "32GiB", "--from-run", tmp_path]
     status, _, error = command(*words)
