@@ -11,6 +11,7 @@ from panda_icefall.runs.report import units
 __all__ = ["print_plan"]
 
 _DOUBTFUL = 0.25  # an error of a run's own peaks that other sizes would explain
+_FAR = 8  # times the largest batch of a run: what is constant in it counts for less there
 
 
 def print_plan(plan: Plan, console: Console) -> None:
@@ -61,6 +62,12 @@ def _lines(plan: Plan) -> list[str]:
             f"{units.mib(found.base_bytes)} between steps, {found.frame_bytes / 1024:.1f} KiB for "
             f"a frame. {_own_error(plan)}"
         )
+        measured = max(frames for frames, _ in found.peaks) / inputs.speech.frame_rate
+        if max(plan.longest.values()) > _FAR * measured:
+            lines.append(
+                f"That run's largest batch had {measured:,.0f} s: far longer ones are guessed from "
+                "it; run it with a --max-duration nearer to what is planned."
+            )
         if not found.is_routed:
             lines.append(
                 "That run was dense, and does not show what the encoder's own backward needs: the "

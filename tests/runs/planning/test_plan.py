@@ -279,6 +279,16 @@ def test_a_run_gives_the_whole_step(command, tmp_path):
     assert "Are these sizes those of that run?" in text
 
 
+def test_a_run_of_far_smaller_batches_is_said_to_tell_little(command, tmp_path):
+    log_of(tmp_path / "memory.jsonl", frames=[90, 100], base=400, peak=450, is_routed=True)
+    status, text, _ = command("plan", "--vocab", 99, "--gpu-mem", "32GiB", "--from-run", tmp_path)
+    assert status == 0
+    assert "That run's largest batch had 4 s: far longer ones are guessed from it" in text
+    log_of(tmp_path / "memory.jsonl", frames=[9000, 10000], base=400, peak=9000, is_routed=True)
+    text = command("plan", "--vocab", 99, "--gpu-mem", "32GiB", "--from-run", tmp_path)[1]
+    assert "guessed from it" not in text
+
+
 def test_a_routed_run_shows_what_the_encoders_backward_needs(command, tmp_path):
     log_of(tmp_path / "memory.jsonl", frames=[900, 1000], base=4000, peak=9000, is_routed=True)
     words = ["--vocab", 4336, "--gpu-mem", "32GiB", "--utterance", 4, "--from-run", tmp_path]
