@@ -45,4 +45,6 @@ figure       $out/demo.png
 memory logs  $out/dense/memory.jsonl
              $out/panda/memory.jsonl
 contract     $out/check/panda-check.json
+next         $bin/panda-icefall report $out/dense $out/panda $out/check --out $out/report
+             your own recipe: "Turn it on in an icefall recipe" in README.md
 TXT

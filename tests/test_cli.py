@@ -203,11 +203,12 @@ def test_synth_hands_its_options_to_the_generator(command, monkeypatch, tmp_path
     assert status == 0
     assert text.splitlines() == [
         f"wrote {tmp_path}",
-        "train on it:",
+        "train on it, for 10 batches:",
         f"  cd {tmp_path}/egs/aishell/ASR",
-        f"  panda-icefall run zipformer/train.py --manifest-dir {tmp_path}/fbank --bpe-model "
-        f"{tmp_path}/lang_bbpe_50/bbpe.model --enable-musan 0 --num-buckets 2 --max-duration 40 "
-        "--use-panda 1",
+        f"  export PYTHONPATH={tmp_path}",
+        f"  panda-icefall run zipformer/train_bbpe.py --manifest-dir {tmp_path}/fbank --bpe-model "
+        f"{tmp_path}/lang_bbpe_50/bbpe.model --exp-dir {tmp_path}-exp --enable-musan 0 "
+        "--num-buckets 2 --max-duration 40 --use-panda 1 --panda-max-batches 10",
     ]
     for corpus in ("wenetspeech", "librispeech"):
         assert command("synth", corpus, *where.split())[0] == 0

@@ -12,8 +12,12 @@ from torch import Tensor
 
 try:
     from torchaudio.functional import rnnt_loss
+
+    LIBRARY = "torchaudio"
 except ImportError:  # the same loss, of logits too
     from panda_icefall.losses.of_logits import rnnt_loss
+
+    LIBRARY = "panda_icefall's loss of logits"
 
 # Rounding: both losses are computed in float32, in another order.
 CLOSE = 1e-3
@@ -67,9 +71,9 @@ def compare(
       SystemExit: they are not the same loss.
     """
     results = {}
-    for name, loss_of in (("routed", routed), ("dense", dense)):
+    for name, loss_of, by in (("routed", routed, ""), ("dense", dense, f" ({LIBRARY})")):
         loss, gradients, peak = measured(loss_of, leaves)
-        print(f"{name}: loss {loss:.5f}, peak {peak:.1f} MiB")
+        print(f"{name}{by}: loss {loss:.5f}, peak {peak:.1f} MiB")
         results[name] = [torch.tensor(loss), *gradients]
     apart = max(
         float((mine - reference).norm() / reference.norm().clamp(min=1e-6))

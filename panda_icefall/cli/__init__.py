@@ -20,6 +20,7 @@ __all__ = ["main"]
     context_settings={"help_option_names": ["-h", "--help"]},
     examples=(
         "panda-icefall doctor zipformer",
+        "panda-icefall plan zipformer --gpu-mem 24GiB",
         "panda-icefall check zipformer/train.py --exp-dir check",
         "panda-icefall run zipformer/train.py --use-panda 1",
     ),
@@ -33,18 +34,22 @@ __all__ = ["main"]
 )
 @click.version_option(panda_icefall.__version__, prog_name="panda-icefall")
 def cli() -> None:
-    """Train icefall transducers without the [B, T, s_range, C] logits."""
+    """Train icefall transducers without the [B, T, s_range, C] logits.
+
+    A loss is dense where the recipe computes it as ever, from these logits, and routed where
+    panda-icefall computes the same loss in tiles of classes.
+    """
 
 
 for command in (
-    planning.plan,
-    recipes.run,
-    recipes.check,
-    fitting.fit,
-    bounded.bounded,
-    bounded.report,
-    bounded.synth,
     machine.doctor,
+    planning.plan,
+    fitting.fit,
+    recipes.check,
+    recipes.run,
+    bounded.report,
+    bounded.bounded,
+    bounded.synth,
     patch.patch,
     machine.completion,
 ):

@@ -23,6 +23,7 @@ LANG_NAMES = ("bbpe", "bpe", "char")
 
 @click.command(
     cls=Command,
+    short_help="Make a data folder to try the recipes on.",
     examples=(
         "panda-icefall synth aishell --out data --icefall-root /path/to/icefall",
         "panda-icefall synth aishell --lang bbpe --vocab 500 --out data --icefall-root icefall",
@@ -31,18 +32,27 @@ LANG_NAMES = ("bbpe", "bpe", "char")
 )
 @click.argument("corpus", type=click.Choice(CORPUS_NAMES))
 @click.option("--out", type=FOLDER_TO_WRITE, required=True, help="Folder to write.")
-@click.option("--utterances", type=click.IntRange(min=1), default=160, show_default=True)
+@click.option(
+    "--utterances",
+    type=click.IntRange(min=1),
+    default=160,
+    show_default=True,
+    help="Of the training set.",
+)
 @click.option(
     "--lang",
     type=click.Choice(LANG_NAMES),
     help="Kind of vocabulary; default: the corpus' usual one.",
 )
 @click.option("--vocab", type=click.IntRange(min=1), help="Classes; default: the published ones.")
-@click.option("--seed", type=int, default=42, show_default=True)
+@click.option(
+    "--seed", type=int, default=42, show_default=True, help="The same one makes the same data."
+)
 @click.option(
     "--icefall-root",
     type=GIVEN,
     envvar="ICEFALL_ROOT",
+    show_envvar=True,
     required=True,
     help="An icefall checkout, whose own scripts prepare the lang folder.",
 )
@@ -66,17 +76,26 @@ def synth(
             synth_data(corpus, out, icefall_root, utterances, lang, vocab, seed)
     except (ImportError, OSError, RuntimeError, ValueError) as error:
         raise UsageError(str(error)) from error
-    layout = find_corpus(corpus)
-    data = data_arguments(corpus, lang or next(iter(layout.langs)), out, vocab)
-    words = [*data, *"--enable-musan 0 --num-buckets 2 --max-duration 40 --use-panda 1".split()]
+    layout, root = find_corpus(corpus), icefall_root.expanduser().absolute()
+    kind = lang or next(iter(layout.langs))
+    data = data_arguments(corpus, kind, out, vocab)
+    # Not the recipe's own exp-dir, which may hold a training that somebody wants to keep.
+    exp_dir = f"{out.expanduser().absolute()}-exp"
+    words = [
+        *(layout.lang(kind).train_py, *data, "--exp-dir", exp_dir),
+        *"--enable-musan 0 --num-buckets 2 --max-duration 40".split(),
+        *"--use-panda 1 --panda-max-batches 10".split(),
+    ]
     click.echo(f"wrote {out}")
-    click.echo("train on it:")
-    click.echo(f"  cd {shlex.quote(str(icefall_root.absolute() / layout.folder))}")
-    click.echo(f"  panda-icefall run zipformer/train.py {shlex.join(words)}")
+    click.echo("train on it, for 10 batches:")
+    click.echo(f"  cd {shlex.quote(str(root / layout.folder))}")
+    click.echo(f"  export PYTHONPATH={shlex.quote(str(root))}")
+    click.echo(f"  panda-icefall run {shlex.join(words)}")
 
 
 @click.command(
     cls=Command,
+    short_help="Prove it on a recipe: some batches dense and routed.",
     examples=(
         "panda-icefall bounded aishell/zipformer --icefall-root /path/to/icefall --synthetic",
         "panda-icefall bounded aishell/zipformer/full --data data --icefall-root /path/to/icefall",
@@ -94,6 +113,7 @@ def synth(
     "--icefall-root",
     type=GIVEN,
     envvar="ICEFALL_ROOT",
+    show_envvar=True,
     required=True,
     help="An icefall checkout; only read.",
 )
@@ -141,6 +161,7 @@ def bounded(config: Path, icefall_root: Path, is_json: bool, **options: Any) -> 
 
 @click.command(
     cls=Command,
+    short_help="Compare runs in one page: loss, memory, time.",
     examples=(
         "panda-icefall report zipformer/exp-dense zipformer/exp-panda --out report",
         "panda-icefall report panda-bounded/aishell-zipformer-cpu",

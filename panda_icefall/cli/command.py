@@ -109,6 +109,10 @@ class Group(click.Group):
         self.examples = examples
         self.exit_statuses = exit_statuses
 
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """In the order in which they were added: that in which they are needed."""
+        return list(self.commands)
+
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write both sections below the commands."""
         _write_examples(formatter, self.examples)

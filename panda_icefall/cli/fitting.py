@@ -17,6 +17,7 @@ __all__ = ["fit"]
 
 @click.command(
     cls=Command,
+    short_help="Find the largest --max-duration that fits this device.",
     context_settings=RECIPE_COMMAND,
     examples=(
         "panda-icefall fit zipformer/train.py --world-size 1 --use-fp16 1",
@@ -50,14 +51,24 @@ __all__ = ["fit"]
     help="For each arm; those of an earlier fit in the folder are not counted.",
 )
 @click.option(
-    "--tolerance", type=float, default=0.05, show_default=True, help="Of the result, relative."
+    "--tolerance",
+    type=float,
+    default=0.05,
+    show_default=True,
+    help="Stop when what fits and what does not are within this share of each other.",
 )
 @click.option(
     "--scan-batches",
     type=click.IntRange(min=1),
     help="Look for the worst among so many batches; default: the whole epoch.",
 )
-@click.option("--max-minutes", type=float, default=240.0, show_default=True, help="In all.")
+@click.option(
+    "--max-minutes",
+    type=float,
+    default=240.0,
+    show_default=True,
+    help="End the search, with what was measured, after so many.",
+)
 @click.option(
     "--out",
     type=FOLDER_TO_WRITE,

@@ -15,6 +15,7 @@ COMPLETE_VARIABLE = "_PANDA_ICEFALL_COMPLETE"  # click's own name for it
 
 @click.command(
     cls=Command,
+    short_help="Say what is installed, and whether a recipe can be routed.",
     examples=(
         "panda-icefall doctor",
         "panda-icefall doctor egs/aishell/ASR/zipformer",
@@ -31,6 +32,7 @@ COMPLETE_VARIABLE = "_PANDA_ICEFALL_COMPLETE"  # click's own name for it
     "--icefall-root",
     type=GIVEN,
     envvar="ICEFALL_ROOT",
+    show_envvar=True,
     help="An icefall checkout; default: the one around RECIPE_DIR, or the importable one.",
 )
 @click.option("--json", "is_json", is_flag=True, help="Print the findings as one JSON document.")
@@ -60,6 +62,7 @@ def doctor(recipe: Path | None, icefall_root: Path | None, is_json: bool, is_rep
 
 @click.command(
     cls=Command,
+    short_help="Print the shell's completion script.",
     examples=(
         'eval "$(panda-icefall completion bash)"    # in ~/.bashrc; bash 4.4 or later',
         'eval "$(panda-icefall completion zsh)"     # in ~/.zshrc',

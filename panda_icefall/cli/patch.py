@@ -14,6 +14,7 @@ _REFUSED = "The script cannot be patched so; the message says why."
 
 @click.group(
     cls=Group,
+    short_help="Put PANDA's options into a recipe's own train.py.",
     examples=(
         "panda-icefall patch apply egs/aishell/ASR/zipformer",
         "./zipformer/train.py --use-panda 1",

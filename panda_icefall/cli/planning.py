@@ -25,19 +25,34 @@ class Finite(click.FloatRange):
 
 POSITIVE = Finite(min=0, min_open=True)
 
+_WIDTH = "Default: the recipe's, or 512."
 # Options that take the place of a recipe's own defaults, by their names there.
 _SIZES = (
-    click.option("--vocab", type=click.IntRange(min=1), help="Classes C, blank included."),
-    click.option("--joiner-dim", type=click.IntRange(min=1), help="Default: the recipe's, or 512."),
-    click.option("--encoder-dim", type=click.IntRange(min=1), help="The same."),
-    click.option("--decoder-dim", type=click.IntRange(min=1), help="The same."),
+    click.option(
+        "--vocab",
+        type=click.IntRange(min=1),
+        help="Classes C, blank included; default: the recipe's.",
+    ),
+    click.option("--joiner-dim", type=click.IntRange(min=1), help=_WIDTH),
+    click.option("--encoder-dim", type=click.IntRange(min=1), help=_WIDTH),
+    click.option("--decoder-dim", type=click.IntRange(min=1), help=_WIDTH),
     click.option("--prune-range", type=click.IntRange(min=2), help="Default: the recipe's, or 5."),
-    click.option("--dtype", type=click.Choice(["fp32", "fp16", "bf16"]), help="Default: fp32."),
-    click.option("--frame-rate", type=POSITIVE, help="Frames in a second after subsampling; 25."),
+    click.option(
+        "--dtype",
+        type=click.Choice(["fp32", "fp16", "bf16"]),
+        help="Default: the recipe's, or fp32.",
+    ),
+    click.option(
+        "--frame-rate",
+        type=POSITIVE,
+        help="Frames in a second after subsampling; default: the recipe's, or 25.",
+    ),
     click.option("--symbol-rate", type=POSITIVE, help="Symbols in a second; default: 4."),
     click.option("--max-duration", type=POSITIVE, help="Default: the recipe's, or 200."),
     click.option("--num-buckets", type=click.IntRange(min=1), help="Default: the recipe's, or 30."),
-    click.option("--utterance", type=POSITIVE, help="Seconds of one, without --cuts; default: 8."),
+    click.option(
+        "--utterance", type=POSITIVE, help="Seconds of each, where there are no --cuts; default: 8."
+    ),
 )
 
 
@@ -49,6 +64,7 @@ def _sized(function: Any) -> Any:
 
 @click.command(
     cls=Command,
+    short_help="Calculate the memory of a recipe's losses; nothing is run.",
     examples=(
         "panda-icefall plan egs/aishell/ASR/zipformer --gpu-mem 32GiB",
         "panda-icefall plan --vocab 5537 --gpu-mem 24GiB --max-duration 600 --dtype fp16",
@@ -60,11 +76,23 @@ def _sized(function: Any) -> Any:
 @click.argument("recipe", metavar="[RECIPE_DIR]", required=False, type=GIVEN)
 @click.option("--gpu-mem", required=True, help="Memory of the GPU, as 32GiB.")
 @_sized
-@click.option("--cuts", type=FILE_TO_READ, help="Training cuts, *.jsonl.gz.")
 @click.option(
-    "--shortest", type=Finite(min=0), default=1.0, show_default=True, help="Of --cuts, seconds."
+    "--cuts", type=FILE_TO_READ, help="Training cuts, *.jsonl.gz: finds their worst batch."
 )
-@click.option("--longest", type=POSITIVE, default=20.0, show_default=True, help="The same.")
+@click.option(
+    "--shortest",
+    type=Finite(min=0),
+    default=1.0,
+    show_default=True,
+    help="The recipe leaves out cuts of fewer seconds.",
+)
+@click.option(
+    "--longest",
+    type=POSITIVE,
+    default=20.0,
+    show_default=True,
+    help="The recipe leaves out cuts of more seconds.",
+)
 @click.option(
     "--from-run",
     type=RUN_TO_READ,

@@ -17,6 +17,7 @@ _JSON = "When the run ends, print its summary to stdout as one line of JSON, aft
 
 @click.command(
     cls=Command,
+    short_help="Train with a recipe's own script, PANDA on or off.",
     context_settings=RECIPE_COMMAND,
     examples=(
         "panda-icefall run zipformer/train.py --max-duration 600 --use-panda 1",
@@ -46,6 +47,7 @@ def run(is_json: bool, train_py: str, arguments: tuple[str, ...]) -> Callable[[]
 
 @click.command(
     cls=Command,
+    short_help="Compare dense and routed on a recipe's first batches.",
     context_settings=RECIPE_COMMAND,
     examples=(
         "panda-icefall check zipformer/train.py --max-duration 100 --exp-dir check",

@@ -316,6 +316,8 @@ def warn_of_other_names(found: list[HostFunction], said: set[tuple[str, str]]) -
         # Objects of other kinds compute their attributes.
         if not isinstance(module, ModuleType) or module_name.partition(".")[0] in owners:
             continue
+        if module_name == "__mp_main__":  # multiprocessing's second name of __main__
+            continue
         for name, value in list(vars(module).items()):
             if id(value) not in names or (module_name, name) in said:
                 continue

@@ -96,6 +96,22 @@ class Status(LossTotals):
     replaced: tuple[str, ...] = ()
     non_finite: tuple[str, ...] = ()
 
+    def __str__(self) -> str:
+        """What is not zero, one line each; ``repr`` has all of it."""
+        counts = (getattr(self, f.name) for f in dataclasses.fields(LossCounts))
+        lines = [] if any(counts) else ["no loss was computed while applied"]
+        for f in dataclasses.fields(self):
+            value = getattr(self, f.name)
+            if isinstance(value, dict):
+                value = ", ".join(f"{name} {count}" for name, count in value.items())
+            elif isinstance(value, tuple):
+                value = ", ".join(value)
+            elif value:
+                value = f"{value:,}" if isinstance(value, int) else f"{value:.3g}"
+            if value:
+                lines.append(f"{f.name}: {value}")
+        return "\n".join(lines)
+
 
 @dataclass
 class RoutingCounters:

@@ -291,7 +291,12 @@ class PandaOptions:
     @property
     def announcement(self) -> str:
         """One line for a log: which version, with which options, and whether PANDA is off."""
-        off = "" if self.use_panda else "; PANDA is OFF, the recipe trains dense"
+        if self.use_panda:
+            off = ""
+        elif self.check_batches:
+            off = "; dense and PANDA are compared, the recipe itself trains dense"
+        else:
+            off = "; PANDA is OFF, the recipe trains dense"
         return f"panda-icefall {panda_icefall.__version__}: {self.in_words}{off}"
 
     def note_in(self, params: Any) -> None:

@@ -175,6 +175,11 @@ class Step(Record):
     phases: dict[str, PartFigures] = {}
 
     @property
+    def batch(self) -> int:
+        """The recipe's own count, which a resumed run takes up; the process's where it has none."""
+        return self.step if self.batch_idx_train is None else self.batch_idx_train
+
+    @property
     def is_finite(self) -> bool:
         """Whether the loss is known, and neither NaN nor infinite."""
         return self.loss is not None and math.isfinite(self.loss)
@@ -239,6 +244,18 @@ class Arm(Record):
     def phase_seconds(self, phase: str) -> float | None:
         """Median over the settled steps of the wall time within ``phase``."""
         return _median(s.phases[phase].seconds for s in self.settled if phase in s.phases)
+
+    def loss_differences(self, reference: "Arm") -> dict[int, float]:
+        """By step, how far the loss is from that of ``reference``, relative to it.
+
+        Losses of one batch are compared; steps without a finite one in both runs are left out.
+        """
+        losses = {s.batch: s.loss for s in reference.steps if s.is_finite and s.loss}
+        return {
+            s.step: abs(s.loss - losses[s.batch]) / abs(losses[s.batch])
+            for s in self.steps
+            if s.batch in losses and s.loss is not None and s.is_finite
+        }
 
     def up_to(self, step: int) -> "Arm":
         """The same arm ended after ``step``."""

@@ -33,9 +33,12 @@ def printed(script: str, *options: str) -> str:
     return done.stdout
 
 
+_PEAK = r"(\w+)(?: \(.*\))?: .*peak ([\d.]+) MiB"  # after a name, who computed it
+
+
 def peaks(said: str) -> dict[str, float]:
     """MiB by name."""
-    return {name: float(mib) for name, mib in re.findall(r"(\w+): .*peak ([\d.]+) MiB", said)}
+    return {name: float(mib) for name, mib in re.findall(_PEAK, said)}
 
 
 @pytest.mark.parametrize("script", ["own_loop.py", "nemo_joint.py", "espnet_joint.py"])

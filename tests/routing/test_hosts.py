@@ -153,8 +153,10 @@ def test_names_bound_before_are_said_once_by_module_and_name(k2, monkeypatch, ca
     script.pruned_loss, script.prune = k2.rnnt_loss_pruned, k2.do_rnnt_pruning
     script.k2 = k2
     monkeypatch.setitem(sys.modules, script.__name__, script)
+    monkeypatch.setitem(sys.modules, "__mp_main__", script)  # multiprocessing's second name
     with panda_icefall.patched():
         pass
+    assert "__mp_main__" not in caplog.text
     said = [r.getMessage() for r in caplog.records if script.__name__ in r.getMessage()]
     assert len(said) == 2
     name = f"{k2.__name__}.rnnt_loss_pruned"

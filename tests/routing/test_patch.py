@@ -40,6 +40,24 @@ def stub(monkeypatch):
     panda_icefall.revert()
 
 
+def test_a_printed_status_has_a_line_for_each_figure_that_is_not_zero(stub):
+    assert str(panda_icefall.status()) == "no loss was computed while applied"
+    joiner, data = toy.TanhJoiner(), toy.batch(stub)
+    panda_icefall.apply()
+    toy.loss_and_gradients(stub, joiner, data)
+    status = panda_icefall.status()
+    lines = str(status).splitlines()
+    assert lines[0] == "losses_routed: 1"
+    assert f"sites: {status.sites:,}" in lines
+    assert not any(
+        line.startswith(("losses_dense", "materialised", "non_finite")) for line in lines
+    )
+    assert any(
+        line.startswith("replaced: k2.do_rnnt_pruning, k2.rnnt_loss_pruned") for line in lines
+    )
+    assert "losses_dense=0" in repr(status)
+
+
 def test_the_routed_loss_never_reaches_the_originals(stub):
     torch.manual_seed(1)
     joiner, data = toy.TanhJoiner(), toy.batch(stub)

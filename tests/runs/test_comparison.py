@@ -9,6 +9,7 @@ from run_folders import write_contract, write_log
 
 from panda_icefall.runs import PandaOptions, UsageError, run_recipe
 from panda_icefall.runs.comparison import read_runs
+from panda_icefall.runs.records import Arm, validated
 
 TIMES = "\N{MULTIPLICATION SIGN}"
 
@@ -33,6 +34,10 @@ def test_three_runs_are_compared_by_the_first(command, runs):
     assert "| losses | dense | routed | dense |" in markdown
     assert "| steps | 3 | 3 | 2 |" in markdown
     assert "| last loss per frame | 7 | 7 | 8.2 |" in markdown
+    assert "| largest loss difference | \N{EN DASH} | 0 | 2.5e-02 |" in markdown
+    assert markdown.startswith("# exp-dense, exp-panda, other\n\n**3 runs**: least memory")
+    assert "Dense: the transducer losses as the recipe computes them" in markdown
+    assert "No run recorded its command." in markdown
     assert "| peak memory | 403 MiB | 103 MiB | 202 MiB |" in markdown
     assert "| above memory at start | 353 MiB | 53 MiB | 152 MiB |" in markdown
     assert "| median time per step | 1.00 s | 1.00 s | 1.00 s |" in markdown
@@ -46,6 +51,52 @@ def test_three_runs_are_compared_by_the_first(command, runs):
     assert {path.name for path in out.iterdir()} == {
         "report.html", "report.md", "report.json", "loss.png", "memory.png", "phases.png",
     }  # fmt: skip
+
+
+def test_a_reader_sees_the_commands_and_where_they_differ(command, runs):
+    argv = ["zipformer/train.py", "--exp-dir", "a", "--max-duration", "100", "--musan=0"]
+    write_log(runs / "exp-dense", [9.0], argv=argv)
+    options = {"use_panda": True, "max_batches": 20, "an_old_option": 3}
+    argv = ["zipformer/train.py", "--exp-dir", "b c", "--max-duration=600", "--tags"]
+    write_log(runs / "exp-panda", [9.0], argv=argv, options=options)
+    assert command("report", "exp-dense", "exp-panda", "other")[0] == 0
+    markdown = (runs / "panda-report/report.md").read_text()
+    assert (
+        "```\n# exp-dense\npanda-icefall run zipformer/train.py --exp-dir a --max-duration 100 "
+        "--musan=0\n# exp-panda\npanda-icefall run zipformer/train.py --exp-dir 'b c' "
+        "--max-duration=600 --tags --use-panda 1 --panda-max-batches 20\n```"
+    ) in markdown
+    assert (
+        "**exp-panda: other arguments than exp-dense, so that a ratio says little (commands "
+        "below): --max-duration 600 (there 100), --musan not given (there 0), "
+        "--tags given (there not given)**"
+    ) in markdown
+    assert "**other: other" not in markdown  # its log tells no arguments
+
+
+def test_runs_with_many_other_arguments_share_a_short_warning(command, runs):
+    write_log(runs / "exp-dense", [9.0], argv=["train.py"])
+    for name in ("exp-panda", "other"):
+        write_log(runs / name, [9.0], argv=["train.py", *(f"--{n}" for n in "abcdef")])
+    assert command("report", "exp-dense", "exp-panda", "other")[0] == 0
+    (line,) = [
+        line
+        for line in (runs / "panda-report/report.md").read_text().splitlines()
+        if "so that a ratio" in line
+    ]
+    assert line.startswith("**exp-panda, other: other arguments than exp-dense")
+    assert line.endswith("--d given (there not given), and 2 more**")
+
+
+def test_a_resumed_run_is_compared_batch_by_batch():
+    def arm(first, losses):
+        rows = [{"step": n, "batch_idx_train": first + n, "loss": x} for n, x in enumerate(losses)]
+        return validated(Arm, {"steps": rows}, "test")
+
+    whole, resumed = arm(0, [9.0, 8.0, 4.0, 2.0]), arm(2, [4.0, 3.0])
+    assert resumed.loss_differences(whole) == {0: 0.0, 1: 0.5}
+    alone = arm(0, [9.0, float("nan"), 0.0])
+    assert alone.loss_differences(arm(0, [9.0, 8.0, 0.0])) == {0: 0.0}
 
 
 def test_the_page_needs_nothing_else(command, runs):

@@ -284,6 +284,17 @@ def test_a_dense_run_under_the_launcher_says_that_panda_is_off(recipe, capsys, c
     assert "panda" not in torch.load(recipe.folder / "exp/epoch-0.pt", weights_only=True)
 
 
+def test_a_check_says_that_both_were_compared_and_what_comes_next(recipe, capsys, caplog):
+    caplog.set_level("INFO")
+    options = PandaOptions(check_batches=1, stop_after_check=True)
+    assert run_recipe(recipe.train_py, [], options) == 0
+    printed = summary_of(capsys)
+    assert re.search(r"PANDA +│ compared with dense in the contract check; the recipe", printed)
+    assert "stopped after the check; `panda-icefall run` trains it" in printed
+    assert "OFF" not in printed + caplog.text
+    assert "checkpoint" not in printed
+
+
 def summary_of(capsys):
     return capsys.readouterr().err
 

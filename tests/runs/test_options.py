@@ -242,4 +242,4 @@ def test_options_are_told_in_the_words_in_which_they_are_typed():
     assert logged.in_words == words
     check, _ = split_panda_arguments([], is_check=True)
     assert check.in_words == "--panda-check-batches 3"
-    assert check.announcement.endswith("; PANDA is OFF, the recipe trains dense")
+    assert check.announcement.endswith("are compared, the recipe itself trains dense")

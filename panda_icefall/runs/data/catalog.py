@@ -32,6 +32,7 @@ class Lang:
       option: The recipe's option; it names the folder, or the model where ``counted`` is one.
       published_classes: C of the published recipes.
       prepare: The command that makes it, in the corpus folder.
+      train_py: A script that takes ``option``, in the corpus folder.
     """
 
     folder: str
@@ -40,6 +41,7 @@ class Lang:
     option: str
     published_classes: int
     prepare: str
+    train_py: str = "zipformer/train.py"
 
     def folder_in(self, data: Path, vocab_size: int | None = None) -> Path:
         """Its folder for C classes, by default the published ones, in a data folder."""
@@ -120,9 +122,9 @@ def _characters(published_classes: int, prepare: str) -> Lang:
     return Lang("lang_char", "tokens.txt", opened, "--lang-dir", published_classes, prepare)
 
 
-def _pieces(kind: str, prepare: str) -> Lang:
+def _pieces(kind: str, prepare: str, train_py: str = "zipformer/train.py") -> Lang:
     model = f"{kind}.model"
-    return Lang(f"lang_{kind}_{{C}}", model, (model,), "--bpe-model", 500, prepare)
+    return Lang(f"lang_{kind}_{{C}}", model, (model,), "--bpe-model", 500, prepare, train_py)
 
 
 CORPORA: Mapping[str, Corpus] = {
@@ -135,7 +137,9 @@ CORPORA: Mapping[str, Corpus] = {
         test=("aishell_cuts_test.jsonl.gz",),
         langs={
             "char": _characters(4336, "./prepare.sh --stage 5 --stop-stage 6"),
-            "bbpe": _pieces("bbpe", "./prepare.sh --stage 5 --stop-stage 7"),
+            "bbpe": _pieces(
+                "bbpe", "./prepare.sh --stage 5 --stop-stage 7", "zipformer/train_bbpe.py"
+            ),
         },
         prepare_fbank="./prepare.sh --stage 0 --stop-stage 3",
         prepare_musan="./prepare.sh --stage 0 --stop-stage 4",

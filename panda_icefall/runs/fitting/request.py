@@ -170,8 +170,9 @@ def _check_numbers(
 ) -> None:
     if device == "cpu" and limit_mib is None:
         raise UsageError(
-            "--limit-mib: got none on a CPU, where nothing but the whole machine is the limit; "
-            "expected what training may take, in MiB"
+            "--limit-mib: got none on a CPU (--device cpu, or torch sees no GPU), where nothing "
+            "but the whole machine is the limit; give what training may take, in MiB, before "
+            "TRAIN_PY: panda-icefall fit --limit-mib 600 TRAIN_PY ..."
         )
     if device == "cpu" and not sys.platform.startswith("linux"):
         raise UsageError("--device: got cpu, whose memory can be limited on Linux only")

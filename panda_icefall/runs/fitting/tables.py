@@ -21,14 +21,17 @@ def print_fit(record: FitRecord, request: FitRequest, console: Console) -> None:
     }
     if arms:
         limit = "" if request.limit_bytes is None else f" with {units.mib(request.limit_bytes)}"
+        # On a CPU the limit is on what training adds, and the peak is of the whole process.
+        above = " above what is held before training" if request.device == "cpu" else ""
+        peak = "peak of the process in all" if above else "peak of its worst batches"
         table = Table(
             "",
             *(Column(arm, justify="right") for arm in arms),
-            title=f"Largest --max-duration that fits{limit}, on {request.device}",
+            title=f"Largest --max-duration that fits{limit}{above}, on {request.device}",
         )
         table.add_row("seconds of audio", *(_fits(found) for found, _ in arms.values()))
         table.add_row("did not fit", *(_too_long(found) for found, _ in arms.values()))
-        table.add_row("peak of its worst batches", *(_peak(best) for _, best in arms.values()))
+        table.add_row(peak, *(_peak(best) for _, best in arms.values()))
         table.add_row("the largest of them", *(_shape(best) for _, best in arms.values()))
         counts = [sum(trial.arm == arm for trial in record.trials) for arm in arms]
         table.add_row("trials", *map(str, counts))

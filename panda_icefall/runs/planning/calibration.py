@@ -26,6 +26,7 @@ class Calibration:
         routed: then it is the encoder's own backward. A dense run does not show it: None.
       peaks: Frames and peak of each step that was looked at.
       kind: What its bytes are.
+      words: The recipe's own of the run's command line.
     """
 
     path: Path
@@ -34,6 +35,7 @@ class Calibration:
     peak_frame_bytes: float | None
     peaks: list[tuple[int, int]]
     kind: str
+    words: tuple[str, ...] = ()
 
     @property
     def is_routed(self) -> bool:
@@ -95,6 +97,7 @@ def read_calibration(folder: Path) -> Calibration:
         peak_frame_bytes=_most(rates) if is_routed else None,
         peaks=[(frames[step], peaks[step]) for step in settled],
         kind="CUDA allocated" if "allocated_bytes" in encoders[settled[0]] else "process RSS",
+        words=tuple(map(str, header.get("argv") or ())),
     )
 
 

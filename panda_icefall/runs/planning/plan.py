@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from panda_icefall.normalizer.workspace import CUDA_BOUNDS, CUDA_SHARE
+from panda_icefall.normalizer.workspace import CUDA_BOUNDS, CUDA_SHARE, MIB
 from panda_icefall.runs.planning.batches import Speech, epoch_of_batches, typical_batch
 from panda_icefall.runs.planning.calibration import Calibration
 from panda_icefall.runs.planning.loss_memory import (
@@ -127,16 +127,22 @@ class Plan:
         dense, routed = (self.longest[arm] for arm in ARMS)
         if not routed:
             return "nothing fits: a smaller encoder, or a GPU with more memory, is needed"
-        if routed <= dense * 1.1:
+        if dense >= LONGEST:
+            more = "" if self.inputs.calibration is not None else "; see --from-run for the encoder"
             return (
-                f"--max-duration {dense}: the losses are a small part here, --use-panda 1 would "
-                "change little"
+                f"what you like: even dense fits at --max-duration {LONGEST:,}, the largest that "
+                f"is tried{more}"
             )
+        if routed <= dense * 1.1:
+            # Without a run's encoder no --max-duration is known.
+            longest = "" if self.inputs.calibration is None else f"--max-duration {dense}: "
+            return f"{longest}the losses are a small part here, --use-panda 1 would change little"
         if self.inputs.calibration is None:
-            ratio = self.total("dense") / self.total("routed")
+            dense_mib, routed_mib = (self.total(arm) / MIB for arm in ARMS)
             return (
-                f"--use-panda 1: the losses then take {1 / ratio:.2f} of their memory at this "
-                "--max-duration; for the largest one that fits give --from-run"
+                f"--use-panda 1: the losses then take {routed_mib:,.0f} MiB instead of "
+                f"{dense_mib:,.0f} at this --max-duration; for the largest one that fits give "
+                "--from-run"
             )
         gain = f", {routed / dense:.1f} times the dense one" if dense else ""
         return f"--use-panda 1 --max-duration {routed}{gain}"

@@ -2,7 +2,7 @@
 
 import ast
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from panda_icefall.runs.doctor.recipe_sources import RecipeSources
 from panda_icefall.runs.errors import UsageError, reading
 from panda_icefall.runs.options import SWITCH_WORDS
 
-__all__ = ["Found", "recipe_defaults"]
+__all__ = ["Found", "given_sizes", "recipe_defaults"]
 
 _OPTIONS = (
     "prune-range",
@@ -40,11 +40,12 @@ class Found:
     source: str
 
 
-def recipe_defaults(recipe: Path) -> dict[str, Found]:
+def recipe_defaults(recipe: Path, words: Sequence[str] = ()) -> dict[str, Found]:
     """Sizes by the names of the planner's options, as far as the recipe's files tell them.
 
     Args:
       recipe: A recipe's folder or training script.
+      words: Of the command line of a run of it; they take the place of its defaults.
 
     Raises:
       UsageError: There is no such script, it cannot be read, or it has no pruned transducer loss.
@@ -62,22 +63,36 @@ def recipe_defaults(recipe: Path) -> dict[str, Found]:
     for source in sources.of_recipe:
         for name, value in _defaults_in(source.tree).items():
             read.setdefault(name, Found(value, source.path.name))
+    read |= _given_in(words)
     if "prune-range" not in read:
         raise UsageError(
             f"RECIPE_DIR: {train_py} has no option --prune-range, so no pruned transducer loss to "
             "plan; give --vocab, --joiner-dim and --prune-range in place of RECIPE_DIR"
         )
-    same = ("prune-range", "max-duration", "num-buckets")
-    found = {name: read[name] for name in same if name in read}
+    found = _planned(read)
+    vocab = _vocabulary(train_py, read)
+    return found if vocab is None else {**found, "vocab": vocab}
+
+
+def given_sizes(words: Sequence[str]) -> dict[str, Found]:
+    """The same of a run's command line alone, without the number of classes."""
+    return _planned(_given_in(words))
+
+
+_NUMBERS = {"prune-range": int, "num-buckets": int, "max-duration": float}
+
+
+def _planned(read: Mapping[str, Found]) -> dict[str, Found]:
+    """Sizes by the names of the planner's options, of what the recipe's options say."""
+    found = {n: Found(to(read[n].value), read[n].source) for n, to in _NUMBERS.items() if n in read}
     found |= {name: _largest(read[name]) for name in _DIMENSIONS if name in read}
     for option in ("use-fp16", "use-bf16"):
         if option in read and SWITCH_WORDS.get(str(read[option].value).lower(), False):
             found["dtype"] = Found(option.removeprefix("use-"), read[option].source)
     if "subsampling-factor" in read:
         factor = read["subsampling-factor"]
-        found["frame-rate"] = Found(FRAMES_PER_SECOND / factor.value, factor.source)
-    vocab = _vocabulary(train_py, read)
-    return found if vocab is None else {**found, "vocab": vocab}
+        found["frame-rate"] = Found(FRAMES_PER_SECOND / int(factor.value), factor.source)
+    return found
 
 
 _DIMENSIONS = ("joiner-dim", "encoder-dim", "decoder-dim")
@@ -86,6 +101,17 @@ _DIMENSIONS = ("joiner-dim", "encoder-dim", "decoder-dim")
 def _largest(found: Found) -> Found:
     """The width of what several stacks give: ``192,256,384`` is 384 wide."""
     return Found(max(int(part) for part in str(found.value).split(",")), found.source)
+
+
+def _given_in(words: Sequence[str]) -> dict[str, Found]:
+    """The options of a command line that tell sizes."""
+    found = {}
+    for word, following in zip(words, [*words[1:], ""]):
+        option, is_joined, value = word.partition("=")
+        name = option.removeprefix("--")
+        if option.startswith("--") and name in _OPTIONS:
+            found[name] = Found(value if is_joined else following, "that run")
+    return found
 
 
 def _defaults_in(tree: ast.Module) -> dict[str, Any]:

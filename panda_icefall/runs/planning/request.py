@@ -10,7 +10,7 @@ from panda_icefall.runs.planning.batches import Speech, read_durations, shuffled
 from panda_icefall.runs.planning.calibration import read_calibration
 from panda_icefall.runs.planning.loss_memory import LossSizes
 from panda_icefall.runs.planning.plan import PlanInputs
-from panda_icefall.runs.planning.recipe_sizes import Found, recipe_defaults
+from panda_icefall.runs.planning.recipe_sizes import Found, given_sizes, recipe_defaults
 
 __all__ = ["gather_inputs", "parse_memory"]
 
@@ -64,13 +64,16 @@ def gather_inputs(
       gpu_mem, reserve: Sizes as they are typed.
       cuts: A manifest of the training cuts.
       shortest, longest: Seconds; the recipe leaves out utterances beyond.
-      from_run: A folder with a memory log of the same recipe.
+      from_run: A folder with a memory log of the same recipe, whose own options take the place of
+        the recipe's defaults.
       on_percent: Told how much of ``cuts`` has been read.
 
     Raises:
       UsageError: Something is missing or wrong.
     """
-    read = {} if recipe is None else recipe_defaults(recipe)
+    calibration = None if from_run is None else read_calibration(from_run)
+    words = () if calibration is None else calibration.words
+    read = given_sizes(words) if recipe is None else recipe_defaults(recipe, words)
     common = {name: Found(value, "default") for name, value in _COMMON.items()}
     typed = {n: Found(v, "command line") for n, v in given.items() if v is not None}
     found = {**common, **read, **typed}
@@ -103,6 +106,6 @@ def gather_inputs(
         else shuffled_buckets(
             read_durations(cuts, shortest, longest, on_percent), value["num-buckets"]
         ),
-        calibration=None if from_run is None else read_calibration(from_run),
+        calibration=calibration,
         sources={name: f"{item.value} ({item.source})" for name, item in sorted(found.items())},
     )

@@ -11,6 +11,7 @@ from panda_icefall.runs.report import units
 __all__ = ["print_plan"]
 
 _DOUBTFUL = 0.25  # an error of a run's own peaks that other sizes would explain
+_FAR = 8  # times the largest batch of a run: what is constant in it counts for less there
 
 
 def print_plan(plan: Plan, console: Console) -> None:
@@ -30,10 +31,11 @@ def print_plan(plan: Plan, console: Console) -> None:
     components.add_row(whole, *(f"{plan.total(arm) / MIB:,.0f}" for arm in ARMS))
     console.print(components)
 
+    alone = "" if inputs.calibration is not None else "Losses alone, without the encoder: "
     fits = Table(
         "",
         *(Column(arm, justify="right") for arm in ARMS),
-        title=f"Largest --max-duration in {units.mib(inputs.usable_bytes)} "
+        title=f"{alone}Largest --max-duration in {units.mib(inputs.usable_bytes)} "
         f"({units.mib(inputs.gpu_bytes)} less {units.mib(inputs.reserve_bytes)} in reserve)",
     )
     more = {arm: ">= " if plan.longest[arm] >= LONGEST else "" for arm in ARMS}
@@ -50,7 +52,8 @@ def _lines(plan: Plan) -> list[str]:
         lines.append(
             "The encoder, the parameters and the optimizer are NOT in these figures: the losses "
             "would have the GPU for themselves. For the whole step, run the recipe for a few "
-            "batches with --panda-memory-log FILE --panda-max-batches 20 and give --from-run."
+            "batches: panda-icefall run TRAIN_PY ... --use-panda 1 --panda-max-batches 20 "
+            "--panda-memory-log EXP_DIR/memory.jsonl; then plan with --from-run EXP_DIR."
         )
     else:
         found = inputs.calibration
@@ -59,6 +62,12 @@ def _lines(plan: Plan) -> list[str]:
             f"{units.mib(found.base_bytes)} between steps, {found.frame_bytes / 1024:.1f} KiB for "
             f"a frame. {_own_error(plan)}"
         )
+        measured = max(frames for frames, _ in found.peaks) / inputs.speech.frame_rate
+        if max(plan.longest.values()) > _FAR * measured:
+            lines.append(
+                f"That run's largest batch had {measured:,.0f} s: far longer ones are guessed from "
+                "it; run it with a --max-duration nearer to what is planned."
+            )
         if not found.is_routed:
             lines.append(
                 "That run was dense, and does not show what the encoder's own backward needs: the "

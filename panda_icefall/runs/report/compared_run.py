@@ -1,16 +1,28 @@
 """One of the runs that are compared, and the sections of a report that say what each has shown."""
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from panda_icefall.runs.contract.result import ContractRecord
+from panda_icefall.runs.options import PandaOptions, spelt
 from panda_icefall.runs.records import Arm, phases_of
 from panda_icefall.runs.report import units
-from panda_icefall.runs.report.markdown import plain, table
+from panda_icefall.runs.report.markdown import code, plain, table
 
-__all__ = ["ComparedRun", "contracts_of", "facts_of", "gaps_of", "phases_of_runs"]
+__all__ = [
+    "ComparedRun",
+    "commands_of",
+    "contracts_of",
+    "facts_of",
+    "gaps_of",
+    "other_arguments",
+    "phases_of_runs",
+]
+
+_OF_EACH_RUN = ("--exp-dir",)  # never the same in two runs
 
 
 @dataclass(frozen=True)
@@ -43,6 +55,57 @@ class ComparedRun:
         if self.arm.options is None:
             return "not recorded"
         return "routed" if self.arm.options.get("use_panda") else "dense"
+
+    @property
+    def recipe_words(self) -> list[str]:
+        """The recipe's script and its own arguments; empty where they were not recorded."""
+        return [str(word) for word in self.header.get("argv") or ()]
+
+    @property
+    def panda_words(self) -> list[str]:
+        """The options of PANDA that were given."""
+        given = self.arm.options or {}
+        return [
+            word
+            for flag, field in PandaOptions.flags().items()
+            if given.get(field.name, field.default) != field.default
+            for word in (flag, spelt(given[field.name]))
+        ]
+
+
+def other_arguments(run: ComparedRun, reference: ComparedRun) -> list[str]:
+    """The recipe's own arguments in which a run differs from another, those of that one as well."""
+    if not run.recipe_words or not reference.recipe_words:
+        return []
+    here, there = _arguments(run.recipe_words), _arguments(reference.recipe_words)
+    return [
+        f"{name} {here.get(name, 'not given')} (there {there.get(name, 'not given')})"
+        for name in {**there, **here}
+        if name not in _OF_EACH_RUN and here.get(name) != there.get(name)
+    ]
+
+
+def _arguments(words: Sequence[str]) -> dict[str, str]:
+    """The words behind each option, by its name, and those before any as ``script``."""
+    found: dict[str, list[str]] = {}
+    name = "script"
+    for word in words:
+        if word.startswith("--"):
+            name, has_value, value = word.partition("=")
+            found[name] = [value] if has_value else []
+        else:
+            found.setdefault(name, []).append(word)
+    return {name: " ".join(values) or "given" for name, values in found.items()}
+
+
+def commands_of(runs: Sequence[ComparedRun]) -> list[str]:
+    """The command of each run that recorded one, to be read or repeated."""
+    lines = [
+        f"# {run.name}\n{shlex.join(['panda-icefall', 'run', *run.recipe_words, *run.panda_words])}"
+        for run in runs
+        if run.recipe_words
+    ]
+    return [code("\n".join(lines))] if lines else ["No run recorded its command."]
 
 
 def facts_of(run: ComparedRun) -> str:

@@ -8,23 +8,29 @@ from panda_icefall.runs.atomic_file import replace_file, replace_json
 from panda_icefall.runs.report import units
 from panda_icefall.runs.report.compared_run import (
     ComparedRun,
+    commands_of,
     contracts_of,
     facts_of,
     gaps_of,
+    other_arguments,
     phases_of_runs,
 )
-from panda_icefall.runs.report.markdown import picture, plain, table
+from panda_icefall.runs.report.first_screen import DENSE_AND_ROUTED
+from panda_icefall.runs.report.markdown import alert, picture, plain, table
 from panda_icefall.runs.report.page import as_page
 
 __all__ = ["as_json", "rows_of", "write_comparison"]
 
 _KIND = "PANDA: training runs compared"
+_MOST_NAMED = 4  # in the title
+_MOST_ARGUMENTS = 4  # of those in which a run differs from the first
 _FIGURES = ("loss.png", "memory.png", "phases.png")
 _FIGURES_OF_A_RUN = (
     "run",
     "losses",
     "steps",
     "last loss per frame",
+    "largest loss difference",
     "peak memory",
     "above memory at start",
     "median time per step",
@@ -57,10 +63,18 @@ def write_comparison(
         else:
             (folder / name).unlink(missing_ok=True)
     replace_json(folder / "report.json", {**as_json(runs), "not_read": list(problems)})
-    title = " and ".join(run.name for run in runs) if len(runs) < 3 else f"{len(runs)} runs"
-    blocks = [f"# {plain(title)}", f"**{len(runs)} run(s)**: {plain(_sentence(runs))}"]
+    names = [run.name for run in runs]
+    title = (", " if len(names) > 2 else " and ").join(names)
+    title = title if len(names) <= _MOST_NAMED else f"{len(names)} runs"
+    counted = f"{len(runs)} run{'s' * (len(runs) > 1)}"
+    blocks = [
+        f"# {plain(title)}",
+        f"**{counted}**: {plain(_sentence(runs))}",
+        plain(DENSE_AND_ROUTED),
+    ]
     named, *figures_of_runs = rows_of(runs)
     blocks.append(table(named, figures_of_runs, _caption(runs)))
+    blocks += [alert(text) for text in _unequal(runs)]
     blocks.append("\n".join(f"- {run.name}: {plain(facts_of(run))}" for run in runs))
     if problems:
         blocks += ["## Not read", "\n".join(f"- {plain(text)}" for text in problems)]
@@ -72,8 +86,12 @@ def write_comparison(
     if without:
         blocks += ["## Figures", plain(without)]
     blocks += [picture(name, captions[name]) for name in _FIGURES if name in figures]
-    blocks += ["## Memory and time by phase", *phases_of_runs(runs)]
+    blocks += [
+        "## Memory and time by phase",
+        *phases_of_runs([run for run in runs if run.arm.steps]),
+    ]
     blocks += ["## Contract", *contracts_of(runs)]
+    blocks += ["## Commands", *commands_of(runs)]
     blocks += ["## Not measured", "\n".join(f"- {plain(line)}" for line in gaps_of(runs))]
     markdown = "\n\n".join(blocks) + "\n"
     replace_file(folder / "report.md", markdown.encode("utf-8"))
@@ -83,7 +101,7 @@ def write_comparison(
 
 
 def rows_of(runs: Sequence[ComparedRun]) -> list[tuple[str, ...]]:
-    """A column for each run: its name, its figures, and peak and time over those of the first.
+    """A column for each run: its name, its figures, and how they stand to those of the first.
 
     Two or three of them fit any terminal, and a phone.
     """
@@ -92,12 +110,14 @@ def rows_of(runs: Sequence[ComparedRun]) -> list[tuple[str, ...]]:
     for run in runs:
         arm = run.arm
         last = arm.steps[-1].loss if arm.steps else None
+        apart = {} if arm is first else arm.loss_differences(first)
         columns.append(
             (
                 run.name,
                 run.losses,
                 units.count(len(arm.steps)),
                 units.loss(last),
+                units.distance(max(apart.values(), default=None)),
                 units.mib(arm.peak_bytes),
                 units.mib(arm.added_bytes),
                 units.seconds(arm.median_seconds),
@@ -168,10 +188,30 @@ def _sentence(runs: Sequence[ComparedRun]) -> str:
     )
 
 
+def _unequal(runs: Sequence[ComparedRun]) -> list[str]:
+    """Warnings of runs that were not given the same arguments; of many arguments only a few."""
+    first = _reference(runs)
+    names: dict[str, list[str]] = {}
+    for run in runs:
+        differing = other_arguments(run, first) if run.arm.steps else []
+        more = len(differing) - _MOST_ARGUMENTS
+        shown = ", ".join(differing[:_MOST_ARGUMENTS]) + (f", and {more} more" if more > 0 else "")
+        if differing:
+            names.setdefault(shown, []).append(run.name)
+    return [
+        f"{', '.join(those)}: other arguments than {first.name}, so that a ratio says little "
+        f"(commands below): {text}"
+        for text, those in names.items()
+    ]
+
+
 def _caption(runs: Sequence[ComparedRun]) -> str:
     kinds = sorted({run.arm.memory_kind for run in runs if run.arm.steps})
     counts = {len(run.arm.steps) for run in runs if run.log is not None}
     unequal = " The runs have different numbers of steps: peaks are over all of each." * (
         len(counts) > 1
     )
-    return f"Memory: {' and '.join(kinds) or 'none'}. Median time: without the first step.{unequal}"
+    return (
+        f"Memory: {' and '.join(kinds) or 'none'}. Median time: without the first step. "
+        f"Largest loss difference: from the first run that trained, relative to its loss.{unequal}"
+    )

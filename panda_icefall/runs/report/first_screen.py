@@ -4,7 +4,24 @@ from panda_icefall.runs.report import units
 from panda_icefall.runs.report.markdown import code, plain, table
 from panda_icefall.runs.run_record import RunRecord, Verdict
 
-__all__ = ["all_verdicts", "closing_lines", "facts", "first_screen", "headline", "state"]
+__all__ = [
+    "DENSE_AND_ROUTED",
+    "all_verdicts",
+    "closing_lines",
+    "facts",
+    "first_screen",
+    "headline",
+    "state",
+]
+
+DENSE_AND_ROUTED = (
+    "Dense: the transducer losses as the recipe computes them, with the logits of all classes. "
+    "Routed: the same losses computed by panda-icefall, without these logits."
+)
+_TWIN = (
+    "Dense twin: a second dense run whose start is perturbed by one ulp; how far it goes from the "
+    "first is what rounding alone does."
+)
 
 _EXPECTED_VERDICTS = (
     "contract",
@@ -36,6 +53,7 @@ def first_screen(record: RunRecord, label: str, sentence: str) -> list[str]:
     blocks = [f"# {plain(record.title or 'untitled run')}", f"**{label}**: {plain(sentence)}"]
     if details := _reason(record)[1:]:
         blocks.append(code("\n".join(details)))
+    blocks.append(plain(f"{DENSE_AND_ROUTED} {_TWIN}"))
     if answers := all_verdicts(record):
         rows = [(_ANSWERS[verdict.holds], verdict.name, verdict.text) for verdict in answers]
         blocks.append(table(("verdict", "of", "value and bound"), rows, is_textual=True))

@@ -21,6 +21,8 @@ def test_each_arm_has_its_largest(fitted):
     assert [(t["arm"], t["max_duration"]) for t in report["trials"]] == fitted.tried
     assert f"set: --use-panda 1 --max-duration {routed['fits']}, 5" in text
     assert "take 5 to 10 percent less" in text
+    assert "MiB above what is held before training, on cpu" in " ".join(text.split())
+    assert "peak of the process in all" in text
     assert "PARTIAL" not in text
     # Not a terminal: a line for each trial, and nothing that moves.
     lines = error.splitlines()

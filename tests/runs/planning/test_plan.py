@@ -3,6 +3,7 @@
 import gzip
 import json
 import random
+import re
 
 import pytest
 
@@ -148,7 +149,8 @@ def test_what_is_printed_says_that_the_encoder_is_not_in_it(command):
     assert status == 0
     assert "NOT in these figures" in text
     assert "--from-run" in text
-    assert "set: --use-panda 1" in text
+    assert re.search(r"set: --use-panda 1: the losses then take \d+ MiB instead of [\d,]+ at", text)
+    assert "Losses alone, without the encoder: Largest --max-duration" in " ".join(text.split())
     assert "Calculated, not measured" in text
 
 
@@ -277,6 +279,16 @@ def test_a_run_gives_the_whole_step(command, tmp_path):
     assert "Are these sizes those of that run?" in text
 
 
+def test_a_run_of_far_smaller_batches_is_said_to_tell_little(command, tmp_path):
+    log_of(tmp_path / "memory.jsonl", frames=[90, 100], base=400, peak=450, is_routed=True)
+    status, text, _ = command("plan", "--vocab", 99, "--gpu-mem", "32GiB", "--from-run", tmp_path)
+    assert status == 0
+    assert "That run's largest batch had 4 s: far longer ones are guessed from it" in text
+    log_of(tmp_path / "memory.jsonl", frames=[9000, 10000], base=400, peak=9000, is_routed=True)
+    text = command("plan", "--vocab", 99, "--gpu-mem", "32GiB", "--from-run", tmp_path)[1]
+    assert "guessed from it" not in text
+
+
 def test_a_routed_run_shows_what_the_encoders_backward_needs(command, tmp_path):
     log_of(tmp_path / "memory.jsonl", frames=[900, 1000], base=4000, peak=9000, is_routed=True)
     words = ["--vocab", 4336, "--gpu-mem", "32GiB", "--utterance", 4, "--from-run", tmp_path]
@@ -289,6 +301,22 @@ def test_a_routed_run_shows_what_the_encoders_backward_needs(command, tmp_path):
     assert "Its own peaks are met within +0% to +0%." in text
     assert "Are these sizes those of that run?" not in text
     assert "That run was dense" not in text
+
+
+def test_the_options_of_the_run_take_the_place_of_defaults(command, tmp_path):
+    path = tmp_path / "memory.jsonl"
+    log_of(path, frames=[900, 1000])
+    header, *rows = path.read_text().splitlines()
+    given = "train.py --joiner-dim 64 --encoder-dim=48,96 --max-duration 15 --use-fp16 1 --seed 3"
+    header = json.dumps({**json.loads(header), "argv": given.split()})
+    path.write_text("\n".join([header, *rows]) + "\n")
+    words = ["--vocab", 4336, "--gpu-mem", "32GiB", "--from-run", tmp_path]
+    found = plan(command, *words, "--joiner-dim", 128)
+    assert found["max_duration"] == 15
+    assert found["sources"]["encoder-dim"] == "96 (that run)"
+    assert found["sources"]["joiner-dim"] == "128 (command line)"
+    assert found["sources"]["dtype"] == "fp16 (that run)"
+    assert found["sources"]["decoder-dim"] == "512 (default)"
 
 
 def test_a_run_that_tells_nothing_is_refused(command, tmp_path):

@@ -33,7 +33,7 @@ def recipe(tmp_path):
     ("words", "said"),
     [
         (SMALL, "set: nothing fits: a smaller encoder, or a GPU with more memory, is needed"),
-        (["--vocab", 2, "--gpu-mem", "80GiB"], "the losses are a small part here"),
+        (["--vocab", 2, "--gpu-mem", "80GiB"], "set: what you like: even dense fits at --max-dur"),
         (["--vocab", 2, "--gpu-mem", "80GiB"], ">= 20,000"),
     ],
 )

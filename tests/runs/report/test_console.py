@@ -42,3 +42,21 @@ def test_updates_whose_transducer_loss_had_no_gradient_are_named():
     text = printed(lambda console: print_contract(record, None, console))
     assert "details: not written" in text
     assert "not compared in backward: update(s) 2:" in text
+
+
+def test_only_gradients_with_a_wider_bound_are_explained():
+    content = contract()
+    content["tolerances"]["gradient_rel_l2"] = 1e-6
+    moved = {"encoder": 1e-6, "decoder": 6e-6}  # by what rounding in the loss allows each
+    for batch in content["batches"]:
+        batch["gradients_twin"] = [
+            {**batch["gradients"][0], "group": group, "rel_l2": bound / 4}
+            for group, bound in moved.items()
+        ]
+        batch["gradient_bounds"] = moved
+    record = validated(ContractRecord, content, "panda-check.json")
+    lines = printed(lambda console: print_contract(record, None, console)).splitlines()
+    said = [line for line in lines if "rounding in the loss alone" in line]
+    assert len(said) == len(content["batches"])
+    assert all("of decoder by rel-L2 1.50e-06: " in line for line in said)
+    assert all(line.endswith("the routed one may differ by 6.00e-06") for line in said)

@@ -39,6 +39,13 @@ def test_one_violated_verdict_outweighs_a_run_marked_as_passed():
     assert label_of(content) == "VIOLATED"
 
 
+def test_the_words_of_the_tables_are_explained_above_them():
+    text = "\n".join(first_screen.first_screen(made.record(made.complete()), "HOLDS", "all hold"))
+    before, _, _ = text.partition("| verdict |")
+    assert "Dense: the transducer losses as the recipe computes them" in before
+    assert "Dense twin: a second dense run" in before
+
+
 def test_a_partial_run_without_a_reason_says_that_none_was_recorded():
     content = {"state": "partial"}
     assert "no reason was recorded." in first_screen.state(made.record(content))[2]

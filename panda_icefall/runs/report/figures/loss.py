@@ -119,8 +119,8 @@ def _draw_differences(
     reference: str,
     bound: float | None,
 ) -> None:
-    first = {s.step: s.loss for s in arms[reference].steps}
-    curves = {n: _differences(first, arm) for n, arm in arms.items() if n != reference}
+    first = arms[reference]
+    curves = {n: arm.loss_differences(first) for n, arm in arms.items() if n != reference}
     positive = [d for curve in curves.values() for d in curve.values() if d > 0]
     axes.set_title(f"Relative difference of the loss from the {reference} run")
     axes.set_ylabel("relative difference")
@@ -166,15 +166,6 @@ def _draw_scales(axes: "Axes", arms: Mapping[str, Arm], looks: Mapping[str, Look
 
 def _scales(arm: Arm) -> list[float]:
     return [s.grad_scale for s in arm.steps if s.grad_scale is not None]
-
-
-def _differences(reference: Mapping[int, float | None], arm: Arm) -> dict[int, float]:
-    found = {}
-    for step in arm.steps:
-        a, b = reference.get(step.step), step.loss
-        if a and b is not None and math.isfinite(a) and math.isfinite(b):
-            found[step.step] = abs(b - a) / abs(a)
-    return found
 
 
 def _is_broken(values: list[float]) -> bool:
