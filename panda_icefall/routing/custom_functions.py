@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch.nn.parallel import distributed
+from torch.utils import checkpoint
 from torch.utils.checkpoint import CheckpointFunction
 
 from panda_icefall.routing.errors import PandaError
@@ -41,6 +42,9 @@ def function_apply(original: Any) -> classmethod[Any, Any, Any]:
             inner = original.__get__(None, cls)
         if cls is getattr(distributed, "_DDPSink", None):
             return _through_sink(inner, args)
+        if cls is getattr(checkpoint, "_NoopSaveInputs", None):
+            # Keeps what a checkpoint is given, of any kind, and gives nothing back (in torch 2.6).
+            return inner(*args, **kwargs)
         if cls is CheckpointFunction:
             # What the checkpointed code gives is to be an output of this function.
             args = (_giving_tensors(args[0]), *args[1:])

@@ -21,7 +21,12 @@ AM, LM = (SHAPE.B, SHAPE.T, SHAPE.C), (SHAPE.B, SHAPE.S + 1, SHAPE.C)
 PRUNED = (SHAPE.B, SHAPE.T, SHAPE.s_range, SHAPE.C)
 
 IS_OLD = torch.__version__.startswith("1.")
-# By k2's source, with the torch of each lane.
+# The torch of each lane: what a backward makes differs between versions.
+COUNTED = ("1.13", "2.13")
+in_a_lane = pytest.mark.skipif(
+    not torch.__version__.startswith(COUNTED), reason=f"counted with torch {COUNTED}"
+)
+# By k2's source.
 LOGITS_COUNT = 11 if IS_OLD else 8
 B, T, S, C = SHAPE.B, SHAPE.T, SHAPE.S, SHAPE.C
 SIMPLE_COUNTS = {
@@ -62,6 +67,7 @@ def pruned(function, logits):
     return function(logits=logits, ranges=INPUTS.ranges, **COMMON)
 
 
+@in_a_lane
 def test_the_simple_loss_makes_the_tensors_of_c_classes_that_k2_makes():
     am, lm = leaves(AM, LM)
     with TensorsMade(SHAPE.C) as meter:
@@ -72,6 +78,7 @@ def test_the_simple_loss_makes_the_tensors_of_c_classes_that_k2_makes():
     assert of_classes == SIMPLE_COUNTS
 
 
+@in_a_lane
 def test_the_pruned_loss_makes_as_many_tensors_of_the_logits_size_as_k2():
     (logits,) = leaves(PRUNED)
     with TensorsMade(logits.numel() // 2) as meter:
