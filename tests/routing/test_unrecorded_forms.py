@@ -28,11 +28,22 @@ FORMS = {
     "einsum over states": lambda x, own: x + torch.einsum("btsh,sr->btrh", x, own.states),
     "convolution over states": convolved,
     "dropout of all": lambda x, own: x + F.dropout(x, 1.0),
+    "prelu by name": lambda x, own: torch.prelu(x, weight=own.slopes[:1]),
+    "addmm with a row for each site": lambda x, own: torch.addmm(
+        own.square[:1].expand(x[..., 0].numel(), X), x.flatten(0, 2), own.square
+    ).view(x.shape),
+    "linear layer of a vector": lambda x, own: x + F.linear(x, own.square[0])[..., None],
+    "copy of another dtype's name": lambda x, own: x.to(torch.float64, copy=True) * 0.5,
+    "hstack of sites": lambda x, own: torch.hstack([x, 0.5 * x])[:, 1 : 1 + x.shape[1]],
+    "view of one column": lambda x, own: x + x[..., :1].transpose(1, 2).transpose(1, 2),
+    "einsum over an axis twice": lambda x, own: (
+        x + torch.einsum("bttc,cc->btc", x[:, :4], own.square)[:, :1, None]
+    ),
 }
 
 
 # Their results are views, which may share memory: they stay ordinary tensors.
-VIEWS = {"cat of sites", "einsum of three", "einsum without a result"}
+VIEWS = {"cat of sites", "hstack of sites", "einsum of three", "einsum without a result"}
 
 
 class Formed(toy.TanhJoiner):
