@@ -33,7 +33,7 @@ FORMS = {
         own.square[:1].expand(x[..., 0].numel(), X), x.flatten(0, 2), own.square
     ).view(x.shape),
     "linear layer of a vector": lambda x, own: x + F.linear(x, own.square[0])[..., None],
-    "copy of another dtype's name": lambda x, own: x.to(torch.float64, copy=True) * 0.5,
+    "cast that copies": lambda x, own: x.to(torch.float64, copy=True) * 0.5,
     "hstack of sites": lambda x, own: torch.hstack([x, 0.5 * x])[:, 1 : 1 + x.shape[1]],
     "view of one column": lambda x, own: x + x[..., :1].transpose(1, 2).transpose(1, 2),
     "einsum over an axis twice": lambda x, own: (
