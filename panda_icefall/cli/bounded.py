@@ -76,7 +76,7 @@ def synth(
             synth_data(corpus, out, icefall_root, utterances, lang, vocab, seed)
     except (ImportError, OSError, RuntimeError, ValueError) as error:
         raise UsageError(str(error)) from error
-    layout, root = find_corpus(corpus), icefall_root.expanduser().absolute()
+    layout, root = find_corpus(corpus), icefall_root.expanduser().resolve()
     kind = lang or next(iter(layout.langs))
     data = data_arguments(corpus, kind, out, vocab)
     # Not the recipe's own exp-dir, which may hold a training that somebody wants to keep.
