@@ -98,3 +98,13 @@ def test_scripts_in_commands_exist():
     assert len(scripts) > 5
     for page, script in scripts:
         assert (ROOT / script).is_file(), f"{page}: {script}"
+
+
+@pytest.mark.parametrize(("lane", "python"), [("modern", "3.11"), ("k2", "3.10")])
+def test_the_versions_called_tested_are_those_of_the_lanes(lane, python):
+    files = (ROOT / "scripts").glob(f"requirements-{lane}*.txt")
+    pins = dict(
+        re.findall(r"^(torch|k2|lhotse)==(\S+)", "\n".join(map(Path.read_text, files)), re.M)
+    )
+    row = f"| {pins['torch']} | {pins.get('k2', 'none')} | {python} | {pins['lhotse']} |"
+    assert row in (ROOT / "egs" / "FAQ.md").read_text()
