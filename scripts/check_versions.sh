@@ -5,8 +5,8 @@
 #   scripts/check_versions.sh 2.4.1 2.8.0    # others
 #
 # Needs Python 3.11. Each version downloads some GiB and takes five to ten minutes; environments are kept under
-# .venvs/torch-VERSION and made again when the pins change. Everything but torch, numpy and what torch asks for has
-# the versions of the modern lane. Prints one line for each version; exit status: 1 where tests failed.
+# .venvs/torch-VERSION and made again when the pins change. What does not depend on torch has the versions of the modern
+# lane. Ends with one line for each version; exit status: 1 where tests failed.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 . scripts/lanes.sh
@@ -27,14 +27,17 @@ packages="lhotse sentencepiece soundfile urllib3 requests packaging tensorboard 
 packages="$packages pytest hypothesis build wheel"
 
 make_environment() { # VERSION
-    local folder="$venvs/torch-$1" numpy=2.2.6 pins stamp
+    local folder="$venvs/torch-$1" numpy=2.2.6 triton="" pins stamp
     # Wheels of torch before 2.3 were built for numpy 1.
     case $1 in 1.* | 2.[0-2].*) numpy=1.26.4 ;; esac
+    # Kernels are tested in Triton's interpreter without a GPU; the 2.1.0 of torch 2.1 has none.
+    case $1 in 1.* | 2.[0-5].*) triton=triton==3.2.0 ;; esac
+    # setuptools and matplotlib as in the k2 lane: for an old torch, and for numpy 1.
     pins=("torch==$1" "numpy==$numpy" "setuptools==80.10.2" matplotlib==3.10.9)
     for package in $packages; do
         pins+=("$(grep -E "^$package==" scripts/requirements-modern.txt)") || return 1
     done
-    stamp="$("$python" --version) ${pins[*]} $(cksum <pyproject.toml) $repo"
+    stamp="$("$python" --version) ${pins[*]} $triton $(cksum <pyproject.toml) $repo"
     if [ "$(cat "$folder/.made" 2>/dev/null)" = "$stamp" ]; then
         return 0
     fi
@@ -43,8 +46,9 @@ make_environment() { # VERSION
     "$python" -m venv "$folder" || return 1
     local pip=("$folder/bin/python" -m pip --disable-pip-version-check install -q)
     "${pip[@]}" "${pins[@]}" && "${pip[@]}" --no-deps --no-build-isolation -e . || return 1
-    # Kernels are tested in Triton's interpreter without a GPU; the 2.1.0 of torch 2.1 has none.
-    case $1 in 1.* | 2.[0-5].*) "${pip[@]}" --no-deps triton==3.2.0 || return 1 ;; esac
+    if [ -n "$triton" ]; then
+        "${pip[@]}" --no-deps "$triton" || return 1
+    fi
     printf '%s\n' "$stamp" >"$folder/.made"
 }
 

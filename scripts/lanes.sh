@@ -1,4 +1,4 @@
-# The two environments ("lanes") of this project; sourced by demo.sh and test.sh.
+# The two environments ("lanes") of this project; sourced by the scripts that need them.
 #
 #   modern  Python 3.11, torch 2.13.0, no k2
 #   k2      Python 3.10, real k2 1.23.4 (torch 1.13.1)

@@ -143,6 +143,16 @@ FAILURES = {
         "prepare the recipe's data, by the prepare.sh of its corpus, or name its folders"
     ),
     'raise OSError("Not found: bpe.model")': "OSError above: Not found: bpe.model; prepare the",
+    'raise OSError(28, "No space left on device")': (
+        "OSError above: [Errno 28] No space left on device; see whether `python train.py` trains"
+    ),
+    # What spawn() raises holds a child's traceback.
+    """Raised = type("ProcessRaisedException", (Exception,), {}); raise Raised(
+        "\\n\\n-- Process 1 terminated with the following error:\\nTraceback (most recent ...):\\n"
+        "FileNotFoundError: [Errno 2] No such file or directory: 'tokens.txt'\\n")""": (
+        "ProcessRaisedException above: FileNotFoundError: [Errno 2] No such file or directory: "
+        "'tokens.txt'; prepare the recipe's data"
+    ),
     'raise ValueError("no\\n\\ncuts")': (
         "ValueError above: no cuts; see whether `python train.py` trains with the same arguments, "
         "and what `panda-icefall doctor train.py` says"

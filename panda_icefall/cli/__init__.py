@@ -36,8 +36,8 @@ __all__ = ["main"]
 def cli() -> None:
     """Train icefall transducers without the [B, T, s_range, C] logits.
 
-    A loss is dense where the recipe computes it as ever, from these logits, and routed where
-    panda-icefall computes the same loss in tiles of classes.
+    A loss is dense where it is computed from these logits, and routed where panda-icefall
+    computes the same loss in tiles.
     """
 
 

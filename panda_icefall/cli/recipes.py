@@ -91,13 +91,18 @@ def _checked(run: Callable[[], int], train_py: str) -> int:
     except Exception as error:
         traceback.print_exc()
         words = " ".join(str(error).split())
+        if type(error).__name__ == "ProcessRaisedException":  # holds a child's whole traceback
+            words = str(error).strip().splitlines()[-1]
         advice = (
             f"see whether `python {train_py}` trains with the same arguments, and what "
             f"`panda-icefall doctor {train_py}` says"
         )
-        if isinstance(error, OSError):
-            if error.filename is not None:
-                words = f"{error.filename}: {error.strerror}"
+        if isinstance(error, OSError) and error.filename is not None:
+            words = f"{error.filename}: {error.strerror}"
+        # sentencepiece's is an OSError of these words.
+        of_files = ("FileNotFoundError", "PermissionError", "Not found: ", "OSError: Not found: ")
+        is_missing = isinstance(error, (FileNotFoundError, PermissionError))
+        if is_missing or words.startswith(of_files):
             advice = (
                 "prepare the recipe's data, by the prepare.sh of its corpus, or name its folders "
                 "by the recipe's own options, then check again"

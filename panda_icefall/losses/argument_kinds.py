@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_INTEGERS = (torch.int16, torch.int32, torch.int64)
+_INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
 def check_kinds(joiner: Any, **numbers: Any) -> None:

@@ -272,9 +272,9 @@ class _CompactCtc(torch.autograd.Function):
 
 def _lengths(name: str, value: Any, batch: int, most: int, of: str) -> Tensor:
     """``[B]`` integers in ``[0, most]``, on the CPU."""
+    given = torch.as_tensor(value)
     # torch takes a list of nothing for floats.
-    given = value if isinstance(value, Tensor) or len(value) else torch.zeros(0, dtype=torch.int64)
-    lengths = _integers(name, torch.as_tensor(given))
+    lengths = _integers(name, given if given.numel() else given.long())
     if lengths.shape != (batch,):
         raise ValueError(f"{name}: got shape {tuple(lengths.shape)}, expected [{batch}] (B)")
     is_wrong = ((lengths < 0) | (lengths > most)).nonzero()

@@ -120,7 +120,7 @@ class _Read:
     Attributes:
       T: frames of the padded batch.
       rows: of its boundary.
-      bad_symbol: the error of the first symbol that is none, if there is one.
+      bad_symbol: the error of the first symbol that is no class, if there is one.
       has_other_ranges: whether ranges are no consecutive states.
       live: bool ``[B, T, s_range]``, retained sites inside the boundary; None: all, or no ranges.
       count: how many there are.
@@ -134,7 +134,7 @@ class _Read:
     count: int
 
     def check(self, spec: LatticeSpec, names: _Names, durations: Sequence[int] | None) -> None:
-        """Refuse utterances without frames, with a symbol that is none, or without a path.
+        """Refuse utterances without frames, with a symbol that is no class, or without a path.
 
         Raises:
           ValueError: naming the utterance.

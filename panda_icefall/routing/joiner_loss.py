@@ -16,6 +16,7 @@ from panda_icefall.losses.selected import LatticeLoss, loss_of_log_probs
 from panda_icefall.losses.sites import FullSites, LatticeSites
 from panda_icefall.losses.variant import Variant
 from panda_icefall.normalizer import RowLogits, RowProgram, RowTable
+from panda_icefall.normalizer.retry import is_out_of_memory
 from panda_icefall.routing import patch
 from panda_icefall.routing.after_losses import recorded_loss, tell
 from panda_icefall.routing.computed_losses import ComputedByCalls
@@ -65,9 +66,16 @@ def loss_of_joiner(
         state.restore()
         why_not_called = rows.why_not_by_calls(joiner)
         if why_not_called is not None:
-            whole = rows.whole(joiner)
+            reason = f"{logits}: {why_not_called}"
+            try:
+                whole = rows.whole(joiner)
+            except (MemoryError, RuntimeError) as error:
+                if is_out_of_memory(error):
+                    # Why so much was asked for.
+                    counters.count_whole_lattice(reason)
+                raise
             sites = sites_of(whole.shape[-1])
-            counters.count_whole_lattice(f"{logits}: {why_not_called}")
+            counters.count_whole_lattice(reason)
             return _loss_of_logits(kind, whole, sites, head, lattice_loss, bound, options)
         facts = rows.facts(joiner)
         sites = sites_of(facts.classes)

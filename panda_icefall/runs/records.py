@@ -248,14 +248,20 @@ class Arm(Record):
     def loss_differences(self, reference: "Arm") -> dict[int, float]:
         """By step, how far the loss is from that of ``reference``, relative to it.
 
-        Losses of one batch are compared; steps without a finite one in both runs are left out.
+        Losses of one batch are compared; infinite where one of both is not finite. Steps without
+        a loss, or with none that is finite, are left out.
         """
-        losses = {s.batch: s.loss for s in reference.steps if s.is_finite and s.loss}
-        return {
-            s.step: abs(s.loss - losses[s.batch]) / abs(losses[s.batch])
-            for s in self.steps
-            if s.batch in losses and s.loss is not None and s.is_finite
-        }
+        losses = {s.batch: s for s in reference.steps if s.loss}
+        found: dict[int, float] = {}
+        for step in self.steps:
+            there = losses.get(step.batch)
+            if step.loss is None or there is None or there.loss is None:
+                continue
+            if step.is_finite and there.is_finite:
+                found[step.step] = abs(step.loss - there.loss) / abs(there.loss)
+            elif step.is_finite or there.is_finite:
+                found[step.step] = math.inf
+        return found
 
     def up_to(self, step: int) -> "Arm":
         """The same arm ended after ``step``."""

@@ -4,6 +4,7 @@ import counted
 import pytest
 import torch
 import toy
+import toy_joiner
 import toy_simple
 from torch.utils.checkpoint import checkpoint
 
@@ -21,6 +22,34 @@ class Projected(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         return None, grad[..., :1].expand(*grad.shape[:-1], toy_simple.D_AM)
+
+
+class KeepsInputs(torch.autograd.Function):
+    """As the one by which checkpoints of torch 2.6 keep what they are given."""
+
+    @staticmethod
+    def forward(ctx, dummy, *args):
+        ctx.args = args
+        return torch.empty(0)
+
+    @staticmethod
+    def backward(ctx, grad):
+        raise AssertionError("nothing reads its result")
+
+
+def test_what_a_checkpoint_keeps_for_its_second_run_stays_recorded(k2, monkeypatch):
+    monkeypatch.setattr(torch.utils.checkpoint, "_NoopSaveInputs", KeepsInputs, raising=False)
+    kept = []
+
+    def hidden(am, lm):
+        x = am + lm
+        saver = KeepsInputs.apply(torch.empty(0, requires_grad=True), x)
+        kept.append(saver.grad_fn)
+        return torch.tanh(x)
+
+    toy_joiner.compare(k2, hidden)
+    assert len(kept) == 2
+    assert all(node is not None for node in kept)
 
 
 @pytest.mark.parametrize("names", [("am",), ("am", "lm")])

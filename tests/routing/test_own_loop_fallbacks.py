@@ -9,6 +9,7 @@ from transducer_cases import C, D
 
 import panda_icefall
 from panda_icefall import transducer_loss
+from panda_icefall.routing.joiner_calls import SiteRows
 
 DOUBLE = {"dtype": torch.float64}
 
@@ -95,6 +96,19 @@ def test_values_gradients_and_buffers_are_those_of_dense(name):
     torch.testing.assert_close(*found, rtol=1e-9, atol=1e-11)
     status = panda_icefall.status()
     assert (status.losses_routed, status.losses_by_calls, status.losses_dense) == counts
+
+
+def test_a_lattice_that_does_not_fit_says_why_all_of_it_was_asked_for(monkeypatch, caplog):
+    net, (am, lm, *lengths) = Net(), problem()
+
+    def whole(rows, joiner):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr(SiteRows, "whole", whole)
+    with pytest.raises(RuntimeError, match="can't allocate"):
+        transducer_loss(net.over_sites, am, lm, *lengths)
+    assert "so the joiner is neither recorded nor called for some sites at a time" in caplog.text
+    assert panda_icefall.status().losses_dense == 1
 
 
 def test_what_a_joiner_does_in_place_is_done_once():

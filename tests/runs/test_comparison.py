@@ -1,6 +1,7 @@
 """`panda-icefall report`: runs read from their folders, beside each other in one page."""
 
 import json
+import math
 import sys
 from pathlib import Path
 
@@ -96,7 +97,8 @@ def test_a_resumed_run_is_compared_batch_by_batch():
     whole, resumed = arm(0, [9.0, 8.0, 4.0, 2.0]), arm(2, [4.0, 3.0])
     assert resumed.loss_differences(whole) == {0: 0.0, 1: 0.5}
     alone = arm(0, [9.0, float("nan"), 0.0])
-    assert alone.loss_differences(arm(0, [9.0, 8.0, 0.0])) == {0: 0.0}
+    assert alone.loss_differences(arm(0, [9.0, 8.0, 0.0])) == {0: 0.0, 1: math.inf}
+    assert alone.loss_differences(alone) == {0: 0.0}
 
 
 def test_the_page_needs_nothing_else(command, runs):

@@ -26,7 +26,7 @@ class Calibration:
         routed: then it is the encoder's own backward. A dense run does not show it: None.
       peaks: Frames and peak of each step that was looked at.
       kind: What its bytes are.
-      words: The recipe's own of the run's command line.
+      words: The recipe's own of the command line, and what ``--panda-recipe-params`` gave.
     """
 
     path: Path
@@ -88,7 +88,11 @@ def read_calibration(folder: Path) -> Calibration:
         for step in settled
     }
     header = next((row for row in rows if row["row"] == "header"), {})
-    is_routed = bool((header.get("options") or {}).get("use_panda"))
+    options = header.get("options") or {}
+    is_routed = bool(options.get("use_panda"))
+    # Sizes that the recipe has no option for.
+    params = (options.get("recipe_params") or {}).items()
+    sizes = [word for n, value in params for word in (f"--{n.replace('_', '-')}", str(value))]
     rates = [(peaks[step] - base) / frames[step] for step in settled]
     return Calibration(
         path=path,
@@ -97,7 +101,7 @@ def read_calibration(folder: Path) -> Calibration:
         peak_frame_bytes=_most(rates) if is_routed else None,
         peaks=[(frames[step], peaks[step]) for step in settled],
         kind="CUDA allocated" if "allocated_bytes" in encoders[settled[0]] else "process RSS",
-        words=tuple(map(str, header.get("argv") or ())),
+        words=(*map(str, header.get("argv") or ()), *sizes),
     )
 
 

@@ -150,7 +150,11 @@ class Plan:
     def as_json(self) -> dict[str, Any]:
         """All of it as JSON values, bytes throughout."""
         inputs = self.inputs
-        calibration = inputs.calibration
+        calibration = None
+        if inputs.calibration is not None:
+            calibration = asdict(inputs.calibration)
+            del calibration["words"]  # the log has them
+            calibration["path"] = str(inputs.calibration.path)
         return {
             "gpu_bytes": inputs.gpu_bytes,
             "reserve_bytes": inputs.reserve_bytes,
@@ -159,9 +163,7 @@ class Plan:
             "sources": inputs.sources,
             "max_duration": inputs.max_duration,
             "utterances": inputs.utterances,
-            "calibration": None
-            if calibration is None
-            else {**asdict(calibration), "path": str(calibration.path)},
+            "calibration": calibration,
             "batches": {arm: asdict(batch) for arm, batch in self.batches.items()},
             "components": self.components,
             "peak_bytes": {arm: self.total(arm) for arm in ARMS},

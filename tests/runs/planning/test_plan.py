@@ -279,6 +279,19 @@ def test_a_run_gives_the_whole_step(command, tmp_path):
     assert "Are these sizes those of that run?" in text
 
 
+def test_sizes_that_a_run_was_given_beside_the_recipes_options_are_read(command, tmp_path):
+    log = tmp_path / "memory.jsonl"
+    log_of(log, frames=[900, 1000])
+    header, *rows = log.read_text().splitlines(keepends=True)
+    header = json.loads(header)
+    header["argv"] = ["train.py", "--prune-range", "7"]
+    header["options"]["recipe_params"] = {"joiner_dim": "384", "encoder_dim": "256"}
+    log.write_text(json.dumps(header) + "\n" + "".join(rows))
+    found = plan(command, "--vocab", 99, "--gpu-mem", "32GiB", "--from-run", tmp_path)
+    assert (found["sizes"]["H"], found["sizes"]["s_range"]) == (384, 7)
+    assert "words" not in found["calibration"]
+
+
 def test_a_run_of_far_smaller_batches_is_said_to_tell_little(command, tmp_path):
     log_of(tmp_path / "memory.jsonl", frames=[90, 100], base=400, peak=450, is_routed=True)
     status, text, _ = command("plan", "--vocab", 99, "--gpu-mem", "32GiB", "--from-run", tmp_path)
