@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The quick tests with other versions of torch than those of the lanes, each in an environment of its own.
 #
-#   scripts/check_versions.sh                # torch 2.1.2 and 2.6.0
+#   scripts/check_versions.sh                # torch 2.6.0
 #   scripts/check_versions.sh 2.4.1 2.8.0    # others
 #
 # Needs Python 3.11. Each version downloads some GiB and takes five to ten minutes; environments are kept under
@@ -12,7 +12,7 @@ cd "$(dirname "$0")/.."
 . scripts/lanes.sh
 
 if [ $# -eq 0 ]; then
-    set -- 2.1.2 2.6.0
+    set -- 2.6.0
 fi
 for version in "$@"; do
     if ! [[ $version =~ ^[0-9]+\.[0-9]+\.[0-9]+$ ]]; then
