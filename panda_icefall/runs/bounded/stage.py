@@ -147,18 +147,21 @@ def run_stage(
     began = time.monotonic()
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("wb") as output:
-        # A session of its own: Ctrl-C reaches this process alone, which then stops the group.
-        child = subprocess.Popen(
-            list(command),
-            cwd=folder,
-            env=dict(environment),
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            preexec_fn=_end_with_parent,
-        )
+        child: subprocess.Popen[bytes] | None = None
         try:
+            # Python swallows what a signal raises in its own functions around a fork.
+            with held_signals():
+                # A session of its own: Ctrl-C reaches this process alone, which stops the group.
+                child = subprocess.Popen(
+                    list(command),
+                    cwd=folder,
+                    env=dict(environment),
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                    preexec_fn=_end_with_parent,
+                )
             while True:
                 try:
                     status: int | None = child.wait(timeout=_POLL_SECONDS)
@@ -167,7 +170,8 @@ def run_stage(
                     deadline.check()
                     on_poll()
         except BaseException:
-            _stop_group(child)
+            if child is not None:
+                _stop_group(child)
             raise
     assert status is not None
     number = _signal_of(status)

@@ -1,5 +1,6 @@
 """A child process of a bounded run is timed, logged and stopped together with its children."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -50,6 +51,22 @@ def is_alive(process):
             return file.read().rsplit(")", 1)[1].split()[0] != "Z"
     except OSError:
         return False
+
+
+def test_an_interruption_while_the_child_is_forked_is_not_lost(run, monkeypatch):
+    start, started = subprocess.Popen, []
+
+    def popen(*args, **kwargs):
+        # As around a fork, where Python swallows what is raised.
+        with contextlib.suppress(BaseException):
+            signal.raise_signal(signal.SIGINT)
+        started.append(start(*args, **kwargs))
+        return started[-1]
+
+    monkeypatch.setattr(subprocess, "Popen", popen)
+    with pytest.raises(Interrupted), forwarded_signals():
+        run("import time; time.sleep(60)")
+    assert started[0].poll() is not None
 
 
 def wait_until(condition):
