@@ -248,20 +248,23 @@ class Arm(Record):
     def loss_differences(self, reference: "Arm") -> dict[int, float]:
         """By step, how far the loss is from that of ``reference``, relative to it.
 
-        Losses of one batch are compared; infinite where one of both is not finite. Steps without
-        a loss, or with none that is finite, are left out.
+        Losses of one batch are compared; steps without a finite one in both runs are left out.
         """
-        losses = {s.batch: s for s in reference.steps if s.loss}
-        found: dict[int, float] = {}
-        for step in self.steps:
-            there = losses.get(step.batch)
-            if step.loss is None or there is None or there.loss is None:
-                continue
-            if step.is_finite and there.is_finite:
-                found[step.step] = abs(step.loss - there.loss) / abs(there.loss)
-            elif step.is_finite or there.is_finite:
-                found[step.step] = math.inf
-        return found
+        losses = {s.batch: s.loss for s in reference.steps if s.is_finite and s.loss}
+        return {
+            s.step: abs(s.loss - losses[s.batch]) / abs(losses[s.batch])
+            for s in self.steps
+            if s.batch in losses and s.loss is not None and s.is_finite
+        }
+
+    def is_finite_where(self, reference: "Arm") -> bool:
+        """Whether of each batch that both trained both losses are finite, or neither is."""
+        finite = {s.batch: s.is_finite for s in reference.steps if s.loss is not None}
+        return all(
+            finite.get(s.batch, s.is_finite) == s.is_finite
+            for s in self.steps
+            if s.loss is not None
+        )
 
     def up_to(self, step: int) -> "Arm":
         """The same arm ended after ``step``."""

@@ -97,8 +97,16 @@ def test_a_resumed_run_is_compared_batch_by_batch():
     whole, resumed = arm(0, [9.0, 8.0, 4.0, 2.0]), arm(2, [4.0, 3.0])
     assert resumed.loss_differences(whole) == {0: 0.0, 1: 0.5}
     alone = arm(0, [9.0, float("nan"), 0.0])
-    assert alone.loss_differences(arm(0, [9.0, 8.0, 0.0])) == {0: 0.0, 1: math.inf}
-    assert alone.loss_differences(alone) == {0: 0.0}
+    assert alone.loss_differences(arm(0, [9.0, 8.0, 0.0])) == {0: 0.0}
+
+
+def test_a_loss_that_is_finite_in_one_run_alone_is_said(command, runs):
+    write_log(runs / "exp-nan", [9.0, math.nan, 7.0])
+    write_log(runs / "exp-finite", [9.0, 8.0, 7.0])
+    assert command("report", "exp-finite", "exp-nan")[0] == 0
+    markdown = (runs / "panda-report/report.md").read_text()
+    assert "| largest loss difference | \N{EN DASH} | not finite |" in markdown
+    assert command("report", "exp-nan", "exp-nan")[0] == 0
 
 
 def test_the_page_needs_nothing_else(command, runs):

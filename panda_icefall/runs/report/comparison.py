@@ -117,7 +117,9 @@ def rows_of(runs: Sequence[ComparedRun]) -> list[tuple[str, ...]]:
                 run.losses,
                 units.count(len(arm.steps)),
                 units.loss(last),
-                units.distance(max(apart.values(), default=None)),
+                units.distance(max(apart.values(), default=None))
+                if arm.is_finite_where(first)
+                else "not finite",
                 units.mib(arm.peak_bytes),
                 units.mib(arm.added_bytes),
                 units.seconds(arm.median_seconds),
