@@ -53,22 +53,6 @@ def is_alive(process):
         return False
 
 
-def test_an_interruption_while_the_child_is_forked_is_not_lost(run, monkeypatch):
-    start, started = subprocess.Popen, []
-
-    def popen(*args, **kwargs):
-        # As around a fork, where Python swallows what is raised.
-        with contextlib.suppress(BaseException):
-            signal.raise_signal(signal.SIGINT)
-        started.append(start(*args, **kwargs))
-        return started[-1]
-
-    monkeypatch.setattr(subprocess, "Popen", popen)
-    with pytest.raises(Interrupted), forwarded_signals():
-        run("import time; time.sleep(60)")
-    assert started[0].poll() is not None
-
-
 def wait_until(condition):
     for _ in range(1200):
         if condition():
@@ -244,3 +228,19 @@ def test_a_child_is_interrupted_and_not_just_killed(tmp_path, preparation):
     started.terminate()
     started.wait()
     assert (tmp_path / "out.log").read_text().split() == [str(child), "interrupted"]
+
+
+def test_an_interruption_while_the_child_is_forked_is_not_lost(run, monkeypatch):
+    start, started = subprocess.Popen, []
+
+    def popen(*args, **kwargs):
+        # As around a fork, where Python swallows what is raised.
+        with contextlib.suppress(BaseException):
+            signal.raise_signal(signal.SIGINT)
+        started.append(start(*args, **kwargs))
+        return started[-1]
+
+    monkeypatch.setattr(subprocess, "Popen", popen)
+    with pytest.raises(Interrupted), forwarded_signals():
+        run("import time; time.sleep(60)")
+    assert started[0].poll() is not None
